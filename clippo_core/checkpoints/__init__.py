@@ -1,0 +1,120 @@
+"""Checkpoints: the native folder, and the authors' `.npz`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clippo_core.checkpoints.big_vision import read_big_vision, write_big_vision
+from clippo_core.checkpoints.native import (
+    SavedState,
+    read_native,
+    read_state,
+    write_native,
+)
+from clippo_core.codec import to_dict
+from clippo_core.config import ClippoConfig
+from clippo_core.errors import CheckpointError
+from clippo_core.modeling.clippo import Clippo
+from clippo_core.modeling.positions import resize_positions
+from clippo_core.rendering.unifont import GlyphTable
+
+__all__ = [
+    "SavedState",
+    "load_checkpoint",
+    "load_weights",
+    "model_identity",
+    "read_state",
+    "save_checkpoint",
+    "write_big_vision",
+]
+
+_POSITIONS = "encoder.position_embedding"
+
+
+def load_checkpoint(
+    path: str | Path, *, image_size_px: int | None = None, font: str | None = None
+) -> Clippo:
+    """Load a model, ready to encode.
+
+    Args:
+        path: a native folder or a big_vision `.npz`, on this disk.
+        image_size_px: canvas to use instead of the stored one; the position grid is resized.
+        font: font file that the texts of a `.npz` were drawn with (the published ones: Unifont
+            9.0.06); for a native checkpoint, where its font is to be read from instead.
+
+    Returns:
+        The model, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
+        RenderError: if the font is not the one that it was trained with.
+    """
+    config, state, glyphs = _read(Path(path), font)
+    if image_size_px is not None:
+        render = dataclasses.replace(config.render, image_size_px=image_size_px)
+        config = dataclasses.replace(config, render=render)
+    # No memory is spent on fresh weights: the loaded ones take their place.
+    with torch.device("meta"):
+        model = Clippo(config, font=glyphs)
+    load_weights(model, state, where=path, assign=True)
+    return model.eval()
+
+
+def save_checkpoint(path: str | Path, model: Clippo, *, state: SavedState | None = None) -> None:
+    """Write a native checkpoint folder, atomically; see `clippo_core.checkpoints.native`.
+
+    Raises:
+        CheckpointError: if something else is in the way at `path`.
+    """
+    write_native(path, model, state=state)
+
+
+def load_weights(
+    model: Clippo, state: Mapping[str, Tensor], *, where: str | Path, assign: bool = False
+) -> None:
+    """Put weights into a model, strictly; only the position grid may be of another size.
+
+    Args:
+        model: of the same architecture.
+        state: as `Clippo.state_dict()` names them.
+        where: named in errors.
+        assign: take the tensors themselves instead of copying their values.
+
+    Raises:
+        CheckpointError: naming what is missing, unknown, or of another shape.
+    """
+    state = dict(state)
+    if _POSITIONS in state:
+        state[_POSITIONS] = resize_positions(state[_POSITIONS], grid_size=model.config.grid_size)
+    try:
+        model.load_state_dict(state, strict=True, assign=assign)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {where} do not fit the model: {error}") from None
+
+
+def model_identity(model: Clippo) -> str:
+    """A digest of everything that decides the embeddings: weights and config."""
+    digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read(
+    path: Path, font: str | None
+) -> tuple[ClippoConfig, dict[str, Tensor], GlyphTable | None]:
+    if path.is_dir():
+        return read_native(path, font=font)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a checkpoint folder or .npz file")
+    config, state = read_big_vision(path)
+    render = dataclasses.replace(config.render, font=font)
+    return dataclasses.replace(config, render=render), state, None

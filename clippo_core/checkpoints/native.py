@@ -1,0 +1,155 @@
+"""The native checkpoint: a folder that holds everything, and nothing that has to be unpickled.
+
+    config.json              what the model computes: architecture, rendering, image preprocessing
+    model.safetensors        its weights
+    font.glyphs.xz           the font, unless it is the bundled one
+    train_state.json         step, samples seen, and whatever else the trainer wants back
+    train_state.safetensors  the optimizer's moments
+
+The last two are there when the checkpoint was made in training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from clippo_core.codec import from_json, to_dict
+from clippo_core.config import ClippoConfig
+from clippo_core.errors import CheckpointError, ConfigError
+from clippo_core.modeling.clippo import Clippo
+from clippo_core.rendering.unifont import GlyphTable, load_font
+
+FORMAT = "clippo"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FONT_FILE = "font.glyphs.xz"
+STATE_FILE = "train_state.json"
+MOMENTS_FILE = "train_state.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a trainer stores beside the weights: tensors by name, and JSON values."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_native(path: str | Path, model: Clippo, *, state: SavedState | None = None) -> None:
+    """Write a checkpoint folder: aside first, then renamed, so that no half of it is ever seen.
+
+    An older checkpoint of that name is replaced.
+
+    Raises:
+        CheckpointError: if `path` is a file, or a folder that is no checkpoint.
+    """
+    target = Path(path)
+    if target.exists() and not (target / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{target} exists and is no checkpoint; name another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _write_files(aside, model, state)
+        if target.exists():
+            shutil.rmtree(target)
+        aside.replace(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_files(folder: Path, model: Clippo, state: SavedState | None) -> None:
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "clippo": to_dict(model.config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    _save_tensors(folder / WEIGHTS_FILE, model.state_dict())
+    if not model.renderer.font.is_bundled:
+        (folder / FONT_FILE).write_bytes(model.renderer.font.to_bytes())
+    if state is not None:
+        _save_tensors(folder / MOMENTS_FILE, state.tensors)
+        (folder / STATE_FILE).write_text(json.dumps(state.values, indent=2) + "\n")
+    folder.chmod(0o755)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(on_cpu, path)
+
+
+def read_native(
+    path: str | Path, *, font: str | None = None
+) -> tuple[ClippoConfig, dict[str, Tensor], GlyphTable | None]:
+    """Read what the model computes, its weights, and its font where that is not the bundled one.
+
+    Args:
+        path: the folder.
+        font: a font file to use instead of the stored one; it must have the same glyphs.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or of a later format.
+    """
+    folder = Path(path)
+    config = _read_config(folder)
+    state = _load_tensors(folder / WEIGHTS_FILE)
+    stored_font = folder / FONT_FILE
+    if font is None and not stored_font.is_file():
+        return config, state, None
+    return config, state, load_font(font or str(stored_font))
+
+
+def read_state(path: str | Path) -> SavedState:
+    """Read what the trainer stored.
+
+    Raises:
+        CheckpointError: if the checkpoint was not made in training, or is damaged.
+    """
+    folder = Path(path)
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder} holds weights only; training cannot go on from it")
+    values = _parse_json(folder / STATE_FILE)
+    return SavedState(tensors=_load_tensors(folder / MOMENTS_FILE), values=values)
+
+
+def _read_config(folder: Path) -> ClippoConfig:
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has no {CONFIG_FILE}; expected a folder that train or "
+            "convert made, or a big_vision .npz file"
+        )
+    content = _parse_json(folder / CONFIG_FILE)
+    if content.get("format") != FORMAT or content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} says format {content.get('format')!r} version "
+            f"{content.get('format_version')!r}; this program reads {FORMAT!r} {FORMAT_VERSION}"
+        )
+    try:
+        where = str(folder / CONFIG_FILE)
+        return from_json(ClippoConfig, json.dumps(content.get("clippo")), where=where)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _parse_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}") from None

@@ -1,0 +1,184 @@
+"""Settings of the core: frozen, checked when made, with a docstring under every field.
+
+`ClippoConfig` says everything that decides what a checkpoint computes; the rest says how it is
+trained. JSON in and out is `clippo_core.codec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from clippo_core.errors import ConfigError
+
+
+class Config:
+    """Base of all settings; the codec refuses unknown keys and values of another type."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+
+def require(claim: bool, message: str) -> None:
+    """Raise a `ConfigError` unless `claim` holds."""
+    if not claim:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig(Config):
+    """How text is drawn, and the size of the canvas that texts and photographs share.
+
+    The defaults are the paper's. Source: big_vision `pp_render_unifont` at 0127fb6.
+    """
+
+    image_size_px: int = 224
+    """Side of the square canvas; photographs are resized to it. A multiple of the patch size."""
+    lowercase: bool = True
+    """Draw A-Z as a-z; other letters keep their case, as in the reference."""
+    monospace: bool = False
+    """Give every glyph its full 16 columns instead of its inked ones."""
+    spacing_px: int = 1
+    """Blank columns before a glyph, where its bitmap has them. No effect with monospace."""
+    min_width_px: int = 4
+    """Least advance of a glyph, blanks included. No effect with monospace."""
+    max_chars: int | None = 768
+    """Characters past this number are ignored; None draws all that fit."""
+    background: int = 127
+    """Grey level of the canvas, 0 to 255."""
+    ink: int = 0
+    """Grey level of the letters, 0 to 255."""
+    font: str | None = None
+    """Font file (.hex, .hex.gz, .glyphs.xz); None is the bundled GNU Unifont 15.1.01."""
+    font_sha256: str | None = None
+    """Digest of the glyphs; filled in when the font is loaded, and checked from then on."""
+
+    def __post_init__(self) -> None:
+        size = self.image_size_px
+        require(32 <= size <= 4096, f"image_size_px={size}; expected 32 to 4096 pixels")
+        require(self.spacing_px >= 0, f"spacing_px={self.spacing_px}; expected 0 or more")
+        width = self.min_width_px
+        require(1 <= width <= 16, f"min_width_px={width}; expected 1 to 16, the width of a glyph")
+        chars = self.max_chars
+        require(chars is None or chars > 0, f"max_chars={chars}; expected None or 1 and more")
+        for name in ("background", "ink"):
+            level = getattr(self, name)
+            require(0 <= level <= 255, f"{name}={level}; expected a grey level from 0 to 255")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(Config):
+    """How an encoded picture becomes pixels."""
+
+    resize: Literal["bilinear", "bilinear_antialias"] = "bilinear_antialias"
+    """"bilinear" is the published checkpoints' way, bit for bit: no antialiasing, so fine detail
+    aliases when shrinking. "bilinear_antialias" (Pillow's bilinear) averages what it shrinks."""
+    max_pixels: int = 89_478_485
+    """Larger pictures are rejected before they are decoded; the default is Pillow's own limit."""
+
+    def __post_init__(self) -> None:
+        require(self.max_pixels > 0, f"max_pixels={self.max_pixels}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitConfig(Config):
+    """The Vision Transformer: pre-norm blocks, attention pooling, a linear head."""
+
+    width: int = 768
+    """Features per token."""
+    depth: int = 12
+    """Number of blocks."""
+    mlp_dim: int = 3072
+    """Hidden features of each MLP, the pooling head's too."""
+    num_heads: int = 12
+    """Attention heads; must divide `width`."""
+    patch_size_px: int = 16
+    """Side of a patch; must divide the canvas. A text row is 16 px high."""
+    embed_dim: int = 768
+    """Features of the final embedding."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "mlp_dim", "num_heads", "patch_size_px", "embed_dim"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; expected 1 or more")
+        heads = self.num_heads
+        require(self.width % heads == 0, f"num_heads={heads} does not divide width={self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippoConfig(Config):
+    """Everything that decides what a CLIPPO checkpoint computes; it travels with the weights."""
+
+    vit: VitConfig = field(default_factory=VitConfig)
+    """The one tower that encodes photographs and rendered text alike."""
+    render: RenderConfig = field(default_factory=RenderConfig)
+    """How text is drawn; holds the canvas size."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """How pictures are brought onto the canvas."""
+    text_patches: Literal["all", "occupied"] = "all"
+    """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out the patch
+    rows below the last inked text row: cheaper, and learns as well (EXPERIMENTS.md)."""
+
+    def __post_init__(self) -> None:
+        size, patch = self.render.image_size_px, self.vit.patch_size_px
+        nearest = size // patch * patch
+        require(
+            size % patch == 0,
+            f"patch_size_px={patch} does not divide image_size_px={size}; "
+            f"the nearest canvases are {nearest} and {nearest + patch}",
+        )
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the canvas."""
+        return self.render.image_size_px // self.vit.patch_size_px
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """The learning-rate multiplier over steps. Source: big_vision `utils.py` at 0127fb6."""
+
+    decay: Literal["rsqrt", "cosine", "linear", "constant"] = "rsqrt"
+    """"rsqrt" is the paper's: 1 / sqrt(1 + (step - warmup) / timescale)."""
+    warmup_steps: int | None = 10_000
+    """Linear increase from 0; None is a tenth of the run."""
+    cooldown_steps: int | None = 10_000
+    """Linear decrease to 0 over the last steps, on top of the decay; None is a tenth of the run."""
+    timescale: int = 10_000
+    """Of rsqrt, in steps; no effect on the other decays."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_steps", "cooldown_steps"):
+            steps = getattr(self, name)
+            require(steps is None or steps >= 0, f"{name}={steps}; expected None, 0 or more")
+        require(self.timescale >= 1, f"timescale={self.timescale}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(Config):
+    """The optimizer. The defaults are the paper's."""
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    """"adafactor" is that of "Scaling Vision Transformers" (arXiv:2106.04560, section 3.4)."""
+    learning_rate: float = 1e-3
+    """Peak, reached where the schedule's multiplier is 1."""
+    weight_decay: float = 1e-4
+    """Decoupled, on kernels only, multiplied by the schedule but not by the learning rate: what
+    torch's and open_clip's AdamW call 0.2 at learning rate 5e-4 is 1e-4 here."""
+    gradient_clip_norm: float | None = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it. None: no clipping."""
+    beta1: float = 0.9
+    """Decay of the momentum."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment; no effect on adafactor, whose own rises to 0.999."""
+    momentum_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """How adafactor stores its momentum; no effect on adamw."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The multiplier on learning rate and weight decay."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"learning_rate={self.learning_rate}; expected above 0")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}; expected 0 or more")
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            require(0 <= beta < 1, f"{name}={beta}; expected a number in [0, 1)")
+        clip = self.gradient_clip_norm
+        require(clip is None or clip > 0, f"gradient_clip_norm={clip}; expected None or above 0")

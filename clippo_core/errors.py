@@ -1,0 +1,50 @@
+"""The exception tree.
+
+    ClippoError               anything this project raises on purpose
+    ├── ConfigError           a setting is wrong or contradicts another      (exit code 2)
+    │   └── RenderError       a text, a font or a raster cannot be used as asked
+    ├── SampleError           data is missing, malformed, or rejected too often  (exit code 3)
+    ├── StorageError          a cluster, bucket or tracking server cannot be used (exit code 4)
+    ├── CheckpointError       a checkpoint is damaged, foreign, or does not fit  (exit code 2)
+    └── DivergedError         the loss is no longer a number                     (exit code 5)
+
+A message says what was wrong, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ClippoError(Exception):
+    """Base of every error raised on purpose; `exit_code` is what a command returns for it."""
+
+    exit_code = 2
+
+
+class ConfigError(ClippoError):
+    """A setting is wrong, unknown, or contradicts another one."""
+
+
+class RenderError(ConfigError):
+    """A text, a font or a raster cannot be used as asked."""
+
+
+class SampleError(ClippoError):
+    """Training or evaluation data is missing, malformed, or rejected too often."""
+
+    exit_code = 3
+
+
+class StorageError(ClippoError):
+    """A cluster, a bucket or a tracking server cannot be used."""
+
+    exit_code = 4
+
+
+class CheckpointError(ClippoError):
+    """A checkpoint is damaged, of another format, or does not fit what was asked of it."""
+
+
+class DivergedError(ClippoError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""Evaluations as pure functions of arrays."""

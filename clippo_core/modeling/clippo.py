@@ -1,0 +1,166 @@
+"""CLIPPO: one tower for photographs and rendered text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from clippo_core.config import ClippoConfig
+from clippo_core.errors import RenderError
+from clippo_core.images import fit_image
+from clippo_core.modeling.vit import VisionTransformer
+from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
+from clippo_core.rendering.unifont import GLYPH_PX
+
+INITIAL_LOGIT_SCALE = 10.0
+NORM_EPSILON = 1e-8
+
+
+def normalize(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
+    """Unit length, in float32: `x / (|x| + 1e-8)`, as in big_vision's one_tower model."""
+    features = features.float()
+    return features / (torch.linalg.vector_norm(features, dim=-1, keepdim=True) + NORM_EPSILON)
+
+
+class Clippo(nn.Module):
+    """One Vision Transformer and a learned logit scale (CLIPPO, arXiv:2212.08045).
+
+    `encode_images` and `encode_texts` are for use; `forward` is for training.
+    """
+
+    def __init__(self, config: ClippoConfig, *, font: GlyphTable | None = None):
+        """Make a model with fresh weights.
+
+        Args:
+            config: what it computes; it gets the font's hash, and is kept as `self.config`.
+            font: an already loaded font, instead of reading `config.render.font`.
+
+        Raises:
+            RenderError: if the font cannot be read or is another one than the config names.
+        """
+        super().__init__()
+        self.renderer = TextRenderer(config.render, font=font)
+        self.config = ClippoConfig(
+            vit=config.vit,
+            render=self.renderer.config,
+            image=config.image,
+            text_patches=config.text_patches,
+        )
+        self.encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
+        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> Float[Tensor, "1"]:
+        """The positive number that similarities are multiplied by; its logarithm is learned."""
+        return self.log_logit_scale.exp()
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "pair height_px width_px 3"],
+        texts: TextRasters,
+    ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
+        """Unit-length embeddings of both sides of the pairs, and the logit scale.
+
+        Raises:
+            RenderError: if the texts were rendered otherwise than the model's.
+        """
+        return normalize(self.encoder(images)), self.embed_rasters(texts), self.logit_scale
+
+    def embed_rasters(self, texts: TextRasters) -> Float[Tensor, "text embed"]:
+        """Unit-length embeddings of rendered texts, with gradients.
+
+        Raises:
+            RenderError: if they were rendered otherwise than the model's.
+        """
+        if texts.config != self.config.render:
+            raise RenderError(
+                "these texts were rendered otherwise than the model was trained with:\n"
+                f"  texts: {texts.config}\n  model: {self.config.render}\n"
+                "render them with model.renderer"
+            )
+        if self.config.text_patches == "all":
+            return normalize(self.encoder(texts.to_tensor(self.device).unsqueeze(-1)))
+        heights_px = self._occupied_px(texts)
+        groups = [np.flatnonzero(heights_px == height) for height in np.unique(heights_px)]
+        features = [
+            self.encoder(
+                texts.take(group)
+                .to_tensor(self.device, height_px=int(heights_px[group[0]]))
+                .unsqueeze(-1)
+            )
+            for group in groups
+        ]
+        order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(self.device)
+        return normalize(torch.cat(features)[order])
+
+    def _occupied_px(self, texts: TextRasters) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Height of the whole patches down to the last inked text row; at least one patch."""
+        patch = self.config.vit.patch_size_px
+        patch_rows = -(-texts.occupied_rows.astype(np.int64) * GLYPH_PX // patch)
+        return np.maximum(patch_rows, 1) * patch
+
+    def encode_images(
+        self,
+        images: UInt8[np.ndarray, "image height_px width_px 3"]
+        | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image],
+        *,
+        batch_size: int = 256,
+    ) -> Float32[np.ndarray, "image embed"]:
+        """Embed pictures, resized to the canvas as the checkpoint says.
+
+        Args:
+            images: RGB arrays, or PIL images of any mode; any size.
+            batch_size: how many are encoded at a time.
+
+        Returns:
+            Unit-length embeddings.
+        """
+        size = self.config.render.image_size_px
+
+        def embed(batch: slice) -> Tensor:
+            fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
+            return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
+
+        return self._in_batches(embed, len(images), batch_size)
+
+    def encode_texts(
+        self, texts: Sequence[str | bytes] | TextRasters, *, batch_size: int = 256
+    ) -> Float32[np.ndarray, "text embed"]:
+        """Embed texts, rendered by `self.renderer` unless they are rasters already.
+
+        Args:
+            texts: strings, UTF-8 bytes, or rasters.
+            batch_size: how many are encoded at a time.
+
+        Returns:
+            Unit-length embeddings.
+
+        Raises:
+            RenderError: if rasters were rendered otherwise than the model's.
+        """
+        rasters = texts if isinstance(texts, TextRasters) else self.renderer.render_batch(texts)
+        every = np.arange(len(rasters))
+        return self._in_batches(
+            lambda batch: self.embed_rasters(rasters.take(every[batch])), len(rasters), batch_size
+        )
+
+    @torch.no_grad()
+    def _in_batches(
+        self, embed: Callable[[slice], Tensor], count: int, batch_size: int
+    ) -> Float32[np.ndarray, "item embed"]:
+        embeddings = np.empty((count, self.config.vit.embed_dim), np.float32)
+        for start in range(0, count, batch_size):
+            batch = slice(start, min(start + batch_size, count))
+            embeddings[batch] = embed(batch).cpu().numpy()
+        return embeddings

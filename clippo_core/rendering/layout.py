@@ -1,0 +1,130 @@
+"""Where each glyph goes: trimming, wrapping, and the compiled loop that sets whole texts.
+
+Source of the rules: big_vision `render_unifont` at 0127fb6; equality shown in
+tests/parity/test_rendered_text.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt16, UInt32
+from numba import njit
+
+from clippo_core.rendering.unifont import GLYPH_PX
+
+_Array = np.ndarray[Any, Any]
+
+
+class TrimmedGlyphs(NamedTuple):
+    """A glyph table with the columns that each glyph keeps; what the compiled loop reads."""
+
+    index: Int32[np.ndarray, " codepoint"]
+    columns: UInt16[np.ndarray, "glyph 16"]
+    first: Int32[np.ndarray, " glyph"]
+    end: Int32[np.ndarray, " glyph"]
+
+
+def trim_glyphs(
+    columns: UInt16[np.ndarray, "glyph 16"], *, spacing_px: int, min_width_px: int
+) -> tuple[Int32[np.ndarray, " glyph"], Int32[np.ndarray, " glyph"]]:
+    """First and end column that each glyph keeps when set proportionally.
+
+    A glyph keeps its inked columns and `spacing_px` before them, and is at least `min_width_px`
+    wide: `first = max(first inked - spacing, 0)`, `end = max(last inked + spacing,
+    first + min_width)`, cut to 16 columns. A glyph without ink counts as inked in column 0.
+
+    Returns:
+        `(first, end)` per glyph, in pixels; the glyph's advance is `end - first`.
+    """
+    inked = columns != 0
+    first_inked = np.argmax(inked, axis=1)
+    last_inked = np.where(inked.any(axis=1), GLYPH_PX - 1 - np.argmax(inked[:, ::-1], axis=1), 0)
+    first = np.maximum(first_inked - spacing_px, 0)
+    end = np.minimum(np.maximum(last_inked + spacing_px, first + min_width_px), GLYPH_PX)
+    return first.astype(np.int32), end.astype(np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _find_glyphs(codepoints: _Array, glyphs: TrimmedGlyphs, lowercase: bool, found: _Array) -> int:
+    """Write the glyph of each code point to `found`; return the widest advance."""
+    widest = 1
+    for i in range(len(codepoints)):
+        codepoint = codepoints[i]
+        if lowercase and 65 <= codepoint <= 90:
+            codepoint += 32
+        elif 0xD800 <= codepoint <= 0xDFFF:
+            # A lone surrogate is no character: drawn as U+FFFD, as invalid UTF-8 is.
+            codepoint = 0xFFFD
+        glyph = glyphs.index[codepoint]
+        found[i] = glyph
+        widest = max(widest, glyphs.end[glyph] - glyphs.first[glyph])
+    return widest
+
+
+@njit(cache=True, nogil=True)
+def _draw(found: _Array, glyphs: TrimmedGlyphs, usable_px: int, rows: _Array) -> int:
+    """Copy the glyphs' columns into blank `rows`; return the rows up to the last inked one."""
+    advance, current_row, x, num_inked = 0, 0, 0, 0
+    for i in range(len(found)):
+        glyph = found[i]
+        first, end = glyphs.first[glyph], glyphs.end[glyph]
+        advance += end - first
+        row = advance // usable_px
+        if row >= len(rows):
+            break
+        if row != current_row:
+            current_row, x = row, 0
+        ink = 0
+        for column in range(first, end):
+            bits = glyphs.columns[glyph, column]
+            rows[row, x] = bits
+            ink |= bits
+            x += 1
+        if ink:
+            num_inked = row + 1
+    return num_inked
+
+
+@njit(cache=True, nogil=True)
+def set_texts(
+    codepoints: UInt32[np.ndarray, " character"],
+    text_offsets: Int64[np.ndarray, " text_and_1"],
+    glyphs: TrimmedGlyphs,
+    canvas_px: int,
+    lowercase: bool,
+) -> tuple[Int32[np.ndarray, " text_and_1"], UInt16[np.ndarray, "text_row width_px"]]:
+    """Set many texts, each on a canvas of its own, left to right and top to bottom.
+
+    A glyph sits in row `floor(advance summed up to and including it / usable width)`; the usable
+    width is the canvas less the widest glyph of its text. Rows that do not fit on the canvas are
+    dropped. The reference divides in float32, which for sums below 2^23 px has the same floor as
+    the integer division used here.
+
+    Args:
+        codepoints: all texts one after the other.
+        text_offsets: where each text starts, and the end of the last.
+        glyphs: the glyph table and what each glyph keeps of its columns.
+        canvas_px: side of the square canvas, in pixels.
+        lowercase: draw A-Z as a-z.
+
+    Returns:
+        Offsets of each text's rows, and the rows: for each text those up to its last inked one.
+    """
+    num_texts, max_rows = len(text_offsets) - 1, canvas_px // GLYPH_PX
+    row_offsets = np.zeros(num_texts + 1, np.int32)
+    rows = np.zeros((2 * num_texts + max_rows, canvas_px), np.uint16)
+    found = np.empty(len(codepoints), np.int32)
+    for text in range(num_texts):
+        start, stop = text_offsets[text], text_offsets[text + 1]
+        used = row_offsets[text]
+        if used + max_rows > len(rows):
+            grown = np.zeros((2 * len(rows) + max_rows, canvas_px), np.uint16)
+            grown[:used] = rows[:used]
+            rows = grown
+        widest = _find_glyphs(codepoints[start:stop], glyphs, lowercase, found[start:stop])
+        canvas = rows[used : used + max_rows]
+        num_inked = _draw(found[start:stop], glyphs, canvas_px - widest, canvas)
+        row_offsets[text + 1] = used + num_inked
+    return row_offsets, rows[: row_offsets[num_texts]]

@@ -1,0 +1,128 @@
+"""`TextRasters`: rendered texts in one bit per pixel, as they travel from workers to devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8, UInt16
+
+from clippo_core.config import RenderConfig
+from clippo_core.errors import RenderError
+from clippo_core.rendering.unifont import GLYPH_PX
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class TextRasters:
+    """A batch of rendered texts.
+
+    A text is the text rows (16 px high) up to its last inked one; a row is one uint16 per pixel
+    column, whose bit `y` is the pixel `y` rows down. What lies below is background.
+
+    Attributes:
+        columns: the rows of all texts, one text after the other.
+        row_offsets: where each text's rows start, and the end of the last.
+        config: how they were rendered; `font_sha256` is set.
+    """
+
+    columns: UInt16[np.ndarray, "text_row width_px"]
+    row_offsets: Int32[np.ndarray, " text_and_1"]
+    config: RenderConfig
+
+    def __post_init__(self) -> None:
+        width, num_rows = self.config.image_size_px, int(self.row_offsets[-1])
+        if self.columns.shape != (num_rows, width) or self.row_offsets[0] != 0:
+            raise RenderError(
+                f"rasters hold {self.columns.shape} columns, but their offsets and config say "
+                f"({num_rows}, {width}); they were made for another canvas or cut short"
+            )
+
+    def __len__(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def occupied_rows(self) -> Int32[np.ndarray, " text"]:
+        """Text rows up to and including the last inked one; 0 for a text without ink."""
+        return np.diff(self.row_offsets).astype(np.int32)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the batch takes in memory and on the wire."""
+        return self.columns.nbytes + self.row_offsets.nbytes
+
+    def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:
+        """The chosen texts, in the order given."""
+        counts = self.occupied_rows[texts]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        shift = np.repeat(self.row_offsets[:-1][texts] - offsets[:-1], counts)
+        return TextRasters(self.columns[np.arange(offsets[-1]) + shift], offsets, self.config)
+
+    @staticmethod
+    def concatenate(batches: Sequence[TextRasters]) -> TextRasters:
+        """One batch of several.
+
+        Raises:
+            RenderError: if they were rendered in different ways.
+        """
+        if len({batch.config for batch in batches}) != 1:
+            raise RenderError("rasters rendered under different settings cannot form one batch")
+        counts = np.concatenate([batch.occupied_rows for batch in batches])
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        columns = np.concatenate([batch.columns for batch in batches])
+        return TextRasters(columns, offsets, batches[0].config)
+
+    def to_pixels(
+        self, *, height_px: int | None = None
+    ) -> UInt8[np.ndarray, "text height_px width_px"]:
+        """Canvases in grey (the three channels of a rendered text are equal), on the CPU.
+
+        Args:
+            height_px: how much of each canvas, from the top; None is all of it.
+        """
+        size = self.config.image_size_px
+        height_px = size if height_px is None else height_px
+        text, row = self._text_and_row()
+        pixels = np.full((len(self), size, size), self.config.background, np.uint8)
+        # Splitting an axis is a view: what is written to `canvas` lands in `pixels`.
+        num_rows = size // GLYPH_PX
+        canvas = pixels[:, : num_rows * GLYPH_PX].reshape(len(self), num_rows, GLYPH_PX, size)
+        bits = (self.columns[:, None, :] >> np.arange(GLYPH_PX, dtype=np.uint16)[:, None]) & 1
+        values = np.array([self.config.background, self.config.ink], np.uint8)
+        canvas[text, row] = values[bits]
+        return pixels[:, :height_px]
+
+    def to_tensor(
+        self, device: torch.device | str = "cpu", *, height_px: int | None = None
+    ) -> torch.Tensor:
+        """As `to_pixels`, but a uint8 tensor that is expanded on `device`.
+
+        Only the bits travel to the device: about 1 KB per caption.
+        """
+        # Here, because render workers use this module too and are to stay free of torch.
+        import torch
+
+        size = self.config.image_size_px
+        height_px = size if height_px is None else height_px
+        text, row = (torch.from_numpy(i).to(device) for i in self._text_and_row())
+        # As int16: torch shifts no uint16. The sign bit that a shift smears is masked away.
+        columns = torch.from_numpy(self.columns.view(np.int16)).to(device)
+        shifts = torch.arange(GLYPH_PX, dtype=torch.int16, device=device)[:, None]
+        inked = ((columns[:, None, :] >> shifts) & 1).to(torch.uint8)
+        background, ink = self.config.background, self.config.ink
+        num_rows = -(-size // GLYPH_PX)
+        canvas = torch.full(
+            (len(self), num_rows, GLYPH_PX, size), background, dtype=torch.uint8, device=device
+        )
+        # uint8 arithmetic wraps, so that any pair of grey levels comes out right.
+        canvas[text, row] = inked * ((ink - background) % 256) + background
+        return canvas.view(len(self), num_rows * GLYPH_PX, size)[:, :height_px]
+
+    def _text_and_row(self) -> tuple[Int[np.ndarray, " text_row"], Int[np.ndarray, " text_row"]]:
+        """For each stored row: which text it belongs to, and its row on that text's canvas."""
+        text = np.repeat(np.arange(len(self)), self.occupied_rows)
+        return text, np.arange(len(self.columns)) - self.row_offsets[text]

@@ -1,0 +1,205 @@
+"""The sample plan: which samples form the batch of a step, as a pure function of (seed, step).
+
+Nothing is listed and nothing is remembered: a plan over a billion samples costs no more memory
+than one over a thousand, and any step can be asked for first. So a run resumes in mid-stream with
+the very samples that it would have seen, for any number of renderer workers or ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt64
+
+from clippo_core.errors import ConfigError
+
+_ROUNDS = 6
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedSamples:
+    """Samples in batch order.
+
+    Attributes:
+        source: which source each sample comes from.
+        row: its row in that source.
+        draw: a random number of this visit, for choices such as one of several captions.
+        position: its place in the stream of its source, which names its reserve.
+    """
+
+    source: Int32[np.ndarray, " sample"]
+    row: Int64[np.ndarray, " sample"]
+    draw: UInt64[np.ndarray, " sample"]
+    position: Int64[np.ndarray, " sample"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, chosen: slice) -> PlannedSamples:
+        fields = (self.source, self.row, self.draw, self.position)
+        return PlannedSamples(*(field[chosen] for field in fields))
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Draws batches from several sources in exact ratios, in runs of consecutive rows.
+
+    Each source is an endless stream of its runs: a seeded permutation, another one in every pass,
+    visits each run once before any is visited again. Runs are what makes reading cheap: a bucket
+    sees a few ranged reads, and a batch still mixes many places of a source. The last run of a
+    source overlaps the one before, so that all have the same length and every row is reached.
+
+    Attributes:
+        seed: of all draws.
+        batch_size: samples in a global batch.
+        num_rows: rows of each source.
+        weights: share of each source in a batch, relative to the sum.
+        run_length: consecutive rows that are drawn together.
+    """
+
+    seed: int
+    batch_size: int
+    num_rows: tuple[int, ...]
+    weights: tuple[float, ...]
+    run_length: int
+
+    def __post_init__(self) -> None:
+        if len(self.num_rows) != len(self.weights) or not self.num_rows:
+            raise ConfigError(
+                f"{len(self.num_rows)} sources and {len(self.weights)} weights; expected as many "
+                "of one as of the other, and at least one"
+            )
+        if min(self.weights) <= 0:
+            raise ConfigError(f"weights={self.weights}; expected numbers above 0")
+        if min(self.num_rows) < 1:
+            raise ConfigError(f"source {self.num_rows.index(min(self.num_rows))} has no rows")
+        if self.batch_size < 1 or self.run_length < 1:
+            raise ConfigError(
+                f"batch_size={self.batch_size}, run_length={self.run_length}; expected 1 or more"
+            )
+
+    def batch(self, step: int) -> PlannedSamples:
+        """The samples of the global batch of `step`, the first step being 0.
+
+        Runs of the sources alternate in proportion, so that any part of the batch holds about the
+        same mixture, and every rank does about the same work.
+        """
+        starts, ends = self.rows_drawn(step), self.rows_drawn(step + 1)
+        parts = [
+            self._samples(k, lo, hi) for k, (lo, hi) in enumerate(zip(starts, ends, strict=True))
+        ]
+        order = np.argsort(np.concatenate([self._run_order(part) for part in parts]), kind="stable")
+        fields = ("source", "row", "draw", "position")
+        joined = {name: np.concatenate([getattr(p, name) for p in parts])[order] for name in fields}
+        return PlannedSamples(**joined)
+
+    def rows_drawn(self, step: int) -> list[int]:
+        """Rows drawn from each source before `step`: within one of the ideal, exact where whole.
+
+        The first source takes its rounded share of all rows, the second its rounded share of the
+        rest, and so on; since each is monotone in the number of rows, so is every source's count.
+        """
+        shares = [Fraction(str(weight)) for weight in self.weights]
+        rest_share, rest = sum(shares), step * self.batch_size
+        drawn = []
+        for share in shares[:-1]:
+            taken = math.floor(rest * share / rest_share + Fraction(1, 2))
+            drawn.append(taken)
+            rest_share, rest = rest_share - share, rest - taken
+        return [*drawn, rest]
+
+    def reserve(self, sample: PlannedSamples, attempt: int) -> PlannedSamples:
+        """The sample that takes the place of a rejected one.
+
+        A run's reserve is the run half a pass away in the permutation, so that no sample of the
+        batch is doubled.
+
+        Args:
+            sample: the rejected one, a batch of one.
+            attempt: 1 for the first replacement, up to `run_length`.
+        """
+        source, position = int(sample.source[0]), sample.position
+        half = self._num_runs(source) // 2
+        row = self._rows(source, position, run_shift=half, row_shift=attempt)
+        return PlannedSamples(sample.source, row, sample.draw + np.uint64(attempt), position)
+
+    def _samples(self, source: int, start: int, end: int) -> PlannedSamples:
+        """What the stream of a source holds from `start` to `end`."""
+        position = np.arange(start, end, dtype=np.int64)
+        draw = _hash(position.astype(np.uint64), key=_mix(self.seed, source, 0))
+        row = self._rows(source, position)
+        return PlannedSamples(np.full(len(row), source, np.int32), row, draw, position)
+
+    def _rows(
+        self,
+        source: int,
+        position: Int64[np.ndarray, " sample"],
+        *,
+        run_shift: int = 0,
+        row_shift: int = 0,
+    ) -> Int64[np.ndarray, " sample"]:
+        num_rows, num_runs = self.num_rows[source], self._num_runs(source)
+        visit, within = np.divmod(position, self.run_length)
+        passes, ordinal = np.divmod(visit, num_runs)
+        ordinal = (ordinal + run_shift) % num_runs
+        runs = np.empty_like(ordinal)
+        for number in np.unique(passes):
+            chosen = passes == number
+            key = _mix(self.seed, source, int(number) + 1)
+            runs[chosen] = permute(ordinal[chosen], size=num_runs, key=key)
+        first = np.minimum(runs * self.run_length, max(num_rows - self.run_length, 0))
+        return (first + (within + row_shift) % self.run_length) % num_rows
+
+    def _num_runs(self, source: int) -> int:
+        return -(-self.num_rows[source] // self.run_length)
+
+    def _run_order(self, part: PlannedSamples) -> np.ndarray:
+        """Where in the batch each run belongs, from 0 to 1."""
+        if not len(part):
+            return np.empty(0)
+        run = part.position // self.run_length
+        return (run - run[0] + 0.5) / (run[-1] - run[0] + 1)
+
+
+def permute(
+    values: Int64[np.ndarray, " value"], *, size: int, key: int
+) -> Int64[np.ndarray, " value"]:
+    """A keyed permutation of `range(size)`, at the given places only.
+
+    A Feistel network over the next even number of bits, walked on until the result lies in range.
+    """
+    half_bits = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
+    result = _feistel(values.astype(np.uint64), half_bits, key)
+    while (outside := result >= size).any():
+        result[outside] = _feistel(result[outside], half_bits, key)
+    return result.astype(np.int64)
+
+
+def _feistel(
+    values: UInt64[np.ndarray, " value"], half_bits: int, key: int
+) -> UInt64[np.ndarray, " value"]:
+    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> bits, values & mask
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_hash(right, key=_mix(key, number, 0)) & mask)
+    return left << bits | right
+
+
+def _hash(values: UInt64[np.ndarray, " value"], *, key: int) -> UInt64[np.ndarray, " value"]:
+    """The splitmix64 finalizer of `key + (value + 1) * golden ratio`, modulo 2^64."""
+    x = (values + np.uint64(1)) * _GOLDEN + np.uint64(key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix(*numbers: int) -> int:
+    """One 64-bit key of several numbers."""
+    key = 0
+    for number in numbers:
+        key = int(_hash(np.array([number & (2**64 - 1)], np.uint64), key=key)[0])
+    return key

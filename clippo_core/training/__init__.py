@@ -1,0 +1,1 @@
+"""Training: the state that a checkpoint saves, and one step of it."""

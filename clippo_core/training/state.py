@@ -1,0 +1,123 @@
+"""`TrainState`: everything that training changes, in one place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clippo_core.checkpoints import (
+    SavedState,
+    load_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+)
+from clippo_core.config import ClippoConfig, OptimConfig
+from clippo_core.errors import CheckpointError
+from clippo_core.modeling.clippo import Clippo
+from clippo_core.optim import make_optimizer
+from clippo_core.rendering import GlyphTable
+
+# AdamW keeps its step counts on the CPU, on whatever device the parameters are.
+_ON_CPU = frozenset({"step"})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, apart from the state that goes on changing."""
+
+    model: Clippo
+    saved: SavedState
+
+    def save(self, path: str | Path) -> None:
+        """Write a native checkpoint folder, atomically."""
+        save_checkpoint(path, self.model, state=self.saved)
+
+
+@dataclass
+class TrainState:
+    """Weights, moments, and how far training has come.
+
+    There are no random states: every draw of a run is a function of its seed and the step.
+    """
+
+    model: Clippo
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    samples_seen: int = 0
+
+    @staticmethod
+    def create(
+        model_config: ClippoConfig,
+        optim_config: OptimConfig,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        init_from: str | Path | None = None,
+        font: GlyphTable | None = None,
+    ) -> TrainState:
+        """A state at step 0.
+
+        Args:
+            model_config: what the model computes.
+            optim_config: how it is optimised.
+            seed: of the fresh weights.
+            device: where to train.
+            init_from: checkpoint whose weights to start from; its position grid is resized.
+            font: an already loaded font, instead of reading the one that the config names.
+
+        Raises:
+            CheckpointError: if that checkpoint does not fit the architecture.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Clippo(model_config, font=font)
+        if init_from is not None:
+            weights = load_checkpoint(init_from).state_dict()
+            load_weights(model, weights, where=init_from)
+        model = model.to(device)
+        return TrainState(model=model, optimizer=make_optimizer(model, optim_config))
+
+    def save(self, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write a native checkpoint that training can go on from; see `snapshot`."""
+        self.snapshot(extra=extra).save(path)
+
+    def snapshot(self, *, extra: Mapping[str, Any] | None = None) -> Snapshot:
+        """A copy on the CPU, to be written while training goes on, with JSON of the caller."""
+        progress = {"step": self.step, "samples_seen": self.samples_seen}
+        moments = {name: t.detach().to("cpu", copy=True) for name, t in self._moments().items()}
+        saved = SavedState(tensors=moments, values={**progress, **(extra or {})})
+        return Snapshot(copy.deepcopy(self.model).to("cpu"), saved)
+
+    def restore(self, path: str | Path) -> Mapping[str, Any]:
+        """Take over weights, moments and progress of a checkpoint; return all its stored values.
+
+        Raises:
+            CheckpointError: if it does not fit the model or the optimizer.
+        """
+        saved = read_state(path)
+        load_weights(self.model, load_checkpoint(path).state_dict(), where=path)
+        self._set_moments(saved.tensors, where=path)
+        self.step = int(saved.values["step"])
+        self.samples_seen = int(saved.values["samples_seen"])
+        return saved.values
+
+    def _moments(self) -> dict[str, Tensor]:
+        named = dict(self.model.named_parameters())
+        states = {name: self.optimizer.state.get(param, {}) for name, param in named.items()}
+        return {f"{name}/{key}": value for name, s in states.items() for key, value in s.items()}
+
+    def _set_moments(self, tensors: Mapping[str, Tensor], *, where: str | Path) -> None:
+        params = dict(self.model.named_parameters())
+        for key, tensor in tensors.items():
+            name, _, moment = key.rpartition("/")
+            if name not in params:
+                raise CheckpointError(f"{where} holds moments of {name}, which the model lacks")
+            device = "cpu" if moment in _ON_CPU else params[name].device
+            self.optimizer.state[params[name]][moment] = tensor.to(device)

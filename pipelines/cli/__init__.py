@@ -1,0 +1,59 @@
+"""The commands. One module each, imported only when it is called: most need no Ray or torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from clippo_core.errors import ClippoError
+
+#: Command -> what it does, in the order that a person meets them.
+COMMANDS = {
+    "presets": "list the recipes, with expected cost and result",
+    "show": "print a resolved config and what follows from it",
+    "prepare": "fetch or convert a data set into shards with a manifest",
+    "inspect": "a contact sheet of real training pairs, and what is rejected",
+    "render": "draw a text as the model sees it",
+    "train": "train a preset or an earlier run's config",
+    "resume": "go on with a run",
+    "evaluate": "evaluate a checkpoint, each benchmark a Ray task",
+    "embed": "embed pictures and texts into Parquet",
+    "convert": "convert a checkpoint between formats",
+}
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; its errors become a message and an exit code.
+
+    Args:
+        argv: the command and its arguments.
+
+    Returns:
+        0 done, 2 usage or config, 3 data, 4 cluster or storage, 5 training diverged, 130
+        interrupted (a checkpoint is written).
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"no command is called {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"pipelines.cli.{argv[0]}")
+    try:
+        module.run(list(argv[1:]))
+        return 0
+    except ClippoError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: python -m pipelines COMMAND [--help]", "", *lines])

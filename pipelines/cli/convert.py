@@ -1,0 +1,109 @@
+"""`convert`: checkpoints between formats, checked on a probe batch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+import tyro
+
+from clippo_core.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    write_big_vision,
+)
+from clippo_core.codec import to_dict
+from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig
+from clippo_core.errors import ConfigError
+from clippo_core.modeling import Clippo
+from clippo_core.modeling.clippo import normalize
+from clippo_core.rendering import load_font
+from pipelines.cli.configs import parse
+from pipelines.storage import fetched, find_checkpoint
+
+_PROBE_TEXTS = ("a red car", "ein rotes Auto", "красная машина", "赤い車", "لال گاڑی", "")
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    """Convert a checkpoint and compare what the two compute."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A native checkpoint, a run, or a big_vision .npz; a path or URI."""
+    to: Literal["native", "safetensors", "big_vision"] = "native"
+    """native: a folder; safetensors: the weights alone; big_vision: the authors' .npz."""
+    out: Path | None = None
+    """Where to; None: beside the checkpoint, or in the current folder."""
+    font: str | None = None
+    """Font that a .npz was trained with; the published ones: Unifont 9.0.06."""
+
+
+def run(argv: list[str]) -> None:
+    """Convert; the last line is what was made."""
+    arguments = parse(ConvertArguments, argv, command="convert")
+    place = find_checkpoint(arguments.checkpoint)
+    suffix = {"native": "", "safetensors": ".safetensors", "big_vision": ".npz"}[arguments.to]
+    name = place.name.removesuffix(".npz")
+    out = arguments.out or Path(f"{name}{suffix}")
+    if out.exists():
+        raise ConfigError(f"{out} exists; remove it, or name another with --out")
+    with fetched(place) as path:
+        model = load_checkpoint(path, font=arguments.font)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    again = _write_and_load(model, out, arguments.to)
+    if arguments.to != "native" and (lost := _not_carried(model)):
+        print(f"{arguments.to} holds weights only; it does not say: {', '.join(lost)}")
+    print(f"largest difference on a probe batch: {largest_difference(model, again):.3g}")
+    print(out)
+
+
+def largest_difference(one: Clippo, other: Clippo) -> float:
+    """How far the embeddings of random pictures and of texts in five scripts are apart."""
+    size = one.config.render.image_size_px
+    noise = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
+    texts = np.stack([one.renderer.render(text) for text in _PROBE_TEXTS])
+    pixels = torch.from_numpy(np.concatenate([noise, texts]))
+    with torch.no_grad():
+        first, second = (normalize(model.encoder(pixels)) for model in (one, other))
+        scales = one.logit_scale - other.logit_scale
+    return max(float((first - second).abs().max()), float(scales.abs().max()))
+
+
+def _write_and_load(model: Clippo, out: Path, to: str) -> Clippo:
+    if to == "native":
+        save_checkpoint(out, model)
+        return load_checkpoint(out)
+    if to == "big_vision":
+        write_big_vision(out, model.state_dict())
+        return load_checkpoint(out)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, out)
+    again = copy.deepcopy(model)
+    load_weights(again, safetensors.torch.load_file(out), where=out)
+    return again
+
+
+def _not_carried(model: Clippo) -> list[str]:
+    """Settings that are not what a reader of bare weights would assume."""
+    assumed = ClippoConfig(
+        vit=model.config.vit,
+        render=RenderConfig(
+            image_size_px=model.config.render.image_size_px, font_sha256=load_font().sha256
+        ),
+        image=ImageConfig(resize="bilinear"),
+    )
+    actual = to_dict(model.config)
+    return [
+        f"{group}.{name}={actual[group][name]}"
+        for group in ("render", "image")
+        for name, value in to_dict(assumed)[group].items()
+        if actual[group][name] != value
+    ] + (
+        [] if model.config.text_patches == "all" else [f"text_patches={model.config.text_patches}"]
+    )

@@ -1,0 +1,43 @@
+"""`embed`: pictures and texts into Parquet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from pipelines.cli.configs import parse
+from pipelines.storage import Location, find_checkpoint
+
+
+@dataclass(frozen=True)
+class EmbedArguments:
+    """Embed a data set's pictures and captions, a folder of pictures, or a file of texts."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A checkpoint, a big_vision .npz, or a run; a path or URI."""
+    input: str
+    """A prepared data set, a folder of pictures, or a .txt file of one text a line."""
+    out: str
+    """Folder or URI for the Parquet files."""
+    cpus: float = 1
+    """CPUs that Ray sets aside for a task."""
+    max_tasks: int | None = None
+    """Tasks at a time; None: as many as fit."""
+
+
+def run(argv: list[str]) -> None:
+    """Embed; the last line is the folder."""
+    arguments = parse(EmbedArguments, argv, command="embed")
+    from pipelines.embedding import EmbeddingJob, embed, input_kind
+    from pipelines.ray_session import ray_session
+
+    checkpoint = find_checkpoint(arguments.checkpoint)
+    kind, place = input_kind(arguments.input)
+    out = Location.of(arguments.out)
+    with ray_session(cpus=arguments.cpus):
+        job = EmbeddingJob(checkpoint.uri, kind, place.uri, out.uri)
+        summary = embed(job, cpus=arguments.cpus, max_tasks=arguments.max_tasks)
+    rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
+    print(f"{summary.num_embeddings} embeddings{rejected}, model {summary.model}")
+    print(out.uri)

@@ -1,0 +1,66 @@
+"""`show`: a config with everything that follows from it, or how it differs from another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.cli.configs import load_base, parse, take_first
+from pipelines.resolve import count_parameters, derive, estimate_memory, flatten, resolve
+from pipelines.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class ShowArguments:
+    """Print a config, resolved, and the numbers that follow from it."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """The preset with these overrides."""
+    diff: str | None = None
+    """Print only what differs from this preset or .json file."""
+
+
+def run(argv: list[str]) -> None:
+    """Print the config."""
+    name, rest = take_first(argv, command="show", what="a preset or a .json file")
+    arguments = parse(ShowArguments, rest, command="show", default=ShowArguments(load_base(name)))
+    if arguments.diff is not None:
+        _print_difference(flatten(arguments.config), flatten(load_base(arguments.diff)))
+        return
+    config, derived, missing = _resolved(arguments.config)
+    _print_table(flatten(config))
+    print("\nderived")
+    _print_table(derived)
+    if missing:
+        print(f"\nwithout the numbers that depend on the data: {missing}")
+
+
+def _resolved(config: RunConfig) -> tuple[RunConfig, dict[str, Any], str]:
+    """The resolved config and what follows; where data is missing, as much as does without it."""
+    try:
+        resolved = resolve(config)
+    except (ConfigError, SampleError) as error:
+        derived = {
+            "parameters": count_parameters(config.model),
+            "batch_size_per_rank": config.batch_size_per_rank,
+            "samples_total": config.train.steps * config.train.global_batch_size,
+            "memory_estimate_bytes_per_rank": estimate_memory(config),
+        }
+        return config, derived, str(error)
+    return resolved.config, derive(resolved), ""
+
+
+def _print_table(values: dict[str, Any]) -> None:
+    width = max(map(len, values))
+    for name, value in values.items():
+        print(f"{name:<{width}}  {json.dumps(value, ensure_ascii=False)}")
+
+
+def _print_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for name in ours:
+        if ours[name] != theirs.get(name):
+            print(f"{name}: {json.dumps(theirs.get(name))} -> {json.dumps(ours[name])}")

@@ -1,0 +1,24 @@
+"""What a run prints at its end."""
+
+from __future__ import annotations
+
+from pipelines.training.driver import RunSummary
+
+
+def print_summary(summary: RunSummary) -> None:
+    """Evaluations of the last checkpoint, the way to the dashboard, and the checkpoint."""
+    for report in summary.evaluations:
+        if report.checkpoint == summary.checkpoint.uri and report.status == "ok":
+            numbers = ", ".join(f"{k} {v:.4f}" for k, v in report.result["metrics"].items())
+            print(f"{report.name}: {numbers} ({report.result['num_samples']} samples)")
+            if report.picture_png is not None:
+                folder = summary.run / "evaluations" / summary.checkpoint.name
+                print(f"picture: {(folder / f'{report.name}.png').uri}")
+    tracked = summary.tracked
+    if tracked.uri.startswith("http"):
+        print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")
+    else:
+        print("dashboard: .venv/bin/python -m mlflow server --port 5000 \\")
+        print(f"  --backend-store-uri {tracked.uri}")
+        print(f"  then http://127.0.0.1:5000/#/experiments/{tracked.experiment_id}")
+    print(summary.checkpoint.uri)

@@ -1,0 +1,43 @@
+"""`train`: run a preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from pipelines.cli.configs import load_base, parse, take_first
+from pipelines.resolve import derive, resolve, validate_samples
+from pipelines.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a model."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """The preset with these overrides."""
+    dry_run: bool = False
+    """Check the config and the data, print what would be done, and stop."""
+
+
+def run(argv: list[str]) -> None:
+    """Train; the last line is the checkpoint."""
+    name, rest = take_first(argv, command="train", what="a preset or a .json file")
+    default = TrainArguments(load_base(name))
+    arguments = parse(TrainArguments, rest, command="train", default=default)
+    resolved = resolve(arguments.config)
+    if arguments.dry_run:
+        rejected = validate_samples(resolved)
+        for key, value in derive(resolved).items():
+            print(f"{key}: {value}")
+        print(f"rejected among the first samples: {rejected}")
+        print(f"would train in {resolved.run.uri}")
+        return
+    # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
+    from pipelines.cli.summary import print_summary
+    from pipelines.training.driver import train
+
+    print(f"run {resolved.run.uri}")
+    print_summary(train(resolved))

@@ -1,0 +1,247 @@
+"""Batch inference: pictures and texts to Parquet files of embeddings, through Ray Data.
+
+A unit of work is some rows of the input; its task writes one Parquet file of a fixed name and
+returns a summary, so that a task that is done again overwrites its own file and nothing is doubled.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+from ray.data import DataContext, TaskPoolStrategy
+
+from clippo_core.checkpoints import load_checkpoint, model_identity
+from clippo_core.errors import ConfigError, SampleError
+from clippo_core.images import decode_image
+from clippo_core.modeling import Clippo
+from clippo_core.rejected import Rejected
+from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
+from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
+from pipelines.ingest.sources import locate_source, open_source
+from pipelines.progress import progress
+from pipelines.storage import Location, fetched
+
+SUMMARY_FILE = "embeddings.json"
+REJECTS_FILE = "rejects.jsonl"
+UNIT_ROWS = 512
+InputKind = Literal["data set", "pictures", "texts"]
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """What every unit needs to know."""
+
+    checkpoint: str
+    kind: InputKind
+    input: str
+    out: str
+
+
+@dataclass(frozen=True)
+class EmbeddingSummary:
+    """What was made."""
+
+    num_embeddings: int
+    num_rejected: int
+    model: str
+
+
+def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> EmbeddingSummary:
+    """Embed everything in the input.
+
+    Writes `part-*.parquet` with the columns `key`, `kind` ("image" or "text"), `text` (null for
+    pictures), `embedding` (unit length) and `model` (its identity), a summary, and the rejects.
+
+    Args:
+        job: what to embed by which model, and where to.
+        cpus: that Ray sets aside for a task.
+        max_tasks: at a time; None: as many as fit.
+
+    Raises:
+        ConfigError: if there are embeddings in `out` already.
+        SampleError: if the input holds nothing, or nothing of it can be used.
+    """
+    out = Location.of(job.out)
+    if any(name.endswith(".parquet") for name in out.names()):
+        raise ConfigError(f"{out.uri} holds Parquet files already; name another folder with --out")
+    units = list(_units(job))
+    DataContext.get_current().enable_progress_bars = False
+    summaries = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        functools.partial(_embed_unit, job),
+        batch_size=1,
+        num_cpus=cpus,
+        compute=TaskPoolStrategy(size=max_tasks),
+    )
+    rejects, total, model = [], 0, ""
+    with progress("embedding", unit="part", total=len(units)) as bar:
+        for row in summaries.iter_rows():
+            total, model = total + row["num_embeddings"], row["model"]
+            rejects += json.loads(row["rejects"])
+            bar.update()
+    return _conclude(job, EmbeddingSummary(total, len(rejects), model), rejects)
+
+
+def input_kind(name: str) -> tuple[InputKind, Location]:
+    """What an input is: a prepared data set, a folder of pictures, or a file of one text a line.
+
+    Raises:
+        SampleError: if it is none of these.
+    """
+    place = locate_source(name)
+    if (place / MANIFEST_FILE).exists():
+        return "data set", place
+    if place.is_local and Path(place.uri).is_dir():
+        return "pictures", place
+    as_file = Location.of(name)
+    if name.endswith(".txt") and as_file.exists():
+        return "texts", as_file
+    raise SampleError(
+        f"{name} is no prepared data set, no folder of pictures on this disk, and no .txt file of "
+        "one text a line"
+    )
+
+
+def _units(job: EmbeddingJob) -> Iterator[dict[str, Any]]:
+    """The parts of the input: rows of a data set, or the paths or texts themselves."""
+    items: Sequence[str] = ()
+    if job.kind == "data set":
+        count = open_source(job.input).num_rows
+    else:
+        items = _picture_paths(job.input) if job.kind == "pictures" else _text_lines(job.input)
+        count = len(items)
+    if not count:
+        raise SampleError(f"{job.input} holds no {job.kind}")
+    for number, start in enumerate(range(0, count, UNIT_ROWS)):
+        stop = min(start + UNIT_ROWS, count)
+        yield {"number": number, "start": start, "stop": stop, "items": list(items[start:stop])}
+
+
+def _picture_paths(folder: str) -> list[str]:
+    files = (file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(file.relative_to(folder).as_posix() for file in files)
+
+
+def _text_lines(file: str) -> list[str]:
+    text = Location.of(file).read_bytes().decode("utf-8", errors="replace")
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Embed one unit and write its file; the summary is a batch of one row."""
+    model, identity = _model(job.checkpoint)
+    start, stop = int(unit["start"][0]), int(unit["stop"][0])
+    items = [str(item) for item in unit["items"][0]]
+    rejects: list[dict[str, str]] = []
+    if job.kind == "texts":
+        keys = [str(line) for line in range(start, stop)]
+        tables = [_text_table(model, identity, keys, items)]
+    else:
+        samples = _samples(job, items, start, stop)
+        tables = _sample_tables(model, identity, samples, rejects)
+    table = pa.concat_tables(tables)
+    if table.num_rows:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        (Location.of(job.out) / f"part-{unit['number'][0]:05d}.parquet").write_bytes(
+            buffer.getvalue()
+        )
+    summary = {"num_embeddings": table.num_rows, "model": identity, "rejects": json.dumps(rejects)}
+    return {name: np.array([value]) for name, value in summary.items()}
+
+
+def _samples(job: EmbeddingJob, items: Sequence[str], start: int, stop: int) -> list[RawSample]:
+    if job.kind == "data set":
+        return open_source(job.input).read(range(start, stop))
+    return [RawSample(item, (Path(job.input) / item).read_bytes(), None, None) for item in items]
+
+
+def _sample_tables(
+    model: Clippo, identity: str, samples: Sequence[RawSample], rejects: list[dict[str, str]]
+) -> list[pa.Table]:
+    """One table of the pictures, one of all their captions."""
+    size = model.config.render.image_size_px
+    keys, pixels = [], []
+    for sample in samples:
+        decoded = decode_image(sample.image, model.config.image, image_size_px=size)
+        if isinstance(decoded, Rejected):
+            rejects.append({"key": sample.key, "reason": decoded.reason, "detail": decoded.detail})
+            continue
+        keys.append(sample.key)
+        pixels.append(decoded)
+    images = model.encode_images(pixels)
+    pairs = [(sample.key, text) for sample in samples for text in sample.captions or [] if text]
+    text_keys, texts = zip(*pairs, strict=True) if pairs else ((), ())
+    return [
+        _table(identity, keys, "image", [None] * len(keys), images),
+        _text_table(model, identity, text_keys, texts),
+    ]
+
+
+def _text_table(
+    model: Clippo, identity: str, keys: Sequence[str], texts: Sequence[str]
+) -> pa.Table:
+    return _table(identity, keys, "text", texts, model.encode_texts(texts))
+
+
+def _table(
+    identity: str,
+    keys: Sequence[str],
+    kind: str,
+    texts: Sequence[str | None],
+    embeddings: np.ndarray[Any, Any],
+) -> pa.Table:
+    count, embed_dim = embeddings.shape
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embed_dim)
+    return pa.table(
+        {
+            "key": pa.array(list(keys), pa.string()),
+            "kind": pa.array([kind] * count, pa.string()),
+            "text": pa.array(list(texts), pa.string()),
+            "embedding": vectors,
+            "model": pa.array([identity] * count, pa.string()),
+        }
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _model(checkpoint: str) -> tuple[Clippo, str]:
+    """The model, loaded once per worker process."""
+    with fetched(Location.of(checkpoint)) as path:
+        model = load_checkpoint(path)
+    return model, model_identity(model)
+
+
+def _conclude(
+    job: EmbeddingJob, summary: EmbeddingSummary, rejects: Sequence[dict[str, str]]
+) -> EmbeddingSummary:
+    out = Location.of(job.out)
+    if rejects:
+        lines = itertools.chain.from_iterable(
+            (json.dumps(r, ensure_ascii=False), "\n") for r in rejects
+        )
+        (out / REJECTS_FILE).write_bytes("".join(lines).encode())
+    if not summary.num_embeddings:
+        raise SampleError(
+            f"{job.input}: nothing of it could be embedded, see {out.uri}/{REJECTS_FILE}"
+        )
+    (out / SUMMARY_FILE).write_json(
+        {
+            "model": summary.model,
+            "checkpoint": job.checkpoint,
+            "input": job.input,
+            "num_embeddings": summary.num_embeddings,
+            "num_rejected": summary.num_rejected,
+        }
+    )
+    return summary

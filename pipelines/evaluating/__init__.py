@@ -1,0 +1,1 @@
+"""Evaluations of checkpoints, as Ray tasks beside training or on their own."""

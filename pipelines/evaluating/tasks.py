@@ -1,0 +1,173 @@
+"""Evaluations as Ray tasks: each (checkpoint, benchmark) has its own resources and its own end.
+
+A missing data set, a crash or a hang fails that task and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import ray
+import ray.exceptions
+from PIL import Image
+
+from clippo_core.checkpoints import load_checkpoint, model_identity
+from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
+from pipelines.ingest.sources import locate_source, open_source
+from pipelines.storage import Location, fetched
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An evaluation on a data set, as "zero_shot:fashion_mnist/test" names it."""
+
+    task: str
+    source: str
+
+    @staticmethod
+    def parse(text: str) -> Benchmark:
+        """From TASK:SOURCE; the source becomes a place that any machine can find.
+
+        Raises:
+            ConfigError: if there is no such task.
+        """
+        task, _, source = text.partition(":")
+        find_evaluation(task)
+        return Benchmark(task, locate_source(source).uri)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """How an evaluation ended.
+
+    Attributes:
+        status: "ok", or what went wrong.
+        result: numbers and what they rest on, as JSON; empty unless ok.
+        message: of the failure.
+        picture_png: something to look at, where there is something.
+    """
+
+    checkpoint: str
+    benchmark: Benchmark
+    status: Literal["ok", "failed", "timeout"]
+    result: dict[str, Any]
+    message: str = ""
+    picture_png: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as "zero_shot/fashion_mnist-test", for files and charts."""
+        data_set = self.result.get("source") or Location.of(self.benchmark.source).name
+        return f"{self.benchmark.task}/{data_set}"
+
+
+def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:
+    """Run one evaluation in this process."""
+    started = time.monotonic()
+    source = open_source(benchmark.source)
+    with fetched(Location.of(checkpoint)) as path:
+        model = load_checkpoint(path)
+    found = find_evaluation(benchmark.task)(model, source, options)
+    result = {
+        "task": benchmark.task,
+        "source": source.name,
+        "source_digest": source.manifest.digest,
+        "checkpoint": checkpoint,
+        "model": model_identity(model),
+        "metrics": found.metrics,
+        "num_samples": found.num_samples,
+        "num_rejected": found.num_rejected,
+        "details": found.details,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    buffer = io.BytesIO()
+    if found.picture is not None:
+        Image.fromarray(found.picture).save(buffer, "PNG")
+    return EvaluationReport(
+        checkpoint, benchmark, "ok", result, picture_png=buffer.getvalue() or None
+    )
+
+
+@dataclass
+class _Running:
+    checkpoint: str
+    benchmark: Benchmark
+    deadline: float
+
+
+class EvaluationTasks:
+    """Starts evaluations and gathers their ends; waiting for them is the caller's choice."""
+
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark],
+        options: EvaluationOptions,
+        *,
+        cpus: float,
+        timeout_s: float,
+    ) -> None:
+        """Of the benchmarks that every checkpoint gets."""
+        self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
+        # One retry, for a worker that is killed; an exception would only come again.
+        self._task = ray.remote(evaluate).options(num_cpus=cpus, max_retries=1)
+        self._running: dict[Any, _Running] = {}
+
+    def start(self, checkpoint: str) -> None:
+        """Start all benchmarks on a checkpoint."""
+        for benchmark in self._benchmarks:
+            reference = self._task.remote(checkpoint, benchmark, self._options)
+            deadline = time.monotonic() + self._timeout_s
+            self._running[reference] = _Running(checkpoint, benchmark, deadline)
+
+    @property
+    def checkpoints_in_use(self) -> set[str]:
+        """Checkpoints that must not be removed yet."""
+        return {running.checkpoint for running in self._running.values()}
+
+    def finished(self, *, wait_s: float = 0.0) -> list[EvaluationReport]:
+        """What has ended since the last call, waiting at most `wait_s` for something to end."""
+        if not self._running:
+            return []
+        done, _ = ray.wait(list(self._running), timeout=wait_s)
+        ended = [(ref, self._running.pop(ref)) for ref in done]
+        reports = [_report_of(ref, running) for ref, running in ended]
+        return reports + self._stop_overdue()
+
+    def _stop_overdue(self) -> list[EvaluationReport]:
+        now, reports = time.monotonic(), []
+        for reference, running in list(self._running.items()):
+            if now > running.deadline:
+                ray.cancel(reference, force=True)
+                del self._running[reference]
+                message = f"not done after {self._timeout_s:g} s (evaluation.timeout-s)"
+                reports.append(_failure(running, "timeout", message))
+        return reports
+
+
+def _report_of(reference: Any, running: _Running) -> EvaluationReport:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return _failure(running, "failed", str(error.cause or error))
+    except ray.exceptions.RayError as error:
+        return _failure(running, "failed", f"{type(error).__name__}: {error}")
+
+
+def _failure(
+    running: _Running, status: Literal["failed", "timeout"], message: str
+) -> EvaluationReport:
+    return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message)
+
+
+def write_report(report: EvaluationReport, folder: Location) -> Location:
+    """Store a report: `folder/TASK/SOURCE.json`, and a picture beside it where there is one."""
+    place = folder / f"{report.name}.json"
+    content = report.result or {"checkpoint": report.checkpoint, **asdict(report.benchmark)}
+    place.write_json({"status": report.status, "message": report.message} | content)
+    if report.picture_png is not None:
+        (folder / f"{report.name}.png").write_bytes(report.picture_png)
+    return place

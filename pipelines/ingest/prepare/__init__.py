@@ -1,0 +1,1 @@
+"""Preparation of data sets: one module each, all writing the same shards."""

@@ -1,0 +1,191 @@
+"""From a `RunConfig` to everything that follows from it, checked before any machine is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clippo_core.codec import to_dict
+from clippo_core.config import ClippoConfig
+from clippo_core.errors import ConfigError, SampleError
+from clippo_core.modeling import Clippo
+from clippo_core.rejected import Rejected
+from clippo_core.rendering import TextRenderer
+from clippo_core.sample_plan import SamplePlan
+from pipelines.evaluating.tasks import Benchmark
+from pipelines.ingest.sources import Source, locate_source, open_source
+from pipelines.ingest.stages import SourceReference, StreamSpec, prepare_sample
+from pipelines.schema import RunConfig
+from pipelines.storage import Location
+
+#: Samples of each source that are looked at before a run; more than half of them must be usable.
+VALIDATED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run that could begin.
+
+    Attributes:
+        config: with the font's hash, the weights of the sources, and the run's name filled in.
+        sources: opened.
+        renderer: of the captions.
+    """
+
+    config: RunConfig
+    sources: tuple[Source, ...]
+    renderer: TextRenderer
+
+    @property
+    def run(self) -> Location:
+        """The run's folder."""
+        assert self.config.storage.run is not None
+        return Location.of(self.config.storage.root) / self.config.storage.run
+
+    @property
+    def font_uri(self) -> str | None:
+        """Where the run keeps its font, if that is not the bundled one."""
+        return None if self.renderer.font.is_bundled else (self.run / "font.glyphs.xz").uri
+
+    @property
+    def stream(self) -> StreamSpec:
+        """What render workers are given."""
+        data, train = self.config.data, self.config.train
+        plan = SamplePlan(
+            seed=train.seed,
+            batch_size=train.global_batch_size,
+            num_rows=tuple(source.num_rows for source in self.sources),
+            weights=data.weights,
+            run_length=data.run_length,
+        )
+        references = tuple(SourceReference(s.folder.uri, s.manifest.digest) for s in self.sources)
+        render, image = self.config.model.render, self.config.model.image
+        return StreamSpec(plan, references, render, image, self.font_uri)
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        """What every checkpoint is evaluated on."""
+        return [Benchmark.parse(text) for text in self.config.evaluation.tasks]
+
+
+def resolve(config: RunConfig) -> ResolvedRun:
+    """Open the data sets, load the font, fill in what was left to be derived.
+
+    Raises:
+        ConfigError: if settings contradict each other.
+        SampleError: if a data set is not there.
+    """
+    if not config.data.sources:
+        raise ConfigError(
+            "data.sources is empty; name prepared data sets (--data.sources FOLDER …), and make "
+            "them with python -m pipelines prepare"
+        )
+    for text in config.evaluation.tasks:
+        Benchmark.parse(text)
+    sources = tuple(open_source(locate_source(name).uri) for name in config.data.sources)
+    renderer = TextRenderer(config.model.render)
+    weights = config.data.weights or tuple(float(source.num_rows) for source in sources)
+    run = config.storage.run or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    model = dataclasses.replace(config.model, render=renderer.config)
+    uris = tuple(source.folder.uri for source in sources)
+    resolved = dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(config.data, sources=uris, weights=weights),
+        storage=dataclasses.replace(
+            config.storage, run=run, root=Location.of(config.storage.root).uri
+        ),
+        tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
+    )
+    return ResolvedRun(resolved, sources, renderer)
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Where MLflow keeps the run: as configured, as in the environment, or beside the runs."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    root = Location.of(config.storage.root)
+    return f"sqlite:///{root.uri if root.is_local else Location.of('runs').uri}/mlflow.db"
+
+
+def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
+    """Decode and render the first samples of every source, before a trainer is started.
+
+    Returns:
+        How many of them were rejected, per source.
+
+    Raises:
+        SampleError: if more than half of a source's cannot be used.
+    """
+    spec, rejected = resolved.stream, {}
+    for source in resolved.sources:
+        samples = source.read(range(min(VALIDATED_SAMPLES, source.num_rows)))
+        outcomes = [(s, prepare_sample(spec, resolved.renderer, s, draw=0)) for s in samples]
+        bad = [(s.key, o) for s, o in outcomes if isinstance(o, Rejected)]
+        if 2 * len(bad) > len(samples):
+            reasons = "; ".join(f"{key}: {o.reason} ({o.detail})" for key, o in bad[:3])
+            raise SampleError(
+                f"{source.folder.uri}: {len(bad)} of the first {len(samples)} samples cannot be "
+                f"used: {reasons}"
+            )
+        rejected[source.name] = len(bad)
+    return rejected
+
+
+def derive(resolved: ResolvedRun) -> dict[str, Any]:
+    """The numbers that follow from a run's config, for `show` and for MLflow."""
+    config, rows = resolved.config, [source.num_rows for source in resolved.sources]
+    samples = config.train.steps * config.train.global_batch_size
+    drawn = resolved.stream.plan.rows_drawn(config.train.steps)
+    passes = [round(d / r, 2) for d, r in zip(drawn, rows, strict=True)]
+    return {
+        "parameters": count_parameters(config.model),
+        "batch_size_per_rank": config.batch_size_per_rank,
+        "samples_total": samples,
+        "rows_per_source": dict(zip((s.name for s in resolved.sources), rows, strict=True)),
+        "passes_per_source": dict(zip((s.name for s in resolved.sources), passes, strict=True)),
+        "patches_per_canvas": config.model.grid_size**2,
+        "loss_at_chance": round(math.log(config.train.global_batch_size), 4),
+        "memory_estimate_bytes_per_rank": estimate_memory(config),
+        "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
+    }
+
+
+def count_parameters(config: ClippoConfig) -> int:
+    """Parameters of the model, without spending memory on them."""
+    with torch.device("meta"):
+        return sum(param.numel() for param in Clippo(config).parameters())
+
+
+def estimate_memory(config: RunConfig) -> int:
+    """Bytes that a rank needs for weights, gradients, moments and activations, roughly.
+
+    Activations of a block: about 16 tensors of the width per token (two norms, queries, keys,
+    values, attention, projections, and an MLP of four times the width before and after its GELU),
+    half of them in the matrix products' precision.
+    """
+    vit, tokens = config.model.vit, config.model.grid_size**2
+    moments = 8 if config.optim.name == "adamw" else 2
+    parameters = count_parameters(config.model) * (4 + 4 + moments)
+    product_bytes = 2 if config.train.precision == "bfloat16" else 4
+    per_token = vit.depth * (8 * vit.width * (4 + product_bytes) + 2 * vit.mlp_dim * product_bytes)
+    return parameters + 2 * config.batch_size_per_rank * tokens * per_token
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """The settings by their dotted names, as on the command line and in MLflow's params."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        parts = [walk(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()]
+        return {name: leaf for part in parts for name, leaf in part.items()}
+
+    return walk("", to_dict(config))

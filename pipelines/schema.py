@@ -1,0 +1,202 @@
+"""`RunConfig`: everything that defines a run, and what is derived from it.
+
+Presets (`pipelines.presets`) make one, the command line overrides fields, `resolve` derives the
+rest. The resolved config is stored beside the checkpoints and as MLflow params.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clippo_core.config import ClippoConfig, Config, OptimConfig, require
+from clippo_core.training.step import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What is trained on, and in which order."""
+
+    sources: tuple[str, ...] = ()
+    """Prepared data sets: folders or URIs with a manifest.json, or names in the data cache."""
+    weights: tuple[float, ...] = ()
+    """Share of each source in every batch, relative to their sum; empty: in proportion to rows."""
+    run_length: int = 64
+    """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
+    max_reject_ratio: float = 0.05
+    """Abort when more than this share of the samples could not be used."""
+    record_keys: bool = False
+    """Write the keys of every step's samples to RUN/samples/, to audit what was seen."""
+
+    def __post_init__(self) -> None:
+        require(self.run_length >= 1, f"data.run_length={self.run_length}; expected 1 or more")
+        ratio = self.max_reject_ratio
+        require(0 <= ratio <= 1, f"data.max_reject_ratio={ratio}; expected a share from 0 to 1")
+        weights, sources = len(self.weights), len(self.sources)
+        require(
+            weights in (0, sources),
+            f"data.weights has {weights} numbers for {sources} sources; expected one for each",
+        )
+        require(min(self.weights, default=1) > 0, "data.weights holds numbers of 0 or below")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """How long and in which batches."""
+
+    steps: int = 100_000
+    """Updates to make."""
+    global_batch_size: int = 10_240
+    """Pairs in a batch, over all ranks; each is told from all others in it."""
+    seed: int = 0
+    """Of the fresh weights and of the sample plan."""
+    precision: Precision = "bfloat16"
+    """Of the matrix products; weights, moments and the loss are float32."""
+    init_from: str | None = None
+    """Checkpoint (folder, .npz, URI) whose weights to start from; positions are resized."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints; there is one at the end in any case."""
+    log_every: int = 1
+    """Steps between points in MLflow's charts."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch_size", "checkpoint_every", "log_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name}={value}; expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(Config):
+    """Which machines do what."""
+
+    num_ranks: int = 1
+    """Training processes. The batch is divided over them; what is seen does not depend on it."""
+    use_gpu: bool = False
+    """One GPU per rank (nccl) instead of CPUs (gloo)."""
+    cpus_per_rank: float = 1
+    """CPUs that Ray sets aside for a rank."""
+    threads_per_rank: int | None = None
+    """Threads of a rank's matrix products; None: the machine's cores over the ranks on it."""
+    renderer_cpus: float = 1
+    """CPUs that Ray sets aside for one render task; fractions let several share a core."""
+    max_renderers: int | None = None
+    """At most so many render tasks at a time; None: as many as there are free CPUs."""
+    max_failures: int = 3
+    """Restarts of the training workers after a failure, each from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(self.num_ranks >= 1, f"scaling.num_ranks={self.num_ranks}; expected 1 or more")
+        for name in ("cpus_per_rank", "renderer_cpus"):
+            value = getattr(self, name)
+            require(value > 0, f"scaling.{name}={value}; expected above 0")
+        for name in ("threads_per_rank", "max_renderers"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"scaling.{name}={value}; expected 1 or more")
+        require(self.max_failures >= 0, f"scaling.max_failures={self.max_failures}; expected >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig(Config):
+    """Where a run lives."""
+
+    root: str = "runs"
+    """Folder or URI of all runs; on several machines, one that all of them reach."""
+    run: str | None = None
+    """Name of the run; None: the preset's name and the time."""
+    keep_checkpoints: int = 3
+    """The newest so many checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        keep = self.keep_checkpoints
+        require(keep >= 1, f"storage.keep_checkpoints={keep}; expected 1 or more")
+        run = self.run
+        require(
+            run is None or (run not in ("", ".", "..") and "/" not in run),
+            f"storage.run={run!r}; expected a name without slashes",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig(Config):
+    """Where MLflow keeps the run."""
+
+    uri: str | None = None
+    """Tracking server or sqlite:/// file; None: a SQLite file beside the runs, or
+    MLFLOW_TRACKING_URI where that is set."""
+    experiment: str = "clippo"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Config):
+    """What is evaluated at every checkpoint, beside training, as Ray tasks."""
+
+    tasks: tuple[str, ...] = ()
+    """TASK:SOURCE pairs, e.g. "zero_shot:fashion_mnist/test" or "retrieval:DATA_FOLDER"."""
+    templates: tuple[str, ...] = ("a photo of a {}",)
+    """Prompts of zero_shot; {} is the class name. Their embeddings are averaged per class."""
+    limit: int | None = None
+    """Evaluate on the first so many samples; None: all."""
+    cpus: float = 1
+    """CPUs that Ray sets aside for one evaluation."""
+    timeout_s: float = 3600
+    """An evaluation that takes longer is stopped, and counts as failed."""
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            require(
+                ":" in task.strip(":"),
+                f"evaluation.tasks has {task!r}; expected TASK:SOURCE, e.g. zero_shot:DATA_FOLDER",
+            )
+        limit = self.limit
+        require(limit is None or limit >= 1, f"evaluation.limit={limit}; expected None or >= 1")
+        require(self.cpus > 0, f"evaluation.cpus={self.cpus}; expected above 0")
+        require(self.timeout_s > 0, f"evaluation.timeout_s={self.timeout_s}; expected above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """A training run. `python -m pipelines show PRESET` prints one with what follows from it."""
+
+    preset: str = "custom"
+    """Name of the preset that it came from."""
+    model: ClippoConfig = field(default_factory=ClippoConfig)
+    """What the checkpoint computes."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer and its schedule."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is trained on."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and in which batches."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    """Which machines do what."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """Where the run lives."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where MLflow keeps it."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is evaluated at every checkpoint."""
+
+    def __post_init__(self) -> None:
+        size, ranks = self.train.global_batch_size, self.scaling.num_ranks
+        require(
+            size % ranks == 0,
+            f"train.global_batch_size={size} does not divide over {ranks} ranks; the largest below "
+            f"it that does is {size // ranks * ranks}",
+        )
+        schedule, steps = self.optim.schedule, self.train.steps
+        ramps = (schedule.warmup_steps or 0) + (schedule.cooldown_steps or 0)
+        require(
+            ramps <= steps,
+            f"optim.schedule warms up and cools down over {ramps} steps, but train.steps={steps}; "
+            "lower optim.schedule.warmup-steps and cooldown-steps, or set them to None (a tenth of "
+            "the run each)",
+        )
+
+    @property
+    def batch_size_per_rank(self) -> int:
+        """Pairs that one rank encodes in a step."""
+        return self.train.global_batch_size // self.scaling.num_ranks
+
+
+RunState = Literal["completed", "interrupted", "diverged", "rejected", "failed"]

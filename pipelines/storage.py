@@ -1,0 +1,299 @@
+"""Files of runs and data sets, on disks and in buckets, through fsspec (s3fs for `s3://`).
+
+A checkpoint is whole if its config.json is there: that file is written last and removed first, and
+on a disk the whole folder appears by one rename. Why not Ray Train's own checkpoint manager:
+docs/design.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from clippo_core.checkpoints.native import CONFIG_FILE
+from clippo_core.errors import CheckpointError, StorageError
+
+OWNER_FILE = "owner.json"
+_CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
+_STORAGE_FAILURES = (OSError, ValueError, ImportError)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder or file on a disk or in a bucket."""
+
+    uri: str
+
+    @staticmethod
+    def of(uri: str | Path) -> Location:
+        """Absolute, without a trailing slash; a local path stays a path."""
+        text = str(uri).removeprefix("file://")
+        return Location(
+            text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+        )
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.uri}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine (or one that is mounted)."""
+        return "://" not in self.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.uri.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Location:
+        """The folder that holds it."""
+        return Location(self.uri.rpartition("/")[0])
+
+    def open_fs(self) -> tuple[Any, str]:
+        """The file system of fsspec, and the path on it.
+
+        Raises:
+            StorageError: if the protocol is unknown or its package is missing.
+        """
+        try:
+            return fsspec.core.url_to_fs(self.uri)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"{self.uri} cannot be opened: {error}") from None
+
+    def arrow_path(self) -> tuple[str, Any]:
+        """The path as Ray and pyarrow want it, and the file system; None for local disks."""
+        if self.is_local:
+            return self.uri, None
+        fs, path = self.open_fs()
+        return path, PyFileSystem(FSSpecHandler(fs))
+
+    def exists(self) -> bool:
+        """Whether there is such a file or folder.
+
+        Raises:
+            StorageError: if the storage does not answer.
+        """
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            return fs.exists(path)
+
+    def read_bytes(self) -> bytes:
+        """The whole file.
+
+        Raises:
+            StorageError: if it cannot be read; FileNotFoundError if it is not there.
+        """
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            return fs.cat_file(path)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Write the whole file; on a disk, atomically."""
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            if not isinstance(fs, LocalFileSystem):
+                fs.pipe_file(path, content)
+                return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp")
+            aside.write_bytes(content)
+            aside.replace(path)
+
+    def write_json(self, value: Any) -> None:
+        """Write a JSON file."""
+        self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_json(self) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            StorageError: if it is no JSON.
+        """
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{self.uri} is not valid JSON: {error}") from None
+
+    def names(self) -> list[str]:
+        """Names of what is in the folder, sorted; none if there is no such folder."""
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            fs.invalidate_cache()
+            if not fs.isdir(path):
+                return []
+            return sorted(
+                entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)
+            )
+
+    def remove(self) -> None:
+        """Remove the folder and what is in it."""
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            fs.rm(path, recursive=True)
+
+
+@contextmanager
+def storage_errors(location: Location) -> Iterator[None]:
+    """Turn what a file system raises into a `StorageError` that names the place."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _STORAGE_FAILURES as error:
+        raise StorageError(
+            f"{location.uri} does not answer as expected: {type(error).__name__}: {error}; check "
+            "the path, the permissions, and for buckets AWS_ENDPOINT_URL and the credentials"
+        ) from error
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
+    return f"step_{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step that a checkpoint folder's name says; None for other names."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def whole_checkpoints(run: Location) -> list[tuple[int, Location]]:
+    """The whole checkpoints of a run, oldest first, with their steps."""
+    folder = run / "checkpoints"
+    found = [(checkpoint_step(name), folder / name) for name in folder.names()]
+    steps = [(step, place) for step, place in found if step is not None]
+    return [(step, place) for step, place in steps if (place / CONFIG_FILE).exists()]
+
+
+def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
+    """Have a checkpoint written and bring it to its place, whole or not at all.
+
+    Args:
+        write: makes the folder at the path it is given, atomically (`TrainState.save`).
+        target: where the checkpoint belongs.
+    """
+    if target.is_local:
+        with storage_errors(target):
+            write(Path(target.uri))
+        return
+    fs, path = target.open_fs()
+    with tempfile.TemporaryDirectory(prefix="clippo-") as folder, storage_errors(target):
+        local = Path(folder) / target.name
+        write(local)
+        for file in sorted(local.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            fs.put_file(str(file), f"{path}/{file.name}")
+
+
+def remove_checkpoint(place: Location) -> None:
+    """Remove a checkpoint; from the first moment on it no longer counts as whole."""
+    fs, path = place.open_fs()
+    with storage_errors(place):
+        fs.rm_file(f"{path}/{CONFIG_FILE}")
+    place.remove()
+
+
+def remove_leftovers(run: Location) -> None:
+    """Remove half-written checkpoints that a killed process left behind."""
+    folder = run / "checkpoints"
+    for name in folder.names():
+        is_half = checkpoint_step(name) is not None and not (folder / name / CONFIG_FILE).exists()
+        if name.startswith(".step_") or is_half:
+            (folder / name).remove()
+
+
+def find_checkpoint(reference: str) -> Location:
+    """The checkpoint that a person means: itself, or the newest of a run.
+
+    Args:
+        reference: a checkpoint folder, a `.npz` file, or a run's folder; a path or URI.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    place = Location.of(reference)
+    if not place.exists():
+        raise CheckpointError(
+            f"{reference} does not exist; expected a checkpoint or a run's folder"
+        )
+    if place.name.endswith(".npz") or (place / CONFIG_FILE).exists():
+        return place
+    checkpoints = whole_checkpoints(place)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{reference} holds no whole checkpoint; expected a folder with {CONFIG_FILE}, a .npz "
+            "file, or a run with checkpoints/"
+        )
+    return checkpoints[-1][1]
+
+
+@contextmanager
+def fetched(place: Location) -> Iterator[Path]:
+    """A checkpoint as a local path: itself where it is local, else a copy for the while."""
+    if place.is_local:
+        yield Path(place.uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
+        local = Path(folder) / place.name
+        fs, path = place.open_fs()
+        with storage_errors(place):
+            fs.get(path, str(local), recursive=fs.isdir(path))
+        yield local
+
+
+class SupersededError(StorageError):
+    """Another attempt has taken over the run; this one must not write to it any more."""
+
+
+def take_over(run: Location, attempt: str) -> None:
+    """Make `attempt` the one that may write to the run."""
+    (run / OWNER_FILE).write_json({"attempt": attempt})
+
+
+def check_owner(run: Location, attempt: str) -> None:
+    """Make sure that no later attempt has taken over.
+
+    Raises:
+        SupersededError: if one has.
+    """
+    owner = (run / OWNER_FILE).read_json()["attempt"]
+    if owner != attempt:
+        raise SupersededError(f"{run.uri} was taken over by {owner}; {attempt} stops here")
+
+
+class JsonLines:
+    """Rows of JSON that gather in memory and are written in parts, one file each."""
+
+    def __init__(self, folder: Location, prefix: str) -> None:
+        """Nothing is written before `flush`."""
+        self._folder, self._prefix = folder, prefix
+        self._rows: list[Any] = []
+
+    def add(self, row: Any) -> None:
+        """Take one row."""
+        self._rows.append(row)
+
+    def flush(self, step: int) -> None:
+        """Write what has gathered as the part that ends at `step`."""
+        if self._rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)
+            (self._folder / f"{self._prefix}-{step:08d}.jsonl").write_bytes(lines.encode())
+            self._rows.clear()
+
+
+def read_json_lines(folder: Location) -> Iterator[Any]:
+    """The rows of all parts in a folder, in the order of their names."""
+    for name in folder.names():
+        for line in (folder / name).read_bytes().decode().splitlines():
+            yield json.loads(line)

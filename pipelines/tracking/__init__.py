@@ -1,0 +1,1 @@
+"""MLflow: one run per training run, the same one after every restart."""

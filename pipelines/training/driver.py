@@ -1,0 +1,362 @@
+"""A training run from the outside: start it, follow it, evaluate its checkpoints, end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from PIL import Image
+from ray.train.torch import TorchTrainer
+from tqdm import tqdm
+
+from clippo_core.codec import from_json, to_json
+from clippo_core.errors import ClippoError, ConfigError, DivergedError, SampleError, StorageError
+from pipelines.evaluating.registry import EvaluationOptions
+from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks, write_report
+from pipelines.ingest.stream import DATASET, StreamRange, execution_options, stream_dataset
+from pipelines.progress import progress
+from pipelines.ray_session import ray_session
+from pipelines.resolve import ResolvedRun, derive, flatten, validate_samples
+from pipelines.schema import RunConfig
+from pipelines.storage import (
+    Location,
+    checkpoint_step,
+    remove_checkpoint,
+    remove_leftovers,
+    take_over,
+    whole_checkpoints,
+)
+from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
+from pipelines.training.monitor import Progress, start_monitor
+from pipelines.training.worker import WorkerJob, train_on_rank
+
+CONFIG_FILE = "run.json"
+TRACKED_FILE = "mlflow.json"
+_POLL_S = 0.5
+
+
+class StoppedError(ClippoError):
+    """The run was asked to stop; a checkpoint was written first."""
+
+    exit_code = 130
+
+
+@dataclass
+class RunSummary:
+    """What a run made."""
+
+    run: Location
+    checkpoint: Location
+    tracked: TrackedRun
+    evaluations: list[EvaluationReport] = field(default_factory=list)
+
+
+def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
+    """Train from the newest whole checkpoint, or from the start, to the end.
+
+    Args:
+        resolved: the run.
+        is_resumed: whether the run's folder is expected to be there, or not to be.
+
+    Raises:
+        ConfigError: if a new run's folder is there already, or the machines do not suffice.
+        SampleError: if the data cannot be used.
+        StorageError: if the cluster, the storage or MLflow fails.
+        DivergedError: if the loss is no number any more.
+        StoppedError: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    if not is_resumed and (resolved.run / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{resolved.run.uri} is a run already; go on with it by\n"
+            f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
+        )
+    validate_samples(resolved)
+    with ray_session(cpus=needed_cpus(resolved.config)):
+        tracker = _open_tracker(resolved, is_resumed=is_resumed)
+        attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        _prepare_folder(resolved, tracker.run, attempt)
+        return RunDriver(resolved, tracker, attempt).run()
+
+
+def needed_cpus(config: RunConfig) -> float:
+    """CPUs that must be there for the run not to wait for ever."""
+    scaling = config.scaling
+    evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
+    return scaling.num_ranks * scaling.cpus_per_rank + scaling.renderer_cpus + evaluation
+
+
+def read_run_config(run: Location) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises:
+        ConfigError: if the folder is no run.
+    """
+    try:
+        content = (run / CONFIG_FILE).read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run.uri} is no run: it has no {CONFIG_FILE}; expected a folder that train made"
+        ) from None
+    return from_json(RunConfig, content, where=f"{run.uri}/{CONFIG_FILE}")
+
+
+class RunDriver:
+    """Follows one attempt at a run."""
+
+    def __init__(self, resolved: ResolvedRun, tracker: RunTracker, attempt: str) -> None:
+        """Nothing is started yet."""
+        self._resolved, self._tracker = resolved, tracker
+        self._config, self._run = resolved.config, resolved.run
+        self._monitor = start_monitor()
+        evaluation = self._config.evaluation
+        options = EvaluationOptions(templates=evaluation.templates, limit=evaluation.limit)
+        self._evaluations = EvaluationTasks(
+            resolved.benchmarks, options, cpus=evaluation.cpus, timeout_s=evaluation.timeout_s
+        )
+        self._reports: list[EvaluationReport] = []
+        self._job = WorkerJob(
+            self._config, self._run, attempt, resolved.stream, tracker.run, self._monitor
+        )
+
+    def run(self) -> RunSummary:
+        """Train, and wait for the evaluations; the MLflow run gets its true end."""
+        status = "FAILED"
+        try:
+            outcome = self._fit()
+            self._wait_for_evaluations()
+            summary = self._conclude(outcome)
+            status = "FINISHED"
+            return summary
+        except (StoppedError, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            self._tracker.finish(status)
+
+    def _fit(self) -> dict[str, Any]:
+        """Run the trainer in a thread; follow it from here, where signals arrive."""
+        trainer = _make_trainer(self._job, self._run)
+        thread = _Result(trainer.fit)
+        bar = progress("training", unit="step", total=self._config.train.steps)
+        evaluated = 0
+        with bar, stop_on_signals(self._request_stop):
+            while not thread.wait(_POLL_S):
+                said: Progress = ray.get(self._monitor.progress.remote())
+                _show(bar, said)
+                for uri in said.checkpoints[evaluated:]:
+                    self._evaluations.start(uri)
+                evaluated = len(said.checkpoints)
+                self._collect(self._evaluations.finished())
+                self._prune()
+            said = ray.get(self._monitor.progress.remote())
+            _show(bar, said)
+            for uri in said.checkpoints[evaluated:]:
+                self._evaluations.start(uri)
+        return _outcome_of(thread)
+
+    def _request_stop(self) -> None:
+        self._monitor.request_stop.remote()
+
+    def _collect(self, reports: list[EvaluationReport]) -> None:
+        for report in reports:
+            self._reports.append(report)
+            folder = Location.of(report.checkpoint).name
+            write_report(report, self._run / "evaluations" / folder)
+            if report.status != "ok":
+                tqdm.write(
+                    f"evaluation {report.name} of {folder}: {report.status}: {report.message}"
+                )
+                self._tracker.set_tag(
+                    f"evaluation.{report.status}.{report.name}", report.message[:500]
+                )
+                continue
+            metrics = {f"eval/{report.name}/{k}": v for k, v in report.result["metrics"].items()}
+            self._tracker.log_metrics(metrics, step=checkpoint_step(folder) or 0)
+            if report.picture_png is not None:
+                picture = Image.open(io.BytesIO(report.picture_png))
+                self._tracker.log_image(picture, f"evaluations/{folder}/{report.name}.png")
+
+    def _prune(self) -> None:
+        """Remove all but the newest checkpoints, and those under evaluation."""
+        whole = whole_checkpoints(self._run)
+        in_use = self._evaluations.checkpoints_in_use
+        for _, place in whole[: -self._config.storage.keep_checkpoints]:
+            if place.uri not in in_use:
+                remove_checkpoint(place)
+
+    def _wait_for_evaluations(self) -> None:
+        while self._evaluations.checkpoints_in_use:
+            self._collect(self._evaluations.finished(wait_s=_POLL_S))
+        self._prune()
+
+    def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
+        state, message = outcome["state"], outcome["message"]
+        self._tracker.set_tag("clippo.state", state)
+        if state == "diverged":
+            raise DivergedError(message)
+        if state == "rejected":
+            raise SampleError(message)
+        if state == "failed":
+            raise StorageError(message)
+        checkpoint = whole_checkpoints(self._run)[-1][1]
+        if state == "interrupted":
+            raise StoppedError(
+                f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
+                f"  python -m pipelines resume {self._run.uri}"
+            )
+        return RunSummary(self._run, checkpoint, self._tracker.run, self._reports)
+
+
+class _Result:
+    """A call in a thread of its own, and how it ended."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _work(self, call: Callable[[], Any]) -> None:
+        try:
+            self.value = call()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self.error = error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, after waiting for at most `timeout_s`."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+def _make_trainer(job: WorkerJob, run: Location) -> TorchTrainer:
+    config, scaling = job.config, job.config.scaling
+
+    def pairs() -> ray.data.Dataset:
+        # Called at every (re)start of the training workers: the stream begins where they will.
+        whole = whole_checkpoints(run)
+        start = whole[-1][0] if whole else 0
+        steps = StreamRange(start, config.train.steps, scaling.num_ranks)
+        return stream_dataset(job.stream, steps, scaling)
+
+    root, filesystem = run.arrow_path()
+    return TorchTrainer(
+        train_on_rank,
+        train_loop_config={"job": job},
+        datasets={DATASET: pairs},
+        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.num_ranks,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_rank}
+            | ({"GPU": 1} if scaling.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own for each attempt: Ray keeps no state that another could trip over.
+            name=job.attempt,
+            storage_path=f"{root}/ray",
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+
+
+def _outcome_of(thread: _Result) -> dict[str, Any]:
+    if thread.error is None:
+        return thread.value.return_value
+    if isinstance(thread.error, ClippoError):
+        raise thread.error
+    raise StorageError(
+        f"the training workers failed: {thread.error}\nRay's logs: /tmp/ray/session_latest/logs"
+    ) from thread.error
+
+
+def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
+    config, run = resolved.config, resolved.run
+    if is_resumed:
+        tracker = RunTracker(TrackedRun(**(run / TRACKED_FILE).read_json()))
+        tracker.set_running()
+        return tracker
+    assert config.tracking.uri is not None
+    tags = {
+        "clippo.run": run.uri,
+        "clippo.preset": config.preset,
+        "clippo.font_sha256": resolved.renderer.font.sha256,
+        **git_tags(),
+    }
+    tracker = RunTracker.open(
+        config.tracking.uri,
+        experiment=config.tracking.experiment,
+        name=run.name,
+        artifacts=run.parent / "mlartifacts",
+        tags=tags,
+    )
+    tracker.log_params(flatten(config))
+    tracker.log_params({f"derived.{name}": value for name, value in derive(resolved).items()})
+    return tracker
+
+
+def _prepare_folder(resolved: ResolvedRun, tracked: TrackedRun, attempt: str) -> None:
+    run = resolved.run
+    take_over(run, attempt)
+    (run / CONFIG_FILE).write_bytes(to_json(resolved.config).encode())
+    (run / TRACKED_FILE).write_json(dataclasses.asdict(tracked))
+    if resolved.font_uri is not None:
+        Location.of(resolved.font_uri).write_bytes(resolved.renderer.font.to_bytes())
+    remove_leftovers(run)
+
+
+@contextmanager
+def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """While this lasts, the first Ctrl-C or SIGTERM calls `stop`; the second interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.default_int_handler)
+        tqdm.write("stopping after a checkpoint; once more to stop at once", file=sys.stderr)
+        stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, handle) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def git_tags() -> dict[str, str]:
+    """The code's commit, and whether it was changed since; nothing outside a git checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        run = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    try:
+        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.dirty": str(is_dirty)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _show(bar: Any, said: Progress) -> None:
+    if said.step > bar.n:
+        bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
+        bar.update(said.step - bar.n)

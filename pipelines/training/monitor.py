@@ -1,0 +1,74 @@
+"""`RunMonitor`: what driver and rank 0 tell each other while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+
+@dataclass
+class Progress:
+    """How far a run has come, as rank 0 said last."""
+
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    checkpoints: list[str] = field(default_factory=list)
+    heard_at: float | None = None
+
+
+class RunMonitor:
+    """An actor without a CPU of its own; holds the progress, and the wish to stop."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._is_stop_wanted = False
+
+    def update(self, step: int, metrics: dict[str, float]) -> bool:
+        """Rank 0 reports a step; the answer is whether to stop."""
+        self._progress.step, self._progress.metrics = step, metrics
+        self._progress.heard_at = time.monotonic()
+        return self._is_stop_wanted
+
+    def checkpoint_committed(self, uri: str) -> None:
+        """Rank 0 reports that a checkpoint is in its place."""
+        self._progress.checkpoints.append(uri)
+
+    def request_stop(self) -> None:
+        """The driver asks for a checkpoint and the end of the run."""
+        self._is_stop_wanted = True
+
+    def progress(self) -> Progress:
+        """What the driver reads."""
+        return self._progress
+
+
+def start_monitor() -> ActorHandle[Any]:
+    """Start the actor; it ends with the process that owns it."""
+    return ray.remote(RunMonitor).options(num_cpus=0).remote()
+
+
+class MonitorClient:
+    """Rank 0's side: reports without waiting, and takes the answer when it is there."""
+
+    def __init__(self, monitor: ActorHandle[Any]) -> None:
+        self._monitor = monitor
+        self._pending: Any = None
+        self._is_stop_wanted = False
+
+    def update(self, step: int, metrics: dict[str, float]) -> bool:
+        """Report a step unless the last report is still under way; whether to stop."""
+        if self._pending is not None:
+            done, _ = ray.wait([self._pending], timeout=0)
+            if not done:
+                return self._is_stop_wanted
+            self._is_stop_wanted = ray.get(done[0])
+        self._pending = self._monitor.update.remote(step, metrics)
+        return self._is_stop_wanted
+
+    def checkpoint_committed(self, uri: str) -> None:
+        """Report a checkpoint; waits until the driver can know of it."""
+        ray.get(self._monitor.checkpoint_committed.remote(uri))

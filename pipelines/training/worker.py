@@ -1,0 +1,359 @@
+"""What each rank does: take batches from the stream, make steps, save and report."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+
+from clippo_core.errors import DivergedError, SampleError
+from clippo_core.rejected import REJECT_REASONS
+from clippo_core.training.state import Snapshot, TrainState
+from clippo_core.training.step import PairBatch, train_step
+from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
+from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
+from pipelines.schema import RunConfig, RunState
+from pipelines.storage import (
+    JsonLines,
+    Location,
+    SupersededError,
+    check_owner,
+    checkpoint_name,
+    commit_checkpoint,
+    fetched,
+    find_checkpoint,
+    whole_checkpoints,
+)
+from pipelines.tracking.mlflow_tracker import StepLogger, TrackedRun
+from pipelines.training.collectives import collect_objects, sum_over_ranks, this_shard
+from pipelines.training.monitor import MonitorClient
+
+#: Below this many samples a few bad ones are no verdict on the data.
+MIN_SAMPLES_BEFORE_ABORT = 1000
+#: Steps over which the mean loss is taken when judging whether training diverges.
+DIVERGENCE_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What the driver gives to every rank."""
+
+    config: RunConfig
+    run: Location
+    attempt: str
+    stream: StreamSpec
+    tracked: TrackedRun
+    monitor: ActorHandle[Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a rank's work ended; the driver turns it into an exit code."""
+
+    state: RunState
+    message: str = ""
+
+
+def train_on_rank(settings: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry: train from the newest whole checkpoint to the end, or as far as it goes.
+
+    Errors that a restart would only repeat are returned, not raised: Ray retries what is raised.
+    """
+    job: WorkerJob = settings["job"]
+    try:
+        rank = Rank(job)
+        try:
+            outcome = rank.run()
+        finally:
+            rank.close()
+    except Exception as error:
+        hopeless = hopeless_cause(error)
+        if hopeless is None:
+            raise
+        outcome = Outcome(_STATES[type(hopeless)], str(hopeless))
+    return asdict(outcome)
+
+
+#: Errors that training again from the last checkpoint would only meet again.
+_STATES: dict[type[BaseException], RunState] = {
+    DivergedError: "diverged",
+    SampleError: "rejected",
+    SupersededError: "failed",
+}
+
+
+def hopeless_cause(error: BaseException) -> BaseException | None:
+    """The error among the causes of `error` that a restart would meet again, if there is one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # Ray wraps what tasks raise, and keeps the original in `cause`.
+        original = getattr(cause, "cause", cause)
+        if type(original) in _STATES:
+            return original
+        cause = cause.__cause__
+    return None
+
+
+class Rank:
+    """One training process: its state, its part of the stream, and what it reports."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        """Restore the newest whole checkpoint, or start afresh."""
+        self._job, self._config = job, job.config
+        context = ray.train.get_context()
+        self._is_first, self._num_ranks = context.get_world_rank() == 0, context.get_world_size()
+        check_owner(job.run, job.attempt)
+        _set_threads(self._config, context.get_local_world_size())
+        self._device = ray.train.torch.get_device()
+        self.state, self._rejected = _restored_state(job, self._device)
+        self._forward = ray.train.torch.prepare_model(self.state.model)
+        part = f"{job.attempt}-rank{context.get_world_rank()}"
+        self._keys = JsonLines(job.run / "samples", part)
+        self._reject_rows = JsonLines(job.run / "rejects", part)
+        self._reporter = Reporter(job) if self._is_first else None
+        self._recent_losses: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
+
+    def run(self) -> Outcome:
+        """Make steps until the run is complete, or the driver wants it to stop."""
+        train = self._config.train
+        steps = StreamRange(self.state.step, train.steps, self._num_ranks)
+        shard = ray.train.get_dataset_shard(DATASET)
+        is_stop_wanted = False
+        for batch, wait_s in _timed(iterate_batches(shard, self._job.stream, steps)):
+            started = time.perf_counter()
+            metrics = self._step(batch)
+            totals = self._exchange(batch, metrics, wait_s, is_stop_wanted)
+            elapsed_s = wait_s + time.perf_counter() - started
+            if self._reporter is not None:
+                is_stop_wanted = self._reporter.report(self.state.step, metrics, totals, elapsed_s)
+            is_last = totals.is_stop_wanted or self.state.step == train.steps
+            if is_last or self.state.step % train.checkpoint_every == 0:
+                self._checkpoint()
+            if totals.is_stop_wanted:
+                return Outcome("interrupted")
+        self._check_rejects(at_end=True)
+        return Outcome("completed")
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        if self._reporter is not None:
+            self._reporter.close()
+
+    def _step(self, batch: PreparedBatch) -> dict[str, float]:
+        # A copy: the batch is a read-only view of Ray's object store.
+        images = torch.tensor(batch.images, device=self._device)
+        metrics = train_step(
+            self.state,
+            PairBatch(images, batch.texts),
+            self._config.optim,
+            total_steps=self._config.train.steps,
+            precision=self._config.train.precision,
+            forward=self._forward,
+            shard=this_shard(),
+        )
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _exchange(
+        self, batch: PreparedBatch, metrics: dict[str, float], wait_s: float, stop: bool
+    ) -> Totals:
+        """What all ranks need to know of a step; the same on each of them."""
+        reasons = Counter(row.reason for row in batch.rejected)
+        counts = [float(reasons[reason]) for reason in REJECT_REASONS]
+        prepare_s = sum(batch.seconds.values())
+        values = [metrics["loss"], wait_s, prepare_s, float(stop), *counts]
+        loss, waited, prepared, stops, *rejects = sum_over_ranks(values, self._device)
+        self._rejected.update(dict(zip(REJECT_REASONS, map(int, rejects), strict=True)))
+        if sum(rejects):
+            rows = [row for part in collect_objects(batch.rejected) for row in part]
+            if self._is_first:
+                for row in rows:
+                    self._reject_rows.add(asdict(row))
+        if self._config.data.record_keys:
+            self._keys.add({"step": self.state.step - 1, "keys": batch.keys})
+        self._check_loss(loss, metrics["gradient_norm"])
+        self._check_rejects()
+        wait = waited / self._num_ranks
+        return Totals(loss, wait, prepared, self._rejected.total(), stops > 0)
+
+    def _checkpoint(self) -> None:
+        """Save; the other ranks go on at once, rank 0 once the state is copied."""
+        self._keys.flush(self.state.step)
+        self._reject_rows.flush(self.state.step)
+        if self._reporter is not None:
+            extra = {"rejected": dict(self._rejected), "attempt": self._job.attempt}
+            self._reporter.save(self.state.snapshot(extra=extra), self.state.step)
+
+    def _check_loss(self, loss: float, gradient_norm: float) -> None:
+        chance = math.log(self._config.train.global_batch_size)
+        self._recent_losses.append(loss)
+        mean = sum(self._recent_losses) / len(self._recent_losses)
+        is_full = len(self._recent_losses) == DIVERGENCE_WINDOW
+        if math.isfinite(loss + gradient_norm) and not (is_full and mean > 2 * chance + 1):
+            return
+        good = whole_checkpoints(self._job.run)
+        raise DivergedError(
+            f"training diverged at step {self.state.step}: loss {loss:.4g} (chance is "
+            f"{chance:.4g}), gradient norm {gradient_norm:.4g}. The last good checkpoint is "
+            f"{good[-1][1].uri if good else 'none'}; lower optim.learning-rate or warm up longer"
+        )
+
+    def _check_rejects(self, *, at_end: bool = False) -> None:
+        count, seen = self._rejected.total(), self.state.samples_seen
+        limit = self._config.data.max_reject_ratio
+        if count <= limit * (count + seen) or (seen < MIN_SAMPLES_BEFORE_ABORT and not at_end):
+            return
+        self._reject_rows.flush(self.state.step)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self._rejected.most_common() if n)
+        raise SampleError(
+            f"{count} of {count + seen} samples could not be used ({reasons}), more than "
+            f"data.max_reject_ratio={limit}; they are listed in {self._job.run.uri}/rejects/"
+        )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all ranks know of a step."""
+
+    loss: float
+    wait_s: float
+    prepare_s: float
+    num_rejected: int
+    is_stop_wanted: bool
+
+
+class Reporter:
+    """Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        """Start the logging thread."""
+        self._job = job
+        self._monitor = MonitorClient(job.monitor)
+        self._logger = StepLogger(job.tracked, spool=spool_path(job.run))
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._commit: Future[None] | None = None
+        self._window = Window()
+
+    def report(
+        self, step: int, metrics: dict[str, float], totals: Totals, elapsed_s: float
+    ) -> bool:
+        """Tell MLflow and the driver of a step; whether the driver wants to stop."""
+        train = self._job.config.train
+        self._window.add(totals, elapsed_s)
+        if step % train.log_every == 0 or step == train.steps:
+            pairs = self._window.steps * train.global_batch_size
+            chance = math.log(train.global_batch_size)
+            self._logger.log(
+                step,
+                {
+                    "train/loss": totals.loss,
+                    "train/loss_over_chance": totals.loss / chance if chance else 0.0,
+                    "train/gradient_norm": metrics["gradient_norm"],
+                    "train/logit_scale": metrics["logit_scale"],
+                    "train/learning_rate": metrics["learning_rate"],
+                    "speed/pairs_per_s": pairs / self._window.elapsed_s,
+                    "data/wait_ratio": self._window.wait_s / self._window.elapsed_s,
+                    "data/prepare_ms_per_sample": 1000 * self._window.prepare_s / pairs,
+                    "data/rejected": totals.num_rejected,
+                },
+            )
+            self._window = Window()
+        return self._monitor.update(step, {"loss": totals.loss})
+
+    def save(self, snapshot: Snapshot, step: int) -> None:
+        """Write a checkpoint in the background, after the one before."""
+        self._wait_for_commit()
+        self._commit = self._writer.submit(self._save, snapshot, step)
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way, and send what is left to MLflow."""
+        try:
+            self._wait_for_commit()
+        finally:
+            self._writer.shutdown()
+            self._logger.close()
+
+    def _save(self, snapshot: Snapshot, step: int) -> None:
+        # In this order: whatever a checkpoint follows has been logged when it appears.
+        self._logger.flush()
+        check_owner(self._job.run, self._job.attempt)
+        target = self._job.run / "checkpoints" / checkpoint_name(step)
+        commit_checkpoint(snapshot.save, target)
+        self._monitor.checkpoint_committed(target.uri)
+
+    def _wait_for_commit(self) -> None:
+        if self._commit is not None:
+            self._commit.result()
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last point in the charts."""
+
+    steps: int = 0
+    elapsed_s: float = 0.0
+    wait_s: float = 0.0
+    prepare_s: float = 0.0
+
+    def add(self, totals: Totals, elapsed_s: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.elapsed_s += elapsed_s
+        self.wait_s += totals.wait_s
+        self.prepare_s += totals.prepare_s
+
+
+def spool_path(run: Location) -> Path:
+    """Where metrics wait for MLflow: in the run where that is on a disk, else on this machine."""
+    folder = Path(run.uri) if run.is_local else Path(tempfile.gettempdir()) / f"clippo-{run.name}"
+    return folder / "mlflow-spool.jsonl"
+
+
+def _timed(batches: Iterator[PreparedBatch]) -> Iterator[tuple[PreparedBatch, float]]:
+    """Each batch, and the seconds that this rank waited for it."""
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - started
+
+
+def _set_threads(config: RunConfig, ranks_on_machine: int) -> None:
+    cores = len(os.sched_getaffinity(0))
+    threads = config.scaling.threads_per_rank or max(cores // ranks_on_machine, 1)
+    torch.set_num_threads(threads)
+
+
+def _restored_state(job: WorkerJob, device: torch.device) -> tuple[TrainState, Counter[str]]:
+    """The state to go on from, and how many samples were rejected on the way to it."""
+    config, whole = job.config, whole_checkpoints(job.run)
+    renderer = open_renderer(job.stream.render, job.stream.font_uri)
+    with ExitStack() as stack:
+        init_from = None
+        if config.train.init_from is not None and not whole:
+            init_from = stack.enter_context(fetched(find_checkpoint(config.train.init_from)))
+        state = TrainState.create(
+            config.model,
+            config.optim,
+            seed=config.train.seed,
+            device=device,
+            init_from=init_from,
+            font=renderer.font,
+        )
+        if not whole:
+            return state, Counter()
+        values = state.restore(stack.enter_context(fetched(whole[-1][1])))
+        return state, Counter(values["rejected"])
