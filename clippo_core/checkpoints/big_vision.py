@@ -11,16 +11,15 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ClippoError
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+Arrays = Mapping[str, np.ndarray]
 
 #: What a layer of the native model is called in Flax, and the parts stacked in it, in order.
 _BLOCK_LAYERS = {
@@ -113,17 +112,28 @@ def write_big_vision(path: str | Path, state: Mapping[str, Tensor]) -> None:
         path: of the `.npz` file.
         state: `Clippo.state_dict()`.
     """
-    depth = len({name.split(".")[2] for name in state if name.startswith("encoder.blocks.")})
-    arrays = {}
-    for c in _correspondences(depth):
-        values = state[c.name].detach().cpu()
-        parts = values.unbind(_part_axis(values)) if c.is_stacked else (values,)
-        for key, part in zip(c.keys, parts, strict=True):
-            arrays[f"params/{key}"] = np.ascontiguousarray(part.numpy())
+    arrays = {f"params/{key}": array for key, array in _flax_arrays(state).items()}
     np.savez(path, **dict(sorted(arrays.items())))
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def gradient_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """The gradients of a CLIPPO's parameters under the authors' names."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return _flax_arrays(gradients)
+
+
+def _flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
+    arrays = {}
+    for c in _correspondences(len(blocks)):
+        values = tensors[c.name].detach().cpu()
+        parts = values.unbind(_part_axis(values)) if c.is_stacked else (values,)
+        for key, part in zip(c.keys, parts, strict=True):
+            arrays[key] = np.ascontiguousarray(part.numpy())
+    return arrays
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
@@ -138,7 +148,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise CheckpointError(f"{path} is missing, damaged, or no .npz file: {error}") from None
 
 
-def _parameters_of(arrays: Arrays, path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+def _parameters_of(arrays: Arrays, path: str | Path) -> dict[str, np.ndarray]:
     """The arrays without their `params/` prefix, checked to be floats, as float32."""
     prefix = "params/" if any(key.startswith("params/") for key in arrays) else ""
     named = {key.removeprefix(prefix): _as_float32(key, a) for key, a in arrays.items()}
@@ -147,7 +157,7 @@ def _parameters_of(arrays: Arrays, path: str | Path) -> dict[str, np.ndarray[Any
     return named
 
 
-def _as_float32(key: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _as_float32(key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == np.dtype("V2"):
         # NumPy has no bfloat16: big_vision's come back as two raw bytes, a float32's upper half.
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ class Clippo(nn.Module):
         order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(self.device)
         return normalize(torch.cat(features)[order])
 
-    def _occupied_px(self, texts: TextRasters) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _occupied_px(self, texts: TextRasters) -> Int64[np.ndarray, " text"]:
         """Height of the whole patches down to the last inked text row; at least one patch."""
         patch = self.config.vit.patch_size_px
         patch_rows = -(-texts.occupied_rows.astype(np.int64) * GLYPH_PX // patch)

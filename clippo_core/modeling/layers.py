@@ -14,6 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6
+#: Up to so many tokens, in bfloat16 on a CPU, written-out attention is the faster one: torch's
+#: fused kernel spends its backward pass on blocks that are mostly padding (EXPERIMENTS.md).
+MAX_EXPLICIT_TOKENS = 64
 
 
 def xavier_uniform_(kernel: Tensor, *, fan_in: int, fan_out: int) -> None:
@@ -89,6 +92,19 @@ class MergeHeads(nn.Module):
         return F.linear(x.transpose(1, 2).flatten(2), self.kernel.flatten(0, 1).T, self.bias)
 
 
+def attend(
+    query: Float[Tensor, "batch head query head_dim"],
+    key: Float[Tensor, "batch head token head_dim"],
+    value: Float[Tensor, "batch head token head_dim"],
+) -> Float[Tensor, "batch head query head_dim"]:
+    """`softmax(Q K^T / sqrt(head_dim)) V`, the softmax in float32."""
+    is_on_cpu = query.device.type == "cpu"
+    if is_on_cpu and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return scores.float().softmax(-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of the tokens over themselves."""
 
@@ -99,7 +115,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         query, key, value = self.query_key_value(x)
-        return self.output(F.scaled_dot_product_attention(query, key, value))
+        return self.output(attend(query, key, value))
 
 
 class AttentionPooling(nn.Module):
@@ -122,5 +138,5 @@ class AttentionPooling(nn.Module):
         (query,) = self.query(self.probe)
         key, value = self.key_value(x)
         query = query.expand(len(x), -1, -1, -1)
-        pooled = self.output(F.scaled_dot_product_attention(query, key, value))
+        pooled = self.output(attend(query, key, value))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]

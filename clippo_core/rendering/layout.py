@@ -1,20 +1,19 @@
 """Where each glyph goes: trimming, wrapping, and the compiled loop that sets whole texts.
 
 Source of the rules: big_vision `render_unifont` at 0127fb6; equality shown in
-tests/parity/test_rendered_text.py.
+tests/parity/test_rendered_text.py. The compiled functions are marked `no_type_check`, so that no
+run-time checker wraps what numba has to see.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt16, UInt32
 from numba import njit
 
 from clippo_core.rendering.unifont import GLYPH_PX
-
-_Array = np.ndarray[Any, Any]
 
 
 class TrimmedGlyphs(NamedTuple):
@@ -47,7 +46,13 @@ def trim_glyphs(
 
 
 @njit(cache=True, nogil=True)
-def _find_glyphs(codepoints: _Array, glyphs: TrimmedGlyphs, lowercase: bool, found: _Array) -> int:
+@no_type_check
+def _find_glyphs(
+    codepoints: UInt32[np.ndarray, " character"],
+    glyphs: TrimmedGlyphs,
+    lowercase: bool,
+    found: Int32[np.ndarray, " character"],
+) -> int:
     """Write the glyph of each code point to `found`; return the widest advance."""
     widest = 1
     for i in range(len(codepoints)):
@@ -64,7 +69,13 @@ def _find_glyphs(codepoints: _Array, glyphs: TrimmedGlyphs, lowercase: bool, fou
 
 
 @njit(cache=True, nogil=True)
-def _draw(found: _Array, glyphs: TrimmedGlyphs, usable_px: int, rows: _Array) -> int:
+@no_type_check
+def _draw(
+    found: Int32[np.ndarray, " character"],
+    glyphs: TrimmedGlyphs,
+    usable_px: int,
+    rows: UInt16[np.ndarray, "text_row width_px"],
+) -> int:
     """Copy the glyphs' columns into blank `rows`; return the rows up to the last inked one."""
     advance, current_row, x, num_inked = 0, 0, 0, 0
     for i in range(len(found)):
@@ -88,6 +99,7 @@ def _draw(found: _Array, glyphs: TrimmedGlyphs, usable_px: int, rows: _Array) ->
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def set_texts(
     codepoints: UInt32[np.ndarray, " character"],
     text_offsets: Int64[np.ndarray, " text_and_1"],

@@ -1,0 +1,24 @@
+"""Retrieval recall."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clippo_core.evaluation.retrieval import recall_of_similarity
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 512])
+def test_recalls_agree_exactly_for_any_block_size(block_rows: int):
+    with np.load(REFERENCE / "retrieval.npz") as file:
+        arrays = dict(file)
+    ours = recall_of_similarity(
+        arrays["similarity"], arrays["image_of_text"], block_rows=block_rows
+    )
+    expected = {k.replace("/Recall@", "_recall@"): float(v) for k, v in arrays.items() if "/" in k}
+    assert len(expected) == 6
+    assert ours == expected
