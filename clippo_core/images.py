@@ -104,8 +104,8 @@ def _neighbours(
     position = (np.arange(size_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
     lower = np.floor(position)
     last = size_in - 1
-    neighbours = (np.clip(lower + step, 0, last).astype(np.int64) for step in (0, 1))
-    return *neighbours, position - lower
+    first, second = (np.clip(lower + step, 0, last).astype(np.int64) for step in (0, 1))
+    return first, second, position - lower
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ the very samples that it would have seen, for any number of renderer workers or 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -98,19 +99,14 @@ class SamplePlan:
         return PlannedSamples(**joined)
 
     def rows_drawn(self, step: int) -> list[int]:
-        """Rows drawn from each source before `step`: within one of the ideal, exact where whole.
+        """Rows drawn from each source before `step`: exact where whole, else rounded.
 
-        The first source takes its rounded share of all rows, the second its rounded share of the
-        rest, and so on; since each is monotone in the number of rows, so is every source's count.
+        The sources are halved again and again, and each half takes its rounded share of the rows;
+        since that is monotone in the number of rows, so is every source's count. A count is off by
+        at most half a row for each halving.
         """
         shares = [Fraction(str(weight)) for weight in self.weights]
-        rest_share, rest = sum(shares), step * self.batch_size
-        drawn = []
-        for share in shares[:-1]:
-            taken = math.floor(rest * share / rest_share + Fraction(1, 2))
-            drawn.append(taken)
-            rest_share, rest = rest_share - share, rest - taken
-        return [*drawn, rest]
+        return _split_rows(step * self.batch_size, shares)
 
     def reserve(self, sample: PlannedSamples, attempt: int) -> PlannedSamples:
         """The sample that takes the place of a rejected one.
@@ -163,6 +159,14 @@ class SamplePlan:
             return np.empty(0)
         run = part.position // self.run_length
         return (run - run[0] + 0.5) / (run[-1] - run[0] + 1)
+
+
+def _split_rows(rows: int, shares: Sequence[Fraction]) -> list[int]:
+    if len(shares) == 1:
+        return [rows]
+    half = len(shares) // 2
+    left = math.floor(rows * sum(shares[:half]) / sum(shares) + Fraction(1, 2))
+    return _split_rows(left, shares[:half]) + _split_rows(rows - left, shares[half:])
 
 
 def permute(

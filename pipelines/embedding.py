@@ -78,7 +78,7 @@ def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> Embedding
     units = list(_units(job))
     DataContext.get_current().enable_progress_bars = False
     summaries = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
-        functools.partial(_embed_unit, job),
+        functools.partial(_embed_unit, job),  # pyright: ignore[reportArgumentType]
         batch_size=1,
         num_cpus=cpus,
         compute=TaskPoolStrategy(size=max_tasks),

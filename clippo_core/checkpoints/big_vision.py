@@ -3,6 +3,9 @@
 Reading and writing rename arrays and stack or split queries, keys and values; no number changes.
 """
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -22,7 +25,7 @@ from clippo_core.errors import CheckpointError, ClippoError
 Arrays = Mapping[str, np.ndarray]
 
 #: What a layer of the native model is called in Flax, and the parts stacked in it, in order.
-_BLOCK_LAYERS = {
+_BLOCK_LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "norm_attention": ("LayerNorm_0", ()),
     "attention.query_key_value": ("MultiHeadDotProductAttention_0", ("query", "key", "value")),
     "attention.output": ("MultiHeadDotProductAttention_0/out", ()),
@@ -30,7 +33,7 @@ _BLOCK_LAYERS = {
     "mlp.hidden": ("MlpBlock_0/Dense_0", ()),
     "mlp.output": ("MlpBlock_0/Dense_1", ()),
 }
-_OUTER_LAYERS = {
+_OUTER_LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "patch_embedding": ("embedding", ()),
     "norm": ("Transformer/encoder_norm", ()),
     "pooling.query": ("MAPHead_0/MultiHeadDotProductAttention_0", ("query",)),
@@ -113,7 +116,7 @@ def write_big_vision(path: str | Path, state: Mapping[str, Tensor]) -> None:
         state: `Clippo.state_dict()`.
     """
     arrays = {f"params/{key}": array for key, array in _flax_arrays(state).items()}
-    np.savez(path, **dict(sorted(arrays.items())))
+    np.savez(path, allow_pickle=False, **dict(sorted(arrays.items())))
 
 
 def gradient_arrays(model: nn.Module) -> dict[str, np.ndarray]:
@@ -124,7 +127,7 @@ def gradient_arrays(model: nn.Module) -> dict[str, np.ndarray]:
 
 def _flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for c in _correspondences(len(blocks)):
         values = tensors[c.name].detach().cpu()
         parts = values.unbind(_part_axis(values)) if c.is_stacked else (values,)
@@ -135,7 +138,8 @@ def _flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a file open that is no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise CheckpointError(f"{path} is a single array; expected an .npz of many")
             return {key: file[key] for key in file.files if not key.startswith("opt/")}

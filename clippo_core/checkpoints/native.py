@@ -9,15 +9,18 @@
 The last two are there when the checkpoint was made in training.
 """
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -42,8 +45,8 @@ MOMENTS_FILE = "train_state.safetensors"
 class SavedState:
     """What a trainer stores beside the weights: tensors by name, and JSON values."""
 
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
 
 
 def write_native(path: str | Path, model: Clippo, *, state: SavedState | None = None) -> None:
@@ -145,7 +148,7 @@ def _parse_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
+    return cast("dict[str, Any]", content)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

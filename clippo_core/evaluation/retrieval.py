@@ -1,5 +1,8 @@
 """Retrieval: recall@k between images and texts, several texts per image allowed."""
 
+# NumPy leaves types of shapes unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -7,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, SampleError
 
 #: Rows of a slice of queries -> their similarity to every candidate.
 SimilarityOf = Callable[[slice], Float[np.ndarray, "query candidate"]]
@@ -18,7 +21,7 @@ RightOf = Callable[[slice], Bool[np.ndarray, "query candidate"]]
 def retrieval_recall(
     image_embeddings: Float32[np.ndarray, "image embed"],
     text_embeddings: Float32[np.ndarray, "text embed"],
-    image_of_text: Int[np.ndarray, " text"],
+    image_of_text: Int[np.ndarray, " _"],
     *,
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
@@ -40,6 +43,7 @@ def retrieval_recall(
 
     Raises:
         ConfigError: if a text names an image that is not there, or an image has no text.
+        SampleError: if embeddings are no finite numbers.
 
     Source: big_vision `evaluators/proj/image_text/image_text_retrieval.py` at 0127fb6; equality
     shown in tests/parity/test_retrieval.py.
@@ -58,7 +62,7 @@ def retrieval_recall(
 
 def recall_of_similarity(
     similarity: Float[np.ndarray, "image text"],
-    image_of_text: Int[np.ndarray, " text"],
+    image_of_text: Int[np.ndarray, " _"],
     *,
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
@@ -97,7 +101,7 @@ def _both_directions(
         "image_to_text": (texts_of, is_right_text, num_images),
         "text_to_image": (images_of, is_right_image, len(image_of_text)),
     }
-    recalls = {}
+    recalls: dict[str, float] = {}
     for name, (similarity_of, right_of, num_queries) in directions.items():
         ranks = _best_ranks(similarity_of, right_of, num_queries, block_rows)
         recalls |= {f"{name}_recall@{k}": float((ranks < k).mean()) for k in ks}
@@ -112,15 +116,19 @@ def _best_ranks(
     for start in range(0, num_queries, block_rows):
         rows = slice(start, min(start + block_rows, num_queries))
         similarity = similarity_of(rows)
+        if not np.isfinite(similarity).all():
+            # A comparison with NaN is false, so that a broken model would find everything.
+            raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
         # argmax takes the first of equals, which is the order of nearness here.
-        nearest = np.where(right_of(rows), similarity, -np.inf).argmax(axis=1)[:, None]
+        of_right = np.where(right_of(rows), similarity, -np.inf)
+        nearest = of_right.argmax(axis=1)[:, None]
         best = np.take_along_axis(similarity, nearest, axis=1)
         is_earlier = np.arange(similarity.shape[1]) < nearest
         ranks[rows] = ((similarity > best) | ((similarity == best) & is_earlier)).sum(axis=1)
     return ranks
 
 
-def _check(image_of_text: Int[np.ndarray, " text"], *, num_images: int, num_texts: int) -> None:
+def _check(image_of_text: Int[np.ndarray, " _"], *, num_images: int, num_texts: int) -> None:
     if len(image_of_text) != num_texts:
         raise ConfigError(f"{num_texts} texts, but the images of {len(image_of_text)} are given")
     missing = np.setdiff1d(np.arange(num_images), image_of_text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, SampleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +64,14 @@ def classify(
 
     Raises:
         ConfigError: if a label is not the number of a class.
+        SampleError: if embeddings are no finite numbers.
     """
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ConfigError(
             f"labels run from {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}, "
             "the numbers of the class names"
         )
+    if not (np.isfinite(image_embeddings).all() and np.isfinite(classes).all()):
+        raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
     predictions = (image_embeddings @ classes.T).argmax(axis=1)
     return ZeroShotResult(predictions, np.asarray(labels), len(classes))

@@ -1,5 +1,8 @@
 """CLIPPO: one tower for photographs and rendered text."""
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math

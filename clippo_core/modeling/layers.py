@@ -4,6 +4,9 @@ So a big_vision checkpoint converts by renaming alone, bit for bit, and Adafacto
 dimensions that it factors in the paper (it never factors across heads).
 """
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math

@@ -55,5 +55,7 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     gradients = [p.grad for p in params if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
-        torch._foreach_mul_(gradients, torch.where(norm < max_norm, 1.0, max_norm / norm))
+        scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
+        for gradient in gradients:
+            gradient.mul_(scale)
     return norm

@@ -19,7 +19,7 @@ from clippo_core.rendering.unifont import GLYPH_PX
 class TrimmedGlyphs(NamedTuple):
     """A glyph table with the columns that each glyph keeps; what the compiled loop reads."""
 
-    index: Int32[np.ndarray, " codepoint"]
+    by_codepoint: Int32[np.ndarray, " codepoint"]
     columns: UInt16[np.ndarray, "glyph 16"]
     first: Int32[np.ndarray, " glyph"]
     end: Int32[np.ndarray, " glyph"]
@@ -62,7 +62,7 @@ def _find_glyphs(
         elif 0xD800 <= codepoint <= 0xDFFF:
             # A lone surrogate is no character: drawn as U+FFFD, as invalid UTF-8 is.
             codepoint = 0xFFFD
-        glyph = glyphs.index[codepoint]
+        glyph = glyphs.by_codepoint[codepoint]
         found[i] = glyph
         widest = max(widest, glyphs.end[glyph] - glyphs.first[glyph])
     return widest

@@ -1,5 +1,8 @@
 """`TextRasters`: rendered texts in one bit per pixel, as they travel from workers to devices."""
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,9 +1,13 @@
 """`TextRenderer`: texts in, rasters out."""
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -85,15 +89,18 @@ def _trimmed(font: GlyphTable, config: RenderConfig) -> TrimmedGlyphs:
 
 def _join(texts: Sequence[str | bytes], max_chars: int | None) -> tuple[str, list[int]]:
     """All texts in one string, each cut to `max_chars`, and their lengths in characters."""
+    # Usually all are strings already; joining is the fastest way to find out.
+    strings = cast("Sequence[str]", texts)
     try:
-        joined, lengths = "".join(texts), list(map(len, texts))  # pyright: ignore[reportArgumentType]
+        joined = "".join(strings)
     except TypeError:
-        texts = [_decode(text, position) for position, text in enumerate(texts)]
-        joined, lengths = "".join(texts), list(map(len, texts))
+        strings = [_decode(text, position) for position, text in enumerate(texts)]
+        joined = "".join(strings)
+    lengths = list(map(len, strings))
     if max_chars is None or max(lengths, default=0) <= max_chars:
         return joined, lengths
-    cut = [text[:max_chars] for text in texts]
-    return "".join(cut), list(map(len, cut))  # pyright: ignore[reportArgumentType]
+    cut = [text[:max_chars] for text in strings]
+    return "".join(cut), list(map(len, cut))
 
 
 def _decode(text: object, position: int) -> str:

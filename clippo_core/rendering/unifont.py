@@ -71,9 +71,8 @@ def glyph_table(
     return GlyphTable(codepoints, with_empty, index, digest.hexdigest(), is_bundled)
 
 
-@functools.lru_cache(maxsize=8)
 def load_font(path: str | None = None) -> GlyphTable:
-    """Read a font once per process.
+    """Read a font; the bundled one once per process.
 
     Args:
         path: a `.hex`, `.hex.gz` or `.glyphs.xz` file; None is the bundled GNU Unifont 15.1.01.
@@ -81,11 +80,17 @@ def load_font(path: str | None = None) -> GlyphTable:
     Raises:
         RenderError: if the file is missing or not in one of the formats.
     """
-    file = BUNDLED_FONT if path is None else Path(path)
+    if path is None:
+        return _bundled_font()
     try:
-        return parse_font(file.read_bytes(), name=str(file), is_bundled=path is None)
+        return parse_font(Path(path).read_bytes(), name=path)
     except OSError as error:
-        raise RenderError(f"font {file} cannot be read: {error}") from None
+        raise RenderError(f"font {path} cannot be read: {error}") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _bundled_font() -> GlyphTable:
+    return parse_font(BUNDLED_FONT.read_bytes(), name=BUNDLED_FONT.name, is_bundled=True)
 
 
 def parse_font(content: bytes, *, name: str, is_bundled: bool = False) -> GlyphTable:
@@ -113,7 +118,7 @@ def _parse_compact(content: bytes, *, is_bundled: bool) -> GlyphTable:
 
 
 def _parse_hex(lines: Iterable[str], *, name: str) -> GlyphTable:
-    rows = {}
+    rows: dict[int, UInt16[np.ndarray, "16"]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             codepoint, bitmap = _parse_hex_line(line.strip(), where=f"{name}:{number}")

@@ -38,7 +38,7 @@ class RawSample(NamedTuple):
 
     key: str
     image: bytes | None
-    captions: list[str | None] | None
+    captions: Sequence[str | None] | None
     class_id: int | None
 
 
@@ -187,8 +187,8 @@ class ShardWriter:
             table,
             buffer,
             row_group_size=self.row_group_rows,
-            use_dictionary=["captions.list.element"],
-            compression=compression | {"image": "none"},
+            use_dictionary=["captions.list.element"],  # pyright: ignore[reportArgumentType]
+            compression=compression | {"image": "none"},  # pyright: ignore[reportArgumentType]
         )
         path = f"shard-{len(self._shards):05d}.parquet"
         (self.folder / path).write_bytes(buffer.getvalue())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -154,18 +154,21 @@ class RunDriver:
         evaluated = 0
         with bar, stop_on_signals(self._request_stop):
             while not thread.wait(_POLL_S):
-                said: Progress = ray.get(self._monitor.progress.remote())
+                said = self._progress()
                 _show(bar, said)
                 for uri in said.checkpoints[evaluated:]:
                     self._evaluations.start(uri)
                 evaluated = len(said.checkpoints)
                 self._collect(self._evaluations.finished())
                 self._prune()
-            said = ray.get(self._monitor.progress.remote())
+            said = self._progress()
             _show(bar, said)
             for uri in said.checkpoints[evaluated:]:
                 self._evaluations.start(uri)
         return _outcome_of(thread)
+
+    def _progress(self) -> Progress:
+        return cast("Progress", ray.get(self._monitor.progress.remote()))
 
     def _request_stop(self) -> None:
         self._monitor.request_stop.remote()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 
 @dataclass
@@ -46,7 +45,7 @@ class RunMonitor:
         return self._progress
 
 
-def start_monitor() -> ActorHandle[Any]:
+def start_monitor() -> Any:
     """Start the actor; it ends with the process that owns it."""
     return ray.remote(RunMonitor).options(num_cpus=0).remote()
 
@@ -54,7 +53,7 @@ def start_monitor() -> ActorHandle[Any]:
 class MonitorClient:
     """Rank 0's side: reports without waiting, and takes the answer when it is there."""
 
-    def __init__(self, monitor: ActorHandle[Any]) -> None:
+    def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
         self._pending: Any = None
         self._is_stop_wanted = False

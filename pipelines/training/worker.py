@@ -17,7 +17,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.actor import ActorHandle
 
 from clippo_core.errors import DivergedError, SampleError
 from clippo_core.rejected import REJECT_REASONS
@@ -56,7 +55,7 @@ class WorkerJob:
     attempt: str
     stream: StreamSpec
     tracked: TrackedRun
-    monitor: ActorHandle[Any]
+    monitor: Any
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,7 @@ class Rank:
         train = self._config.train
         steps = StreamRange(self.state.step, train.steps, self._num_ranks)
         shard = ray.train.get_dataset_shard(DATASET)
+        assert shard is not None
         is_stop_wanted = False
         for batch, wait_s in _timed(iterate_batches(shard, self._job.stream, steps)):
             started = time.perf_counter()

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clippo_core.config import ImageConfig
+from clippo_core.images import decode_image, fit_image
+from clippo_core.rejected import Rejected
+
+CONFIG = ImageConfig()
+SIZE = 32
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(encoded: bytes | None, config: ImageConfig = CONFIG) -> np.ndarray | Rejected:
+    return decode_image(encoded, config, image_size_px=SIZE)
+
+
+def flat(mode: str, colour, size=(8, 8)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (flat("RGB", (10, 20, 30)), "PNG", (10, 20, 30)),
+        (flat("L", 77), "PNG", (77, 77, 77)),
+        (flat("1", 1), "PNG", (255, 255, 255)),
+        (flat("RGBA", (10, 20, 30, 255)), "PNG", (10, 20, 30)),
+        (flat("RGBA", (10, 20, 30, 0)), "PNG", (255, 255, 255)),
+        (flat("LA", (0, 0)), "PNG", (255, 255, 255)),
+        (flat("RGB", (10, 20, 30)).quantize(), "PNG", (10, 20, 30)),
+        (flat("CMYK", (255, 255, 0, 0)), "TIFF", (0, 0, 255)),
+        (flat("I;16", 0x8080), "PNG", (128, 128, 128)),
+        (flat("I", 300), "TIFF", (1, 1, 1)),
+        (flat("F", 0.5), "TIFF", (128, 128, 128)),
+        (flat("F", 200.0), "TIFF", (200, 200, 200)),
+        (flat("RGB", (10, 20, 30)), "WEBP", (10, 20, 30)),
+        (flat("RGB", (10, 20, 30)), "BMP", (10, 20, 30)),
+        (flat("L", 9), "GIF", (9, 9, 9)),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_each_kind_of_picture_has_the_colour_a_person_sees(image, kind: str, expected):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode(encode(image, kind, **options))
+    assert isinstance(pixels, np.ndarray), pixels
+    assert pixels.shape == (SIZE, SIZE, 3)
+    np.testing.assert_allclose(pixels[3, 3].astype(int), expected, atol=1)
+
+
+def test_a_palette_with_transparency_lies_on_white():
+    image = flat("P", 0)
+    image.putpalette([10, 20, 30] + [0] * 765)
+    pixels = decode(encode(image, transparency=0))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+
+
+def test_of_an_animation_the_first_frame_counts():
+    frames = [flat("RGB", (200, 0, 0)), flat("RGB", (0, 200, 0))]
+    pixels = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels[0, 0].tolist() == [200, 0, 0]
+
+
+def test_a_picture_stands_upright():
+    half = Image.new("RGB", (8, 8), "black")
+    half.paste((255, 255, 255), (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by half a turn
+    pixels = decode(encode(half, "JPEG", exif=exif, quality=100))
+    assert isinstance(pixels, np.ndarray)
+    assert pixels[-1].mean() > 240
+    assert pixels[0].mean() < 15
+
+
+@pytest.mark.parametrize(
+    ("encoded", "reason"),
+    [
+        (None, "missing_image"),
+        (b"", "missing_image"),
+        (b"not a picture at all", "unknown_image_format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "unknown_image_format"),
+        (encode(flat("RGB", (1, 2, 3), (64, 64)), "JPEG")[:200], "corrupt_image"),
+        (encode(Image.effect_noise((64, 64), 90))[:900], "corrupt_image"),
+    ],
+)
+def test_what_cannot_be_decoded_is_a_value_with_its_reason(encoded, reason: str):
+    outcome = decode(encoded)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == reason
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 99))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    outcome = decode(png_that_claims(60_000, 60_000))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "too_many_pixels"
+
+
+def test_the_limit_of_pixels_is_a_setting():
+    outcome = decode(encode(flat("RGB", 0)), ImageConfig(max_pixels=63))
+    assert isinstance(outcome, Rejected)
+    assert (outcome.reason, outcome.detail) == ("too_many_pixels", "8x8")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_files_never_raise(data):
+    """Bytes of a good file, overwritten and cut anywhere."""
+    kinds = ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]
+    encoded = bytearray(encode(flat("RGB", (9, 8, 7)), data.draw(st.sampled_from(kinds))))
+    for _ in range(data.draw(st.integers(0, 8))):
+        place = data.draw(st.integers(0, len(encoded) - 1))
+        encoded[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(encoded)))
+    outcome = decode(bytes(encoded[:cut]), ImageConfig(max_pixels=10_000))
+    assert isinstance(outcome, Rejected) or outcome.shape == (SIZE, SIZE, 3)
+
+
+def test_antialiased_shrinking_averages_where_plain_bilinear_samples():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::8] = 255
+    smooth = fit_image(stripes, CONFIG, image_size_px=32)
+    plain = fit_image(stripes, ImageConfig(resize="bilinear"), image_size_px=32)
+    assert abs(smooth.mean() - stripes.mean()) < 2
+    assert abs(plain.mean() - stripes.mean()) > 10

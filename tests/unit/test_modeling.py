@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.errors import ConfigError, RenderError
+from clippo_core.modeling import SIZES, Clippo, vit_config
+from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, attend
+from clippo_core.rendering import TextRenderer
+
+TINY = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+TEXTS = ["a red car", "", "x", "a longer caption that needs several rows", "   ", "ünïcode 日本"]
+
+
+def tiny(**changes) -> Clippo:
+    torch.manual_seed(0)
+    return Clippo(ClippoConfig(vit=TINY, render=RenderConfig(image_size_px=64), **changes)).eval()
+
+
+def test_embeddings_have_unit_length_and_float32():
+    model = tiny()
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    for embeddings in (model.encode_images(images), model.encode_texts(TEXTS)):
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_batch_size_does_not_change_embeddings():
+    model = tiny(text_patches="occupied")
+    np.testing.assert_allclose(
+        model.encode_texts(TEXTS, batch_size=2), model.encode_texts(TEXTS), atol=1e-6
+    )
+    assert model.encode_texts([]).shape == (0, 16)
+
+
+def test_pictures_and_arrays_of_any_size_are_brought_onto_the_canvas():
+    model = tiny()
+    array = np.random.default_rng(0).integers(0, 256, (100, 30, 3), np.uint8)
+    as_array = model.encode_images(array[None])
+    as_picture = model.encode_images([Image.fromarray(array)])
+    np.testing.assert_allclose(as_array, as_picture, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch_size_px", [8, 16, 32])
+def test_occupied_equals_encoding_the_top_of_each_canvas_alone(patch_size_px: int):
+    vit = VitConfig(**{**vars(TINY), "patch_size_px": patch_size_px})
+    torch.manual_seed(0)
+    model = Clippo(
+        ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied")
+    )
+    together = model.encode_texts(TEXTS)
+    for text, embedding in zip(TEXTS, together, strict=True):
+        rows = int(model.renderer.render_batch([text]).occupied_rows[0])
+        height = max(-(-rows * 16 // patch_size_px), 1) * patch_size_px
+        top = torch.from_numpy(model.renderer.render(text)[None, :height].copy())
+        with torch.no_grad():
+            alone = model.encoder(top)[0]
+        np.testing.assert_allclose(embedding, (alone / alone.norm()).numpy(), atol=1e-5)
+
+
+def test_full_canvases_are_the_same_under_both_ways():
+    full = ["word " * 30]
+    whole, occupied = tiny(), tiny(text_patches="occupied")
+    assert whole.renderer.render_batch(full).occupied_rows[0] == 4
+    np.testing.assert_allclose(whole.encode_texts(full), occupied.encode_texts(full), atol=1e-6)
+
+
+def test_texts_rendered_otherwise_are_refused():
+    other = TextRenderer(RenderConfig(image_size_px=64, monospace=True)).render_batch(["a"])
+    with pytest.raises(RenderError, match="rendered otherwise"):
+        tiny().encode_texts(other)
+
+
+def test_pixels_of_another_size_are_refused():
+    with pytest.raises(ConfigError, match="do not fit the model's canvas of 64x64"):
+        tiny().encoder(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+
+
+def test_b16_has_about_93_million_parameters():
+    with torch.device("meta"):
+        model = Clippo(ClippoConfig())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(93e6, rel=0.01)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_every_size_encodes(size: str):
+    vit = vit_config(f"{size}/32", embed_dim=8)
+    shallow = VitConfig(**{**vars(vit), "depth": 1})
+    model = Clippo(ClippoConfig(vit=shallow, render=RenderConfig(image_size_px=64)))
+    assert model.encode_texts(["a"]).shape == (1, 8)
+
+
+def test_a_new_model_has_the_papers_logit_scale():
+    assert tiny().logit_scale.item() == pytest.approx(10)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, MAX_EXPLICIT_TOKENS, MAX_EXPLICIT_TOKENS + 1])
+def test_attention_in_bfloat16_agrees_with_float32(tokens: int):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, tokens, 8, generator=generator)
+    halves = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    torch.testing.assert_close(halves.float(), attend(query, key, value), atol=0.05, rtol=0.05)
