@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
+from clippo_core.checkpoints.native import FONT_FILE
 from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import ConfigError, SampleError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import VisionTransformer
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.sources import Source, locate_source, open_source
-from pipelines.ingest.stages import SourceReference, StreamSpec, prepare_sample
+from pipelines.ingest.stages import SourceReference, StreamSpec, open_renderer, prepare_sample
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 
@@ -49,11 +50,6 @@ class ResolvedRun:
         return Location.of(self.config.storage.root) / self.config.storage.run
 
     @property
-    def font_uri(self) -> str | None:
-        """Where the run keeps its font, if that is not the bundled one."""
-        return None if self.renderer.font.is_bundled else (self.run / "font.glyphs.xz").uri
-
-    @property
     def stream(self) -> StreamSpec:
         """What render workers are given."""
         data, train = self.config.data, self.config.train
@@ -65,8 +61,8 @@ class ResolvedRun:
             run_length=data.run_length,
         )
         references = tuple(SourceReference(s.folder.uri, s.manifest.digest) for s in self.sources)
-        render, image = self.config.model.render, self.config.model.image
-        return StreamSpec(plan, references, render, image, self.font_uri)
+        model = self.config.model
+        return StreamSpec(plan, references, self.renderer.config, model.image, model.render.font)
 
     @property
     def benchmarks(self) -> list[Benchmark]:
@@ -89,18 +85,20 @@ def resolve(config: RunConfig) -> ResolvedRun:
     for text in config.evaluation.tasks:
         Benchmark.parse(text)
     sources = tuple(open_source(locate_source(name).uri) for name in config.data.sources)
-    renderer = TextRenderer(config.model.render)
+    renderer = open_renderer(config.model.render, config.model.render.font)
     weights = config.data.weights or tuple(float(source.num_rows) for source in sources)
     run = config.storage.run or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    model = dataclasses.replace(config.model, render=renderer.config)
+    root = Location.of(config.storage.root)
+    # The run keeps a font of its own, since the file may be on this machine alone.
+    own_font = None if renderer.font.is_bundled else (root / run / FONT_FILE).uri
+    render = dataclasses.replace(renderer.config, font=own_font)
+    model = dataclasses.replace(config.model, render=render)
     uris = tuple(source.folder.uri for source in sources)
     resolved = dataclasses.replace(
         config,
         model=model,
         data=dataclasses.replace(config.data, sources=uris, weights=weights),
-        storage=dataclasses.replace(
-            config.storage, run=run, root=Location.of(config.storage.root).uri
-        ),
+        storage=dataclasses.replace(config.storage, run=run, root=root.uri),
         tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
     )
     return ResolvedRun(resolved, sources, renderer)
@@ -161,7 +159,9 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
 def count_parameters(config: ClippoConfig) -> int:
     """Parameters of the model, without spending memory on them."""
     with torch.device("meta"):
-        return sum(param.numel() for param in Clippo(config).parameters())
+        encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
+    num_logit_scales = 1
+    return sum(param.numel() for param in encoder.parameters()) + num_logit_scales
 
 
 def estimate_memory(config: RunConfig) -> int:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 
 from clippo_core.config import ImageConfig, RenderConfig
-from clippo_core.errors import SampleError
+from clippo_core.errors import RenderError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected, RejectReason
 from clippo_core.rendering import TextRasters, TextRenderer
@@ -185,10 +185,17 @@ def _first_usable(
 
 @functools.lru_cache(maxsize=4)
 def open_renderer(config: RenderConfig, font_uri: str | None) -> TextRenderer:
-    """The renderer of a stream, made once per process."""
+    """A renderer, made once per process, whose font may be in a bucket.
+
+    Raises:
+        RenderError: if the font is missing, damaged, or not the one that the config names.
+    """
     if font_uri is None:
         return TextRenderer(config)
-    font = parse_font(Location.of(font_uri).read_bytes(), name=font_uri)
+    try:
+        font = parse_font(Location.of(font_uri).read_bytes(), name=font_uri)
+    except FileNotFoundError:
+        raise RenderError(f"the font {font_uri} does not exist") from None
     return TextRenderer(config, font=font)
 
 

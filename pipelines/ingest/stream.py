@@ -28,30 +28,29 @@ from pipelines.ingest.stages import (
 from pipelines.schema import ScalingConfig
 
 DATASET = "pairs"
-#: Planning a segment costs about 1 ms per unit, starting one 0.2 s.
-UNITS_PER_SEGMENT = 1024
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
 NO_PROGRESS_TIMEOUT_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class StreamRange:
-    """The part of a run that a stream delivers, and over how many ranks."""
+    """The part of a run that a stream delivers, and over how many ranks.
+
+    Ray Data plans all units of an iteration before the first batch, about 1 ms each; so a run is
+    delivered in segments of whole steps, one iteration each, which costs 0.2 s between them.
+    """
 
     start_step: int
     total_steps: int
     num_ranks: int
+    units_per_segment: int = 1024
 
     def segment(self, number: int) -> range:
         """Units of the segment: every step of it, every rank."""
-        start = self.start_step * self.num_ranks + number * self.units_per_segment
+        length = max(self.units_per_segment // self.num_ranks, 1) * self.num_ranks
+        start = self.start_step * self.num_ranks + number * length
         end = self.total_steps * self.num_ranks
-        return range(min(start, end), min(start + self.units_per_segment, end))
-
-    @property
-    def units_per_segment(self) -> int:
-        """Units of a full segment: whole steps, about `UNITS_PER_SEGMENT`."""
-        return max(UNITS_PER_SEGMENT // self.num_ranks, 1) * self.num_ranks
+        return range(min(start, end), min(start + length, end))
 
 
 class PlannedBatches(Datasource):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 import warnings
@@ -244,10 +245,16 @@ class StepLogger:
             del self._unsent[:used]
 
 
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: recall@1 becomes recall_at_1, what else it refuses "_"."""
+    return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
+
+
 def _metrics(point: StepPoint) -> list[Any]:
     from mlflow.entities import Metric
 
-    return [Metric(k, v, point.timestamp_ms, point.step) for k, v in point.metrics.items()]
+    items = point.metrics.items()
+    return [Metric(metric_name(k), v, point.timestamp_ms, point.step) for k, v in items]
 
 
 def _read_spool(spool: Path) -> list[StepPoint]:

@@ -316,8 +316,8 @@ def _prepare_folder(resolved: ResolvedRun, tracked: TrackedRun, attempt: str) ->
     take_over(run, attempt)
     (run / CONFIG_FILE).write_bytes(to_json(resolved.config).encode())
     (run / TRACKED_FILE).write_json(dataclasses.asdict(tracked))
-    if resolved.font_uri is not None:
-        Location.of(resolved.font_uri).write_bytes(resolved.renderer.font.to_bytes())
+    if (font := resolved.config.model.render.font) is not None:
+        Location.of(font).write_bytes(resolved.renderer.font.to_bytes())
     remove_leftovers(run)
 
 

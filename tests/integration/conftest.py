@@ -1,0 +1,81 @@
+"""A small data set, a small run, and one Ray for all tests of this folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from clippo_core.config import (
+    ClippoConfig,
+    OptimConfig,
+    RenderConfig,
+    ScheduleConfig,
+    VitConfig,
+)
+from pipelines.schema import (
+    DataConfig,
+    RunConfig,
+    ScalingConfig,
+    StorageConfig,
+    TrainConfig,
+)
+from tests.integration.colours import colour_samples, write_samples
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 120 samples."""
+    return write_samples(tmp_path_factory.mktemp("data") / "colours", colour_samples(120))
+
+
+ConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, colours: Path) -> ConfigMaker:
+    """A run of seconds; groups of settings are changed by dictionaries."""
+
+    def make(**changes: dict) -> RunConfig:
+        vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+        schedule = ScheduleConfig(decay="constant", warmup_steps=None, cooldown_steps=None)
+        config = RunConfig(
+            preset="tiny",
+            model=ClippoConfig(
+                vit=vit, render=RenderConfig(image_size_px=32), text_patches="occupied"
+            ),
+            optim=OptimConfig(schedule=schedule),
+            data=DataConfig(sources=(str(colours),), run_length=4, record_keys=True),
+            train=TrainConfig(
+                steps=12, global_batch_size=16, precision="float32", checkpoint_every=5
+            ),
+            scaling=ScalingConfig(
+                threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
+            ),
+            storage=StorageConfig(root=str(tmp_path / "runs"), run="run"),
+        )
+        groups = {
+            group: dataclasses.replace(getattr(config, group), **fields)
+            for group, fields in changes.items()
+        }
+        return dataclasses.replace(config, **groups)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests; its CPUs are bookkeeping, there may be fewer cores."""
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()

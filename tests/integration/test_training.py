@@ -1,0 +1,310 @@
+"""Training through Ray Data and Ray Train."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from clippo_core.checkpoints import load_checkpoint, read_state
+from clippo_core.codec import to_json
+from clippo_core.config import ScheduleConfig
+from clippo_core.errors import ConfigError, DivergedError, SampleError
+from clippo_core.rendering import load_font
+from clippo_core.rendering.unifont import glyph_table
+from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.resolve import resolve
+from pipelines.schema import RunConfig
+from pipelines.storage import Location, read_json_lines, whole_checkpoints
+from pipelines.tracking.mlflow_tracker import TrackedRun
+from pipelines.training.driver import RunSummary, read_run_config, train
+from tests.integration.colours import colour_samples, write_samples
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def run(config: RunConfig) -> RunSummary:
+    return train(resolve(config))
+
+
+def keys_per_step(run_folder: Location) -> dict[int, list[str]]:
+    """The keys that all ranks saw, in rank order, for each step."""
+    keys: dict[int, list[str]] = {}
+    for row in read_json_lines(run_folder / "samples"):
+        keys.setdefault(row["step"], []).extend(row["keys"])
+    return keys
+
+
+def logged(summary: RunSummary, metric: str = "train/loss") -> dict[int, float]:
+    """The metric's points by step; fails where a step was logged twice."""
+    history = MlflowClient(summary.tracked.uri).get_metric_history(summary.tracked.run_id, metric)
+    steps = [point.step for point in history]
+    assert len(steps) == len(set(steps)), "a step was logged twice"
+    return {point.step: point.value for point in history}
+
+
+def planned_keys(config: RunConfig) -> dict[int, list[str]]:
+    plan = resolve(config).stream.plan
+    return {s: [f"s{row:04d}" for row in plan.batch(s).row] for s in range(config.train.steps)}
+
+
+def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_config):
+    summaries = {}
+    for ranks in (1, 2):
+        config = make_config(scaling={"num_ranks": ranks}, storage={"run": f"ranks-{ranks}"})
+        summaries[ranks] = run(config)
+        assert keys_per_step(summaries[ranks].run) == planned_keys(config)
+    losses = {ranks: logged(summary) for ranks, summary in summaries.items()}
+    assert losses[1].keys() == set(range(1, 13))
+    for step, loss in losses[1].items():
+        assert losses[2][step] == pytest.approx(loss, abs=1e-4)
+    norms = [logged(summary, "train/gradient_norm") for summary in summaries.values()]
+    for step, norm in norms[0].items():
+        assert norms[1][step] == pytest.approx(norm, rel=1e-3)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    models = [load_checkpoint(summary.checkpoint.uri) for summary in summaries.values()]
+    embeddings = [model.encode_images(images) for model in models]
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-3)
+
+
+def start_command(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for_checkpoint(run_folder: Location, process: subprocess.Popen[str]) -> None:
+    while not whole_checkpoints(run_folder):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_a_killed_run_resumes_with_the_samples_it_would_have_seen(local_ray, make_config, tmp_path):
+    """The driver is killed by SIGKILL in mid-training; `resume` goes on in the same MLflow run."""
+    length = {"steps": 300, "checkpoint_every": 20}
+    undisturbed = run(make_config(train=length, storage={"run": "undisturbed"}))
+    config = make_config(train=length, storage={"run": "killed"})
+    (tmp_path / "killed.json").write_text(to_json(config))
+    killed = Location.of(config.storage.root) / "killed"
+
+    process = start_command("train", str(tmp_path / "killed.json"))
+    wait_for_checkpoint(killed, process)
+    process.kill()
+    process.communicate()
+    reached = whole_checkpoints(killed)[-1][0]
+    assert reached < 300, "it was to be killed in mid-training"
+
+    process = start_command("resume", killed.uri)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    checkpoint = whole_checkpoints(killed)[-1]
+    assert checkpoint[0] == 300
+    assert output.splitlines()[-1] == checkpoint[1].uri
+
+    attempts = {name.partition("-rank")[0] for name in (killed / "samples").names()}
+    assert len(attempts) == 2, "both attempts saw samples"
+    seen, planned = keys_per_step(undisturbed.run), planned_keys(config)
+    assert seen == planned
+    assert resumed_keys(killed) == planned
+    tracked = TrackedRun(**(killed / "mlflow.json").read_json())
+    losses = logged(RunSummary(killed, checkpoint[1], tracked))
+    expected = logged(undisturbed)
+    assert losses.keys() == expected.keys() == set(range(1, 301))
+    assert losses[300] == pytest.approx(expected[300], abs=1e-5)
+    assert MlflowClient(tracked.uri).get_run(tracked.run_id).info.status == "FINISHED"
+
+
+def resumed_keys(run_folder: Location) -> dict[int, list[str]]:
+    """Keys per step over all attempts; steps that were done again must have seen the same."""
+    keys: dict[int, list[str]] = {}
+    for row in read_json_lines(run_folder / "samples"):
+        assert keys.setdefault(row["step"], row["keys"]) == row["keys"]
+    return keys
+
+
+def test_asked_to_stop_a_run_writes_a_checkpoint_and_goes_on_later(make_config, tmp_path):
+    config = make_config(train={"steps": 4000, "checkpoint_every": 3000})
+    (tmp_path / "stopped.json").write_text(to_json(config))
+    folder = Location.of(config.storage.root) / "run"
+    process = start_command("train", str(tmp_path / "stopped.json"))
+    spool_until_training(folder, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    step, place = whole_checkpoints(folder)[-1]
+    assert 0 < step < 3000
+    assert read_state(place.uri).values["step"] == step
+    assert f"resume {folder.uri}" in output
+    tracked = TrackedRun(**(folder / "mlflow.json").read_json())
+    assert MlflowClient(tracked.uri).get_run(tracked.run_id).info.status == "KILLED"
+
+
+def spool_until_training(folder: Location, process: subprocess.Popen[str]) -> None:
+    """Wait until MLflow has a step of the run."""
+    while True:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+        try:
+            tracked = TrackedRun(**(folder / "mlflow.json").read_json())
+        except FileNotFoundError:
+            continue
+        client = MlflowClient(tracked.uri)
+        if client.get_metric_history(tracked.run_id, "train/loss"):
+            return
+
+
+def test_a_killed_training_worker_is_replaced_and_sees_what_it_would_have_seen(
+    make_config, tmp_path
+):
+    config = make_config(train={"steps": 400, "checkpoint_every": 10})
+    (tmp_path / "config.json").write_text(to_json(config))
+    folder = Location.of(config.storage.root) / "run"
+    process = start_command("train", str(tmp_path / "config.json"))
+    wait_for_checkpoint(folder, process)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "RayTrainWorker" in " ".join(child.cmdline()):
+            child.kill()
+            break
+    else:
+        pytest.fail("no training worker was found")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert resumed_keys(folder) == planned_keys(config)
+    tracked = TrackedRun(**(folder / "mlflow.json").read_json())
+    losses = logged(RunSummary(folder, whole_checkpoints(folder)[-1][1], tracked))
+    assert losses.keys() == set(range(1, 401))
+
+
+def with_damage(samples: list[RawSample]) -> tuple[list[RawSample], dict[str, str]]:
+    """Every tenth picture broken, every twelfth caption blank; the keys and their reasons."""
+    damaged, reasons = [], {}
+    for number, sample in enumerate(samples):
+        if number % 10 == 3:
+            sample, reason = sample._replace(image=(sample.image or b"")[:80]), "corrupt_image"
+        elif number % 12 == 5:
+            sample, reason = sample._replace(captions=["  "]), "blank_caption"
+        else:
+            reason = None
+        damaged.append(sample)
+        if reason:
+            reasons[sample.key] = reason
+    return damaged, reasons
+
+
+def test_bad_samples_are_replaced_listed_and_too_many_of_them_end_the_run(
+    local_ray, make_config, tmp_path
+):
+    samples, reasons = with_damage(colour_samples(120))
+    source = str(write_samples(tmp_path / "damaged", samples, name="damaged"))
+    lenient = make_config(data={"sources": (source,), "max_reject_ratio": 0.5}, train={"steps": 8})
+    summary = run(lenient)
+    rows = list(read_json_lines(summary.run / "rejects"))
+    assert {row["key"]: row["reason"] for row in rows}.items() <= reasons.items()
+    assert {row["key"] for row in rows} == reasons.keys(), "a pass meets all of them"
+    seen = keys_per_step(summary.run)
+    assert all(len(keys) == 16 for keys in seen.values())
+    assert not {key for keys in seen.values() for key in keys} & reasons.keys()
+    assert logged(summary, "data/rejected")[8] == len(rows)
+
+    strict = make_config(
+        data={"sources": (source,), "max_reject_ratio": 0.01},
+        train={"steps": 200},
+        storage={"run": "strict"},
+    )
+    with pytest.raises(SampleError, match=r"could not be used \(.*corrupt_image.*blank_caption"):
+        run(strict)
+
+
+def test_data_that_is_bad_throughout_ends_the_run_with_its_reason(local_ray, make_config, tmp_path):
+    """The first samples are fine, so that only the workers find out."""
+    samples = colour_samples(1000)
+    bad = [*samples[:64], *(sample._replace(image=b"gone") for sample in samples[64:])]
+    source = str(write_samples(tmp_path / "bad", bad, name="bad"))
+    with pytest.raises(SampleError, match=r"samples in a row cannot be used.*unknown_image_format"):
+        run(make_config(data={"sources": (source,)}))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(
+    local_ray, make_config
+):
+    config = make_config(
+        optim={"learning_rate": 1e18, "schedule": ScheduleConfig(warmup_steps=6, cooldown_steps=0)},
+        train={"checkpoint_every": 1},
+        storage={"keep_checkpoints": 20},
+    )
+    with pytest.raises(DivergedError, match=r"diverged at step \d+.*checkpoints/step_0000000\d"):
+        run(config)
+
+
+def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
+    local_ray, make_config, tmp_path, colours
+):
+    nameless = ShardWriter(Location.of(tmp_path / "nameless"), name="nameless")
+    for sample in colour_samples(8):
+        nameless.add(sample._replace(class_id=None))
+    nameless.close()
+    tasks = (f"zero_shot:{colours}", f"retrieval:{colours}", f"zero_shot:{nameless.folder.uri}")
+    config = make_config(
+        train={"steps": 40, "checkpoint_every": 10},
+        evaluation={"tasks": tasks, "templates": ("a {} patch",), "cpus": 0.25, "limit": 40},
+        storage={"keep_checkpoints": 2},
+    )
+    summary = run(config)
+    assert [step for step, _ in whole_checkpoints(summary.run)] == [30, 40]
+    by_status = Counter((r.benchmark.task, r.status) for r in summary.evaluations)
+    assert by_status == {("zero_shot", "ok"): 4, ("retrieval", "ok"): 4, ("zero_shot", "failed"): 4}
+    failed = next(report for report in summary.evaluations if report.status == "failed")
+    assert "no class names" in failed.message
+    accuracies = logged(summary, "eval/zero_shot/colours/accuracy")
+    assert accuracies.keys() == {10, 20, 30, 40}
+    assert accuracies[40] > 0.9, "four colours are easy"
+    stored = summary.run / "evaluations" / summary.checkpoint.name / "zero_shot" / "colours.json"
+    assert stored.read_json()["metrics"]["accuracy"] == accuracies[40]
+    assert stored.read_json()["num_samples"] == 40
+
+
+def test_a_custom_font_and_two_sources_travel_through_the_whole_run(
+    local_ray, make_config, tmp_path
+):
+    bundled = load_font()
+    letters = list(range(32, 127))
+    table = glyph_table(np.array(letters, np.int32), bundled.columns[bundled.index[letters]])
+    (tmp_path / "letters.glyphs.xz").write_bytes(table.to_bytes())
+    font = str(tmp_path / "letters.glyphs.xz")
+    more = write_samples(tmp_path / "more", colour_samples(40), name="more")
+    config = make_config()
+    render = dataclasses.replace(config.model.render, font=font)
+    config = make_config(
+        model={"render": render},
+        data={"sources": (*config.data.sources, str(more)), "weights": (3.0, 1.0)},
+        train={"steps": 4},
+    )
+    summary = run(config)
+    model = load_checkpoint(summary.checkpoint.uri)
+    assert model.config.render.font_sha256 == table.sha256
+    assert model.encode_texts(["a red patch"]).shape == (1, 16)
+    (tmp_path / "letters.glyphs.xz").unlink()
+    resumed = train(resolve(read_run_config(summary.run)), is_resumed=True)
+    assert resumed.checkpoint == summary.checkpoint
+
+
+def test_a_run_is_not_started_twice_nor_over_the_machines_there_are(local_ray, make_config):
+    run(make_config(train={"steps": 1}))
+    with pytest.raises(ConfigError, match="is a run already"):
+        run(make_config(train={"steps": 1}))
+    with pytest.raises(ConfigError, match="has 4 CPUs, but the run needs 100"):
+        run(make_config(scaling={"cpus_per_rank": 99.5}, storage={"run": "huge"}))
