@@ -32,8 +32,9 @@ from pipelines.ingest.sources import locate_source, open_source
 from pipelines.progress import progress
 from pipelines.storage import Location, fetched
 
-SUMMARY_FILE = "embeddings.json"
-REJECTS_FILE = "rejects.jsonl"
+#: With a leading underscore, so that the folder reads as one Parquet data set.
+SUMMARY_FILE = "_embeddings.json"
+REJECTS_FILE = "_rejects.jsonl"
 UNIT_ROWS = 512
 InputKind = Literal["data set", "pictures", "texts"]
 
@@ -81,7 +82,7 @@ def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> Embedding
         functools.partial(_embed_unit, job),  # pyright: ignore[reportArgumentType]
         batch_size=1,
         num_cpus=cpus,
-        compute=TaskPoolStrategy(size=max_tasks),
+        compute=TaskPoolStrategy(size=min(max_tasks or len(units), len(units))),
     )
     rejects, total, model = [], 0, ""
     with progress("embedding", unit="part", total=len(units)) as bar:

@@ -46,6 +46,7 @@ def ray_session(*, cpus: float) -> Iterator[None]:
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         where = f"the cluster at {address}" if address else "Ray on this machine"
         raise StorageError(f"{where} does not start or answer: {error}") from error
+    _quiet_ray_data()
     try:
         check_cpus(cpus)
         yield
@@ -61,6 +62,15 @@ def _init(address: str | None, cpus: float) -> None:
     cores = len(os.sched_getaffinity(0))
     declared = max(cores, math.ceil(cpus))
     ray.init("local", num_cpus=declared, include_dashboard=False, **options)
+
+
+def _quiet_ray_data() -> None:
+    """Keep Ray Data's progress notes out of the terminal; its log file gets them all the same."""
+    import ray.data
+
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def check_cpus(cpus: float) -> None:

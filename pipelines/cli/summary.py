@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.evaluating.tasks import file_name
 from pipelines.training.driver import RunSummary
 
 
@@ -13,7 +14,7 @@ def print_summary(summary: RunSummary) -> None:
             print(f"{report.name}: {numbers} ({report.result['num_samples']} samples)")
             if report.picture_png is not None:
                 folder = summary.run / "evaluations" / summary.checkpoint.name
-                print(f"picture: {(folder / f'{report.name}.png').uri}")
+                print(f"picture: {(folder / f'{file_name(report)}.png').uri}")
     tracked = summary.tracked
     if tracked.uri.startswith("http"):
         print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")

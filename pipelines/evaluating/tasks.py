@@ -79,6 +79,7 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
         "checkpoint": checkpoint,
         "model": model_identity(model),
         "metrics": found.metrics,
+        "limit": options.limit,
         "num_samples": found.num_samples,
         "num_rejected": found.num_rejected,
         "details": found.details,
@@ -165,9 +166,15 @@ def _failure(
 
 def write_report(report: EvaluationReport, folder: Location) -> Location:
     """Store a report: `folder/TASK/SOURCE.json`, and a picture beside it where there is one."""
-    place = folder / f"{report.name}.json"
+    place = folder / f"{file_name(report)}.json"
     content = report.result or {"checkpoint": report.checkpoint, **asdict(report.benchmark)}
     place.write_json({"status": report.status, "message": report.message} | content)
     if report.picture_png is not None:
-        (folder / f"{report.name}.png").write_bytes(report.picture_png)
+        (folder / f"{file_name(report)}.png").write_bytes(report.picture_png)
     return place
+
+
+def file_name(report: EvaluationReport) -> str:
+    """The report's name; one of part of a data set must not pass for, or replace, that of all."""
+    limit = report.result.get("limit")
+    return report.name if limit is None else f"{report.name}-first-{limit}"

@@ -106,8 +106,9 @@ def read_manifest(folder: Location) -> Manifest:
         content = (folder / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
         raise SampleError(
-            f"{folder.uri} is no prepared data set: it has no {MANIFEST_FILE}. Make one with\n"
-            "  python -m pipelines prepare --help"
+            f"{folder.uri} is no prepared data set: it has no {MANIFEST_FILE}. Make one with one "
+            "of\n  python -m pipelines prepare fashion_mnist\n"
+            "  python -m pipelines prepare folder PATH\n  python -m pipelines prepare csv FILE"
         ) from None
     try:
         manifest = from_json(Manifest, content, where=f"{folder.uri}/{MANIFEST_FILE}")

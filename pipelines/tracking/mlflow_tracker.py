@@ -233,15 +233,16 @@ class StepLogger:
             history = self._client.get_metric_history(self._run.run_id, STEP_METRIC)
             self._last_logged = max((metric.step for metric in history), default=-1)
         while self._unsent:
-            new, used = [], 0
+            new, used, last = [], 0, self._last_logged
             for point in self._unsent:
-                points = _metrics(point) if point.step > self._last_logged else []
+                # A whole step in one call, so that its last metric speaks for all of them.
+                points = _metrics(point) if point.step > last else []
                 if len(new) + len(points) > _METRICS_PER_CALL:
                     break
-                new, used = new + points, used + 1
+                new, used, last = new + points, used + 1, max(last, point.step)
             if new:
                 self._client.log_batch(self._run.run_id, metrics=new)
-            self._last_logged = max(self._last_logged, self._unsent[used - 1].step)
+            self._last_logged = last
             del self._unsent[:used]
 
 

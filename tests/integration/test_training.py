@@ -272,7 +272,8 @@ def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     accuracies = logged(summary, "eval/zero_shot/colours/accuracy")
     assert accuracies.keys() == {10, 20, 30, 40}
     assert accuracies[40] > 0.9, "four colours are easy"
-    stored = summary.run / "evaluations" / summary.checkpoint.name / "zero_shot" / "colours.json"
+    results = summary.run / "evaluations" / summary.checkpoint.name / "zero_shot"
+    stored = results / "colours-first-40.json"
     assert stored.read_json()["metrics"]["accuracy"] == accuracies[40]
     assert stored.read_json()["num_samples"] == 40
 

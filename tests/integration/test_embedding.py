@@ -1,0 +1,87 @@
+"""`embed` through Ray Data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from clippo_core.checkpoints import load_checkpoint, model_identity, save_checkpoint
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.errors import ConfigError, SampleError
+from clippo_core.modeling import Clippo
+from pipelines.embedding import EmbeddingJob, EmbeddingSummary, embed, input_kind
+from tests.integration.colours import colour_samples
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    save_checkpoint(path, Clippo(ClippoConfig(vit=vit, render=RenderConfig(image_size_px=32))))
+    return path
+
+
+def run(checkpoint: Path, source: Path, out: Path) -> EmbeddingSummary:
+    kind, place = input_kind(str(source))
+    job = EmbeddingJob(str(checkpoint), kind, place.uri, str(out))
+    return embed(job, cpus=1, max_tasks=2)
+
+
+def test_a_data_set_becomes_vectors_of_unit_length_with_keys_and_identity(
+    local_ray, checkpoint, colours, tmp_path
+):
+    summary = run(checkpoint, colours, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    assert summary.num_embeddings == len(rows) == 120 * 3
+    model = load_checkpoint(checkpoint)
+    assert {row["model"] for row in rows} == {model_identity(model)} == {summary.model}
+    vectors = np.array([row["embedding"] for row in rows], np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    images = {row["key"] for row in rows if row["kind"] == "image"}
+    assert images == {f"s{number:04d}" for number in range(120)}
+    texts = [row for row in rows if row["kind"] == "text"]
+    expected = model.encode_texts([row["text"] for row in texts])
+    np.testing.assert_allclose([row["embedding"] for row in texts], expected, atol=1e-5)
+
+
+def test_a_folder_of_pictures_is_embedded_and_bad_files_are_listed(local_ray, checkpoint, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for number, sample in enumerate(colour_samples(4)):
+        (folder / "deep" / f"{number}.png").write_bytes(sample.image or b"")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    summary = run(checkpoint, folder, tmp_path / "out")
+    assert (summary.num_embeddings, summary.num_rejected) == (4, 1)
+    rejects = (tmp_path / "out" / "_rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in rejects] == ["broken.jpg"]
+    keys = pq.read_table(tmp_path / "out")["key"].to_pylist()
+    assert keys == [f"deep/{number}.png" for number in range(4)]
+
+
+def test_lines_of_text_are_embedded_in_any_script(local_ray, checkpoint, tmp_path):
+    (tmp_path / "texts.txt").write_text("ein Haus\n\nдом\n家\n")
+    summary = run(checkpoint, tmp_path / "texts.txt", tmp_path / "out")
+    table = pq.read_table(tmp_path / "out")
+    assert summary.num_embeddings == 3
+    assert table["text"].to_pylist() == ["ein Haus", "дом", "家"]
+
+
+def test_nothing_is_written_over_and_nothing_is_embedded_from_nothing(
+    local_ray, checkpoint, tmp_path
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.parquet").write_bytes(b"")
+    (tmp_path / "texts.txt").write_text("a\n")
+    with pytest.raises(ConfigError, match="holds Parquet files already"):
+        run(checkpoint, tmp_path / "texts.txt", tmp_path / "out")
+    (tmp_path / "texts.txt").write_text("\n")
+    with pytest.raises(SampleError, match="holds no texts"):
+        run(checkpoint, tmp_path / "texts.txt", tmp_path / "other")
+    with pytest.raises(SampleError, match="is no prepared data set, no folder"):
+        input_kind(str(tmp_path / "none"))

@@ -1,0 +1,73 @@
+"""Evaluations as Ray tasks: each has its own end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from clippo_core.errors import ConfigError
+from pipelines.evaluating.registry import EvaluationOptions
+from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+CHECKPOINT = Path(__file__).parents[1] / "parity" / "reference" / "big_vision_checkpoint.npz"
+
+
+def ends(tasks: EvaluationTasks, *, within_s: float = 60) -> list[EvaluationReport]:
+    deadline, reports = time.monotonic() + within_s, []
+    while tasks.checkpoints_in_use:
+        assert time.monotonic() < deadline
+        reports += tasks.finished(wait_s=0.2)
+    return reports
+
+
+def start(benchmarks: list[Benchmark], *, timeout_s: float, cpus: float = 1) -> EvaluationTasks:
+    tasks = EvaluationTasks(benchmarks, EvaluationOptions(), cpus=cpus, timeout_s=timeout_s)
+    tasks.start(str(CHECKPOINT))
+    return tasks
+
+
+def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
+    benchmarks = [Benchmark.parse(f"{task}:{colours}") for task in ("zero_shot", "retrieval")]
+    reports = {report.benchmark.task: report for report in ends(start(benchmarks, timeout_s=60))}
+    assert {report.status for report in reports.values()} == {"ok"}
+    assert reports["zero_shot"].result["metrics"]["chance_accuracy"] == 0.25
+    assert reports["zero_shot"].picture_png
+    recalls = reports["retrieval"].result["metrics"]
+    assert 0 <= recalls["image_to_text_recall@1"] <= recalls["image_to_text_recall@10"] <= 1
+
+
+def test_an_evaluation_that_hangs_is_stopped_at_its_time(local_ray, colours):
+    # More CPUs than there are: the task waits for ever.
+    tasks = start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=1, cpus=99)
+    (report,) = ends(tasks)
+    assert (report.status, "not done after 1 s" in report.message) == ("timeout", True)
+
+
+def test_missing_data_is_told_by_the_task_that_misses_it(local_ray, tmp_path):
+    (report,) = ends(start([Benchmark.parse(f"zero_shot:{tmp_path}")], timeout_s=60))
+    assert report.status == "failed"
+    assert "is no prepared data set" in report.message
+
+
+def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkeypatch):
+    import os
+
+    from pipelines.evaluating import tasks as module
+
+    def die(*_: object) -> None:
+        os._exit(1)
+
+    monkeypatch.setattr(module, "evaluate", die)
+    (report,) = ends(start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=60))
+    assert report.status == "failed"
+    assert "died" in report.message.lower() or "crash" in report.message.lower()
+    assert ray.is_initialized()
+
+
+def test_an_unknown_evaluation_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no evaluation is called 'zero'.*zero_shot"):
+        Benchmark.parse("zero:somewhere")

@@ -1,0 +1,102 @@
+"""Files on disks and in buckets; "memory" stands for a bucket here."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from clippo_core.checkpoints import load_checkpoint, save_checkpoint
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.errors import CheckpointError, StorageError
+from clippo_core.modeling import Clippo
+from pipelines.storage import (
+    JsonLines,
+    Location,
+    SupersededError,
+    check_owner,
+    checkpoint_name,
+    commit_checkpoint,
+    fetched,
+    find_checkpoint,
+    read_json_lines,
+    remove_checkpoint,
+    remove_leftovers,
+    take_over,
+    whole_checkpoints,
+)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return Location.of(tmp_path if request.param == "disk" else f"memory://{uuid.uuid4().hex}/run")
+
+
+@pytest.fixture(scope="module")
+def model() -> Clippo:
+    vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+    return Clippo(ClippoConfig(vit=vit, render=RenderConfig(image_size_px=32)))
+
+
+def commit(run: Location, model: Clippo, step: int) -> Location:
+    target = run / "checkpoints" / checkpoint_name(step)
+    commit_checkpoint(lambda path: save_checkpoint(path, model), target)
+    return target
+
+
+def test_the_newest_whole_checkpoint_is_found_and_loads(run: Location, model: Clippo):
+    assert whole_checkpoints(run) == []
+    for step in (5, 10, 100):
+        commit(run, model, step)
+    assert [step for step, _ in whole_checkpoints(run)] == [5, 10, 100]
+    place = find_checkpoint(run.uri)
+    assert place.name == "step_00000100"
+    assert find_checkpoint(place.uri) == place
+    with fetched(place) as path:
+        load_checkpoint(path)
+
+
+def test_a_half_written_checkpoint_does_not_count_and_is_cleared_away(run: Location, model: Clippo):
+    commit(run, model, 5)
+    half = run / "checkpoints" / checkpoint_name(10)
+    (half / "model.safetensors").write_bytes(b"half")
+    (run / "checkpoints" / ".step_00000015-abc" / "config.json").write_bytes(b"{}")
+    assert [step for step, _ in whole_checkpoints(run)] == [5]
+    remove_leftovers(run)
+    assert (run / "checkpoints").names() == ["step_00000005"]
+
+
+def test_a_removed_checkpoint_is_gone(run: Location, model: Clippo):
+    remove_checkpoint(commit(run, model, 5))
+    assert whole_checkpoints(run) == []
+    with pytest.raises(CheckpointError):
+        find_checkpoint(run.uri)
+
+
+def test_only_the_last_attempt_may_write(run: Location):
+    take_over(run, "first")
+    check_owner(run, "first")
+    take_over(run, "second")
+    with pytest.raises(SupersededError, match="taken over by second; first stops here"):
+        check_owner(run, "first")
+
+
+def test_rows_are_written_in_parts_and_read_in_order(run: Location):
+    lines = JsonLines(run / "rows", "a")
+    for step in (1, 2, 3):
+        lines.add({"step": step, "text": "日本"})
+        lines.flush(step)
+    lines.flush(4)
+    assert [row["step"] for row in read_json_lines(run / "rows")] == [1, 2, 3]
+    assert len((run / "rows").names()) == 3
+
+
+def test_a_place_that_cannot_be_opened_is_a_storage_error():
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Location.of("nonsense://bucket/x").exists()
+
+
+def test_a_missing_place_is_named():
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint("/no/such/place")
