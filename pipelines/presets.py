@@ -48,7 +48,7 @@ def demo() -> RunConfig:
 
 
 def own_data_s16() -> RunConfig:
-    """ViT-S/16 on your own pairs (--data.sources FOLDER): about a day per 10 M pairs on one GPU."""
+    """ViT-S/16 at 224 px on your own pairs: --data.sources FOLDER, and --scaling.use-gpu if you can."""
     paper = paper_b16()
     return dataclasses.replace(
         paper,
@@ -60,11 +60,12 @@ def own_data_s16() -> RunConfig:
             paper.optim, schedule=ScheduleConfig(warmup_steps=None, cooldown_steps=None)
         ),
         train=TrainConfig(steps=10_000, global_batch_size=1024),
+        scaling=ScalingConfig(),
     )
 
 
 def paper_b16() -> RunConfig:
-    """The paper's ViT-B/16: batch 10,240, 100k steps; 53.6 % ImageNet zero-shot on LAION-400M."""
+    """ViT-B/16, batch 10,240, 100k steps, 8 GPUs; in the paper 53.6 % ImageNet on LAION-400M."""
     return RunConfig(
         preset="paper_b16",
         model=ClippoConfig(vit=vit_config("B/16"), image=ImageConfig(resize="bilinear")),
@@ -75,7 +76,7 @@ def paper_b16() -> RunConfig:
 
 
 def paper_l16() -> RunConfig:
-    """The paper's ViT-L/16: as paper_b16, 250k steps."""
+    """ViT-L/16, otherwise as paper_b16, 250k steps: the paper's largest."""
     paper = paper_b16()
     return dataclasses.replace(
         paper,

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from PIL import Image
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import MANIFEST_FILE, Manifest, RawSample, ShardWriter
+from pipelines.ingest.prepare.debian import unpack_debian_package
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -56,7 +55,6 @@ _SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 _SPLITS = {"train": "train", "test": "t10k"}
-_DOWNLOAD_TIMEOUT_S = 300
 
 
 def prepare_fashion_mnist(out: Location) -> list[Location]:
@@ -126,7 +124,7 @@ def _find_files(scratch: Path) -> Path:
     for fetch in (_fetch_from_debian, _fetch_by_torchvision):
         try:
             return fetch(scratch)
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, SampleError) as error:
             problems.append(f"{fetch.__name__.removeprefix('_fetch_')}: {error}")
     raise SampleError(
         "Fashion-MNIST cannot be fetched:\n  "
@@ -136,25 +134,7 @@ def _find_files(scratch: Path) -> Path:
 
 
 def _fetch_from_debian(scratch: Path) -> Path:
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise OSError("no apt-get and dpkg-deb on this machine")
-
-    def run(*command: str) -> None:
-        done = subprocess.run(
-            command, cwd=scratch, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S
-        )
-        if done.returncode:
-            raise OSError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
-
-    try:
-        run("apt-get", "download", _PACKAGE)
-    except OSError:
-        # A fresh image has no package lists yet.
-        run("apt-get", "update")
-        run("apt-get", "download", _PACKAGE)
-    (package,) = scratch.glob(f"{_PACKAGE}_*.deb")
-    run("dpkg-deb", "-x", package.name, "unpacked")
-    return scratch / "unpacked" / _INSTALLED.relative_to("/")
+    return unpack_debian_package(_PACKAGE, scratch) / _INSTALLED.relative_to("/")
 
 
 def _fetch_by_torchvision(scratch: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Deployment: what surrounds a run on one machine or many."""

@@ -1,0 +1,55 @@
+"""What the benchmarks share: competitors in turn, medians, and a record of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[2] / "build" / "benchmarks"
+_LIBRARIES = ("numpy", "numba", "pillow", "torch", "pyarrow", "ray")
+
+
+def seconds_each(
+    competitors: Mapping[str, Callable[[], object]], *, rounds: int = 7, warm_up: int = 1
+) -> dict[str, float]:
+    """Median seconds of each call; the competitors take turns, so that drift hits all alike."""
+    taken: dict[str, list[float]] = {name: [] for name in competitors}
+    for number in range(warm_up + rounds):
+        for name, call in competitors.items():
+            started = time.perf_counter()
+            call()
+            if number >= warm_up:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def machine() -> dict[str, object]:
+    """Where the figures come from."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def write(name: str, figures: Mapping[str, object]) -> None:
+    """Store the figures with the machine; print where."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
+    print(path)
