@@ -70,7 +70,7 @@ def check_data_cache() -> str | None:
     folder = Path(place.uri)
     while not folder.exists():
         folder = folder.parent
-    if os.access(folder, os.W_OK):
+    if folder.is_dir() and os.access(folder, os.W_OK):
         return None
     return f"the data cache {place.uri} cannot be written to; set CLIPPO_DATA to another folder"
 

@@ -48,7 +48,7 @@ def demo() -> RunConfig:
 
 
 def own_data_s16() -> RunConfig:
-    """ViT-S/16 at 224 px on your own pairs: --data.sources FOLDER, and --scaling.use-gpu if you can."""
+    """ViT-S/16 at 224 px on your own pairs: --data.sources FOLDER, --scaling.use-gpu."""
     paper = paper_b16()
     return dataclasses.replace(
         paper,

@@ -1,0 +1,38 @@
+# install check test demo bench docs; `make demo` on a fresh clone needs no other step.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: install check test demo bench docs
+
+install: $(VENV)/.installed
+
+$(VENV)/.runtime: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+check: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
+
+test: install
+	$(RUN) -m pytest
+
+demo: $(VENV)/.runtime
+	$(RUN) -m pipelines prepare fashion_mnist
+	$(RUN) -m pipelines train demo
+
+bench: install
+	$(RUN) -m tests.benchmarks.rendering
+
+docs: install
+	$(VENV)/bin/pdoc clippo_core pipelines cluster --output-directory build/docs
+	@echo build/docs/index.html

@@ -1,0 +1,194 @@
+"""The README is true: its tree is the disk's, its commands run, its Python runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clippo_core.config import Config
+from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.prepare.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.storage import Location
+from tests.integration.colours import COLOURS, encoded_picture
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PACKAGES = ("clippo_core", "pipelines", "cluster")
+
+
+def commands() -> list[str]:
+    return [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+
+
+def tree_paths() -> set[str]:
+    """The paths that the tree block shows, by its indentation."""
+    (block,) = [block for kind, block in BLOCKS if "clippo_core/" in block and not kind]
+    paths, folders = set(), [""]
+    for line in block.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[: depth + 1]
+        path = folders[depth] + name
+        paths.add(path.rstrip("/"))
+        if name.endswith("/"):
+            folders.append(path)
+    return paths
+
+
+def test_the_tree_is_the_one_on_disk():
+    shown = tree_paths()
+    assert {path for path in shown if not (ROOT / path).exists()} == set(), "shown, not there"
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    folded = {
+        path
+        for path in shown
+        if (ROOT / path).is_dir() and not any(other.startswith(f"{path}/") for other in shown)
+    }
+    unseen = {
+        path
+        for path in modules - shown
+        if not any(path.startswith(f"{folder}/") for folder in folded)
+    }
+    assert unseen == set(), "there, not shown"
+
+
+def test_links_lead_somewhere():
+    for document in (README, *((ROOT / name).read_text() for name in ("CONTRIBUTING.md",))):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to type commands in, with pictures of one's own, and a stand-in for Fashion-MNIST.
+
+    The stand-in has its form, so that the commands run without network; that `prepare` fetches the
+    real one is shown by tests/integration/test_prepare.py where it can be had.
+    """
+    place = tmp_path_factory.mktemp("readme")
+    for split, count in (("train", 320), ("test", 40)):
+        folder = Location.of(place / "cache" / "fashion_mnist" / split)
+        writer = ShardWriter(folder, name=f"fashion_mnist-{split}", class_names=CLASS_NAMES)
+        for number in range(count):
+            class_id = number % len(CLASS_NAMES)
+            picture = encoded_picture((class_id * 25,) * 3, number)
+            writer.add(RawSample(f"{split}-{number}", picture, captions_of(class_id), class_id))
+        writer.close()
+    own = place / "my_pictures"
+    own.mkdir()
+    rows = ["image,caption"]
+    for number in range(60):
+        name, colour = list(COLOURS.items())[number % 4]
+        (own / f"{number}.png").write_bytes(encoded_picture(colour, number))
+        (own / f"{number}.txt").write_text(f"{name} picture {number}\n")
+        rows.append(f"my_pictures/{number}.png,{name} again")
+    (place / "my_table.csv").write_text("\n".join(rows))
+    return place
+
+
+def environment(place: Path) -> dict[str, str]:
+    import os
+
+    return os.environ | {"CLIPPO_DATA": str(place / "cache"), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
+    shown = commands()
+    assert len(shown) > 12
+    for line in shown:
+        words = shlex.split(line)
+        assert words[0] == "python", line
+        if "mlflow" in words:
+            check_server(words, workplace)
+            continue
+        if "tests.benchmarks.rendering" in words:
+            continue  # its own test: it may need the network
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=workplace,
+            env=environment(workplace),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, line
+        made = done.stdout.splitlines()[-1]
+        if words[3] not in ("presets", "show"):
+            assert (workplace / made).exists(), f"{line}\n{done.stdout}"
+
+
+def check_server(words: list[str], place: Path) -> None:
+    """The dashboard starts and answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [port if word == "5000" else word for word in words]
+    process = subprocess.Popen(
+        [sys.executable, *words[1:]],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                    assert answer.read() == b"OK"
+                return
+            except OSError:
+                continue
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_python_in_it_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    if not (workplace / "quick.npz").exists():
+        pytest.fail("the commands before it did not make quick.npz")
+    monkeypatch.chdir(workplace)
+    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - our own README
+    assert isinstance(names["rasters"].to_pixels(), np.ndarray)  # pyright: ignore
+
+
+def test_there_are_at_most_sixty_settings():
+    from pipelines.presets import demo
+    from pipelines.resolve import flatten
+
+    assert issubclass(type(demo()), Config)
+    settings = set(flatten(demo())) - {"preset", "model.render.font_sha256"}
+    assert len(settings) <= 60, sorted(settings)
