@@ -23,19 +23,20 @@ _QUIET = {
 
 
 @contextmanager
-def ray_session(*, cpus: float) -> Iterator[None]:
+def ray_session(*, cpus: float, gpus: int = 0) -> Iterator[None]:
     """Connect or start; what was started here is shut down at the end.
 
     Args:
         cpus: that the work needs. On this machine at least so many are declared, since they are
             Ray's bookkeeping and not cores; a cluster must have them.
+        gpus: that the work needs.
 
     Raises:
-        ConfigError: if a cluster has fewer.
+        ConfigError: if there are fewer.
         StorageError: if it does not answer.
     """
     if ray.is_initialized():
-        check_cpus(cpus)
+        check_resources(cpus, gpus)
         yield
         return
     for name, value in _QUIET.items():
@@ -48,7 +49,7 @@ def ray_session(*, cpus: float) -> Iterator[None]:
         raise StorageError(f"{where} does not start or answer: {error}") from error
     _quiet_ray_data()
     try:
-        check_cpus(cpus)
+        check_resources(cpus, gpus)
         yield
     finally:
         ray.shutdown()
@@ -73,16 +74,21 @@ def _quiet_ray_data() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def check_cpus(cpus: float) -> None:
+def check_resources(cpus: float, gpus: int) -> None:
     """Make sure that the work fits; without this, it would wait for ever and say nothing.
 
     Raises:
         ConfigError: naming what to lower.
     """
-    available = ray.cluster_resources().get("CPU", 0.0)
-    if available < cpus:
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) < gpus:
         raise ConfigError(
-            f"the cluster has {available:g} CPUs, but the run needs {cpus:g}: num_ranks x "
-            "cpus_per_rank, one render task (renderer_cpus), and one evaluation (evaluation.cpus); "
-            "lower these or add machines"
+            f"there are {resources.get('GPU', 0):g} GPUs, but the run needs {gpus}, one per rank; "
+            "lower scaling.num-ranks, or train on CPUs with --scaling.no-use-gpu"
+        )
+    if resources.get("CPU", 0) < cpus:
+        raise ConfigError(
+            f"the cluster has {resources.get('CPU', 0):g} CPUs, but the run needs {cpus:g}: "
+            "num_ranks x cpus_per_rank, one render task (renderer_cpus), and one evaluation "
+            "(evaluation.cpus); lower these or add machines"
         )

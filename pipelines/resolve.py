@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from clippo_core.checkpoints import load_checkpoint
 from clippo_core.checkpoints.native import FONT_FILE
-from clippo_core.codec import to_dict
+from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClippoConfig
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import VisionTransformer
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
@@ -23,8 +24,10 @@ from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.sources import Source, locate_source, open_source
 from pipelines.ingest.stages import SourceReference, StreamSpec, open_renderer, prepare_sample
 from pipelines.schema import RunConfig
-from pipelines.storage import Location
+from pipelines.storage import Location, fetched, find_checkpoint
 
+#: A run's config, in its folder.
+RUN_FILE = "run.json"
 #: Samples of each source that are looked at before a run; more than half of them must be usable.
 VALIDATED_SAMPLES = 64
 
@@ -104,6 +107,21 @@ def resolve(config: RunConfig) -> ResolvedRun:
     return ResolvedRun(resolved, sources, renderer)
 
 
+def read_run_config(run: Location) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises:
+        ConfigError: if the folder is no run.
+    """
+    try:
+        content = (run / RUN_FILE).read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run.uri} is no run: it has no {RUN_FILE}; expected a folder that train made"
+        ) from None
+    return from_json(RunConfig, content, where=f"{run.uri}/{RUN_FILE}")
+
+
 def tracking_uri(config: RunConfig) -> str:
     """Where MLflow keeps the run: as configured, as in the environment, or beside the runs."""
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -111,6 +129,27 @@ def tracking_uri(config: RunConfig) -> str:
         return uri
     root = Location.of(config.storage.root)
     return f"sqlite:///{root.uri if root.is_local else Location.of('runs').uri}/mlflow.db"
+
+
+def validate(resolved: ResolvedRun) -> dict[str, int]:
+    """Find what would fail in mid-run: unusable data, or weights that do not fit.
+
+    Returns:
+        How many of the first samples were rejected, per source.
+
+    Raises:
+        SampleError: if more than half of a source's first samples cannot be used.
+        CheckpointError: if `train.init_from` is missing, or of another architecture.
+    """
+    init_from, vit = resolved.config.train.init_from, resolved.config.model.vit
+    if init_from is not None:
+        with fetched(find_checkpoint(init_from)) as path:
+            found = load_checkpoint(path).config.vit
+        if found != vit:
+            raise CheckpointError(
+                f"train.init_from={init_from} is another architecture:\n  {found}\n  {vit}"
+            )
+    return validate_samples(resolved)
 
 
 def validate_samples(resolved: ResolvedRun) -> dict[str, int]:

@@ -7,7 +7,6 @@ rest. The resolved config is stored beside the checkpoints and as MLflow params.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from clippo_core.config import ClippoConfig, Config, OptimConfig, require
 from clippo_core.training.step import Precision
@@ -197,6 +196,3 @@ class RunConfig(Config):
     def batch_size_per_rank(self) -> int:
         """Pairs that one rank encodes in a step."""
         return self.train.global_batch_size // self.scaling.num_ranks
-
-
-RunState = Literal["completed", "interrupted", "diverged", "rejected", "failed"]

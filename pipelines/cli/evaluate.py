@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from clippo_core.errors import SampleError
-from pipelines.cli.configs import parse
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.cli.configs import parse, take_first
 from pipelines.progress import progress
+from pipelines.resolve import RUN_FILE, read_run_config
 from pipelines.schema import EvaluationConfig
 from pipelines.storage import Location, find_checkpoint
 
@@ -18,28 +19,31 @@ from pipelines.storage import Location, find_checkpoint
 class EvaluateArguments:
     """Evaluate a checkpoint."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """A checkpoint, a big_vision .npz, or a run (its newest checkpoint); a path or URI."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
+    """What to evaluate; by default what the checkpoint's run evaluates."""
     out: str | None = None
-    """Folder for the results; None: evaluations/ beside the checkpoint's run."""
-    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: EvaluationConfig(tasks=("zero_shot:fashion_mnist/test",))
-    )
-    """What to evaluate."""
+    """Folder for the results; None: evaluations/ in the checkpoint's run, or beside it."""
 
 
 def run(argv: list[str]) -> None:
     """Evaluate; the last lines are the result files."""
-    arguments = parse(EvaluateArguments, argv, command="evaluate")
+    what = "a checkpoint, a run or a big_vision .npz"
+    name, rest = take_first(argv, command="evaluate", what=what)
+    checkpoint = find_checkpoint(name)
+    run_folder = _run_of(checkpoint)
+    default = EvaluateArguments(_evaluation_of(run_folder))
+    arguments = parse(EvaluateArguments, rest, command="evaluate", default=default)
     from pipelines.evaluating.registry import EvaluationOptions
     from pipelines.evaluating.tasks import Benchmark, EvaluationTasks, write_report
     from pipelines.ray_session import ray_session
 
-    checkpoint = find_checkpoint(arguments.checkpoint)
     config = arguments.evaluation
+    if not config.tasks:
+        raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")
     options = EvaluationOptions(templates=config.templates, limit=config.limit)
     benchmarks = [Benchmark.parse(text) for text in config.tasks]
-    folder = _folder(arguments, checkpoint)
+    results = (run_folder or checkpoint.parent) / "evaluations" / checkpoint.name
+    folder = results if arguments.out is None else Location.of(arguments.out)
     failures, places = [], []
     with ray_session(cpus=config.cpus):
         tasks = EvaluationTasks(benchmarks, options, cpus=config.cpus, timeout_s=config.timeout_s)
@@ -59,9 +63,12 @@ def run(argv: list[str]) -> None:
     print("\n".join(place.uri for place in places))
 
 
-def _folder(arguments: EvaluateArguments, checkpoint: Location) -> Location:
-    if arguments.out is not None:
-        return Location.of(arguments.out)
-    if checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent / "evaluations" / checkpoint.name
-    return checkpoint.parent / "evaluations" / checkpoint.name
+def _run_of(checkpoint: Location) -> Location | None:
+    """The run that a checkpoint belongs to, if it is in one."""
+    run_folder = checkpoint.parent.parent
+    is_in_run = checkpoint.parent.name == "checkpoints" and (run_folder / RUN_FILE).exists()
+    return run_folder if is_in_run else None
+
+
+def _evaluation_of(run_folder: Location | None) -> EvaluationConfig:
+    return EvaluationConfig() if run_folder is None else read_run_config(run_folder).evaluation

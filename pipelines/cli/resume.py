@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clippo_core.errors import ConfigError
 from pipelines.cli.configs import parse, take_first
-from pipelines.resolve import flatten, resolve
+from pipelines.resolve import flatten, read_run_config, resolve
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 
@@ -24,7 +24,7 @@ CHANGEABLE = (
 def run(argv: list[str]) -> None:
     """Train on from the newest whole checkpoint; the last line is the checkpoint."""
     from pipelines.cli.summary import print_summary
-    from pipelines.training.driver import read_run_config, train
+    from pipelines.training.driver import train
 
     name, rest = take_first(argv, command="resume", what="a run's folder or URI")
     base = read_run_config(Location.of(name))

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.resolve import derive, resolve, validate_samples
+from pipelines.resolve import derive, resolve, validate
 from pipelines.schema import RunConfig
 
 
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> None:
     arguments = parse(TrainArguments, rest, command="train", default=default)
     resolved = resolve(arguments.config)
     if arguments.dry_run:
-        rejected = validate_samples(resolved)
+        rejected = validate(resolved)
         for key, value in derive(resolved).items():
             print(f"{key}: {value}")
         print(f"rejected among the first samples: {rejected}")

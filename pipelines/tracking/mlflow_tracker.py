@@ -32,6 +32,8 @@ STEP_METRIC = "train/loss"
 _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
+#: MLflow would show a page for language-model applications otherwise.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _SEND_EVERY_S = 1.0
 _RETRY_EVERY_S = 5.0
 #: Without these, one call to a server that is down blocks for minutes.
@@ -102,7 +104,7 @@ class RunTracker:
             found = client.get_experiment_by_name(experiment)
             place = None if uri.startswith("http") else artifacts.uri
             experiment_id = (
-                client.create_experiment(experiment, artifact_location=place)
+                client.create_experiment(experiment, artifact_location=place, tags=_EXPERIMENT_TAGS)
                 if found is None
                 else found.experiment_id
             )

@@ -22,14 +22,14 @@ from PIL import Image
 from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
-from clippo_core.codec import from_json, to_json
-from clippo_core.errors import ClippoError, ConfigError, DivergedError, SampleError, StorageError
+from clippo_core.codec import to_json
+from clippo_core.errors import ClippoError, ConfigError, StorageError
 from pipelines.evaluating.registry import EvaluationOptions
 from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks, write_report
 from pipelines.ingest.stream import DATASET, StreamRange, execution_options, stream_dataset
 from pipelines.progress import progress
 from pipelines.ray_session import ray_session
-from pipelines.resolve import ResolvedRun, derive, flatten, validate_samples
+from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import (
     Location,
@@ -41,9 +41,8 @@ from pipelines.storage import (
 )
 from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
 from pipelines.training.monitor import Progress, start_monitor
-from pipelines.training.worker import WorkerJob, train_on_rank
+from pipelines.training.worker import HOPELESS, WorkerJob, train_on_rank
 
-CONFIG_FILE = "run.json"
 TRACKED_FILE = "mlflow.json"
 _POLL_S = 0.5
 
@@ -78,13 +77,15 @@ def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
         DivergedError: if the loss is no number any more.
         StoppedError: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
-    if not is_resumed and (resolved.run / CONFIG_FILE).exists():
+    if not is_resumed and (resolved.run / RUN_FILE).exists():
         raise ConfigError(
             f"{resolved.run.uri} is a run already; go on with it by\n"
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
-    validate_samples(resolved)
-    with ray_session(cpus=needed_cpus(resolved.config)):
+    validate(resolved)
+    scaling = resolved.config.scaling
+    gpus = scaling.num_ranks if scaling.use_gpu else 0
+    with ray_session(cpus=needed_cpus(resolved.config), gpus=gpus):
         tracker = _open_tracker(resolved, is_resumed=is_resumed)
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         _prepare_folder(resolved, tracker.run, attempt)
@@ -96,21 +97,6 @@ def needed_cpus(config: RunConfig) -> float:
     scaling = config.scaling
     evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
     return scaling.num_ranks * scaling.cpus_per_rank + scaling.renderer_cpus + evaluation
-
-
-def read_run_config(run: Location) -> RunConfig:
-    """The config that a run was started with.
-
-    Raises:
-        ConfigError: if the folder is no run.
-    """
-    try:
-        content = (run / CONFIG_FILE).read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{run.uri} is no run: it has no {CONFIG_FILE}; expected a folder that train made"
-        ) from None
-    return from_json(RunConfig, content, where=f"{run.uri}/{CONFIG_FILE}")
 
 
 class RunDriver:
@@ -149,6 +135,7 @@ class RunDriver:
     def _fit(self) -> dict[str, Any]:
         """Run the trainer in a thread; follow it from here, where signals arrive."""
         trainer = _make_trainer(self._job, self._run)
+        self._start_missing_evaluations()
         thread = _Result(trainer.fit)
         bar = progress("training", unit="step", total=self._config.train.steps)
         evaluated = 0
@@ -166,6 +153,12 @@ class RunDriver:
             for uri in said.checkpoints[evaluated:]:
                 self._evaluations.start(uri)
         return _outcome_of(thread)
+
+    def _start_missing_evaluations(self) -> None:
+        """Of checkpoints whose evaluations ended with the attempt before."""
+        for _, place in whole_checkpoints(self._run):
+            if not (self._run / "evaluations" / place.name).names():
+                self._evaluations.start(place.uri)
 
     def _progress(self) -> Progress:
         return cast("Progress", ray.get(self._monitor.progress.remote()))
@@ -206,14 +199,10 @@ class RunDriver:
         self._prune()
 
     def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
-        state, message = outcome["state"], outcome["message"]
-        self._tracker.set_tag("clippo.state", state)
-        if state == "diverged":
-            raise DivergedError(message)
-        if state == "rejected":
-            raise SampleError(message)
+        state = outcome["state"]
+        self._tracker.set_tag("clippo.state", outcome["error"] or state)
         if state == "failed":
-            raise StorageError(message)
+            raise HOPELESS[outcome["error"]](outcome["message"])
         checkpoint = whole_checkpoints(self._run)[-1][1]
         if state == "interrupted":
             raise StoppedError(
@@ -314,7 +303,7 @@ def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
 def _prepare_folder(resolved: ResolvedRun, tracked: TrackedRun, attempt: str) -> None:
     run = resolved.run
     take_over(run, attempt)
-    (run / CONFIG_FILE).write_bytes(to_json(resolved.config).encode())
+    (run / RUN_FILE).write_bytes(to_json(resolved.config).encode())
     (run / TRACKED_FILE).write_json(dataclasses.asdict(tracked))
     if (font := resolved.config.model.render.font) is not None:
         Location.of(font).write_bytes(resolved.renderer.font.to_bytes())

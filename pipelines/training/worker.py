@@ -12,19 +12,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray.train
 import ray.train.torch
 import torch
 
-from clippo_core.errors import DivergedError, SampleError
+from clippo_core.errors import (
+    CheckpointError,
+    ClippoError,
+    ConfigError,
+    DivergedError,
+    RenderError,
+    SampleError,
+)
 from clippo_core.rejected import REJECT_REASONS
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
-from pipelines.schema import RunConfig, RunState
+from pipelines.schema import RunConfig
 from pipelines.storage import (
     JsonLines,
     Location,
@@ -60,16 +67,31 @@ class WorkerJob:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a rank's work ended; the driver turns it into an exit code."""
+    """How a rank's work ended: done, or with an error that a restart would only meet again."""
 
-    state: RunState
+    state: Literal["completed", "interrupted", "failed"]
+    error: str = ""
     message: str = ""
+
+
+#: Errors that training again from the last checkpoint would not mend; Ray retries all others.
+HOPELESS: dict[str, type[ClippoError]] = {
+    kind.__name__: kind
+    for kind in (
+        CheckpointError,
+        ConfigError,
+        DivergedError,
+        RenderError,
+        SampleError,
+        SupersededError,
+    )
+}
 
 
 def train_on_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's entry: train from the newest whole checkpoint to the end, or as far as it goes.
 
-    Errors that a restart would only repeat are returned, not raised: Ray retries what is raised.
+    Hopeless errors are returned, not raised: Ray would retry what is raised.
     """
     job: WorkerJob = settings["job"]
     try:
@@ -82,25 +104,17 @@ def train_on_rank(settings: dict[str, Any]) -> dict[str, Any]:
         hopeless = hopeless_cause(error)
         if hopeless is None:
             raise
-        outcome = Outcome(_STATES[type(hopeless)], str(hopeless))
+        outcome = Outcome("failed", type(hopeless).__name__, str(hopeless))
     return asdict(outcome)
 
 
-#: Errors that training again from the last checkpoint would only meet again.
-_STATES: dict[type[BaseException], RunState] = {
-    DivergedError: "diverged",
-    SampleError: "rejected",
-    SupersededError: "failed",
-}
-
-
 def hopeless_cause(error: BaseException) -> BaseException | None:
-    """The error among the causes of `error` that a restart would meet again, if there is one."""
+    """The hopeless error among the causes of `error`, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         # Ray wraps what tasks raise, and keeps the original in `cause`.
         original = getattr(cause, "cause", cause)
-        if type(original) in _STATES:
+        if type(original).__name__ in HOPELESS:
             return original
         cause = cause.__cause__
     return None
@@ -134,6 +148,10 @@ class Rank:
         is_stop_wanted = False
         for batch, wait_s in _timed(iterate_batches(shard, self._job.stream, steps)):
             started = time.perf_counter()
+            if batch.step == steps.start_step:
+                if self._reporter is not None:
+                    self._reporter.first_batch_came(wait_s)
+                wait_s = 0.0
             metrics = self._step(batch)
             totals = self._exchange(batch, metrics, wait_s, is_stop_wanted)
             elapsed_s = wait_s + time.perf_counter() - started
@@ -245,6 +263,11 @@ class Reporter:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit: Future[None] | None = None
         self._window = Window()
+        self._start_up: dict[str, float] = {}
+
+    def first_batch_came(self, wait_s: float) -> None:
+        """Note how long the first batch took: start-up, no sign of how the stream keeps up."""
+        self._start_up = {"data/first_batch_s": wait_s}
 
     def report(
         self, step: int, metrics: dict[str, float], totals: Totals, elapsed_s: float
@@ -267,9 +290,10 @@ class Reporter:
                     "data/wait_ratio": self._window.wait_s / self._window.elapsed_s,
                     "data/prepare_ms_per_sample": 1000 * self._window.prepare_s / pairs,
                     "data/rejected": totals.num_rejected,
-                },
+                }
+                | self._start_up,
             )
-            self._window = Window()
+            self._window, self._start_up = Window(), {}
         return self._monitor.update(step, {"loss": totals.loss})
 
     def save(self, snapshot: Snapshot, step: int) -> None:

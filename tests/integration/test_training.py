@@ -18,15 +18,15 @@ from mlflow import MlflowClient
 from clippo_core.checkpoints import load_checkpoint, read_state
 from clippo_core.codec import to_json
 from clippo_core.config import ScheduleConfig
-from clippo_core.errors import ConfigError, DivergedError, SampleError
+from clippo_core.errors import CheckpointError, ConfigError, DivergedError, SampleError
 from clippo_core.rendering import load_font
 from clippo_core.rendering.unifont import glyph_table
 from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.resolve import resolve
+from pipelines.resolve import read_run_config, resolve
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, read_json_lines, whole_checkpoints
 from pipelines.tracking.mlflow_tracker import TrackedRun
-from pipelines.training.driver import RunSummary, read_run_config, train
+from pipelines.training.driver import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
 
 ROOT = Path(__file__).parents[2]
@@ -309,3 +309,12 @@ def test_a_run_is_not_started_twice_nor_over_the_machines_there_are(local_ray, m
         run(make_config(train={"steps": 1}))
     with pytest.raises(ConfigError, match="has 4 CPUs, but the run needs 100"):
         run(make_config(scaling={"cpus_per_rank": 99.5}, storage={"run": "huge"}))
+    with pytest.raises(ConfigError, match="there are 0 GPUs, but the run needs 1"):
+        run(make_config(scaling={"use_gpu": True}, storage={"run": "gpu"}))
+
+
+def test_weights_to_start_from_are_checked_before_a_machine_is_taken(make_config, tmp_path):
+    npz = Path(__file__).parents[1] / "parity" / "reference" / "big_vision_checkpoint.npz"
+    for path, message in ((npz, "another architecture"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(CheckpointError, match=message):
+            run(make_config(train={"init_from": str(path)}))
