@@ -49,7 +49,7 @@ def run(argv: list[str]) -> None:
         tasks = EvaluationTasks(benchmarks, options, cpus=config.cpus, timeout_s=config.timeout_s)
         tasks.start(checkpoint.uri)
         with progress("evaluating", unit="task", total=len(benchmarks)) as bar:
-            while tasks.checkpoints_in_use:
+            while tasks.num_running:
                 for report in tasks.finished(wait_s=0.5):
                     bar.update()
                     places.append(write_report(report, folder))

@@ -129,6 +129,11 @@ class EvaluationTasks:
         """Checkpoints that must not be removed yet."""
         return {running.checkpoint for running in self._running.values()}
 
+    @property
+    def num_running(self) -> int:
+        """Evaluations that have not ended."""
+        return len(self._running)
+
     def finished(self, *, wait_s: float = 0.0) -> list[EvaluationReport]:
         """What has ended since the last call, waiting at most `wait_s` for something to end."""
         if not self._running:

@@ -113,6 +113,7 @@ class RunDriver:
             resolved.benchmarks, options, cpus=evaluation.cpus, timeout_s=evaluation.timeout_s
         )
         self._reports: list[EvaluationReport] = []
+        self._num_followed = 0
         self._job = WorkerJob(
             self._config, self._run, attempt, resolved.stream, tracker.run, self._monitor
         )
@@ -122,7 +123,8 @@ class RunDriver:
         status = "FAILED"
         try:
             outcome = self._fit()
-            self._wait_for_evaluations()
+            if outcome["state"] == "completed":
+                self._wait_for_evaluations()
             summary = self._conclude(outcome)
             status = "FINISHED"
             return summary
@@ -138,30 +140,32 @@ class RunDriver:
         self._start_missing_evaluations()
         thread = _Result(trainer.fit)
         bar = progress("training", unit="step", total=self._config.train.steps)
-        evaluated = 0
         with bar, stop_on_signals(self._request_stop):
             while not thread.wait(_POLL_S):
-                said = self._progress()
-                _show(bar, said)
-                for uri in said.checkpoints[evaluated:]:
-                    self._evaluations.start(uri)
-                evaluated = len(said.checkpoints)
-                self._collect(self._evaluations.finished())
-                self._prune()
-            said = self._progress()
-            _show(bar, said)
-            for uri in said.checkpoints[evaluated:]:
-                self._evaluations.start(uri)
+                self._follow(bar)
+            self._follow(bar)
         return _outcome_of(thread)
+
+    def _follow(self, bar: Any) -> None:
+        """Take in what rank 0 reported and which evaluations ended, and act on it."""
+        said = cast("Progress", ray.get(self._monitor.progress.remote()))
+        if said.step > bar.n:
+            bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
+            bar.update(said.step - bar.n)
+        new = said.checkpoints[self._num_followed :]
+        self._num_followed += len(new)
+        for uri in new:
+            self._evaluations.start(uri)
+        ended = self._evaluations.finished()
+        self._collect(ended)
+        if new or ended:
+            self._prune()
 
     def _start_missing_evaluations(self) -> None:
         """Of checkpoints whose evaluations ended with the attempt before."""
         for _, place in whole_checkpoints(self._run):
             if not (self._run / "evaluations" / place.name).names():
                 self._evaluations.start(place.uri)
-
-    def _progress(self) -> Progress:
-        return cast("Progress", ray.get(self._monitor.progress.remote()))
 
     def _request_stop(self) -> None:
         self._monitor.request_stop.remote()
@@ -194,8 +198,12 @@ class RunDriver:
                 remove_checkpoint(place)
 
     def _wait_for_evaluations(self) -> None:
-        while self._evaluations.checkpoints_in_use:
-            self._collect(self._evaluations.finished(wait_s=_POLL_S))
+        left = self._evaluations.num_running
+        with progress("evaluating", unit="task", total=left) as bar:
+            while self._evaluations.num_running:
+                ended = self._evaluations.finished(wait_s=_POLL_S)
+                self._collect(ended)
+                bar.update(len(ended))
         self._prune()
 
     def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
@@ -346,9 +354,3 @@ def git_tags() -> dict[str, str]:
         return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.dirty": str(is_dirty)}
     except (OSError, subprocess.CalledProcessError):
         return {}
-
-
-def _show(bar: Any, said: Progress) -> None:
-    if said.step > bar.n:
-        bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
-        bar.update(said.step - bar.n)

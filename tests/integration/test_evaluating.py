@@ -18,7 +18,7 @@ CHECKPOINT = Path(__file__).parents[1] / "parity" / "reference" / "big_vision_ch
 
 def ends(tasks: EvaluationTasks, *, within_s: float = 60) -> list[EvaluationReport]:
     deadline, reports = time.monotonic() + within_s, []
-    while tasks.checkpoints_in_use:
+    while tasks.num_running:
         assert time.monotonic() < deadline
         reports += tasks.finished(wait_s=0.2)
     return reports
