@@ -36,7 +36,7 @@ def demo() -> RunConfig:
         model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied"),
         optim=OptimConfig(name="adafactor", learning_rate=1e-3, schedule=schedule),
         data=DataConfig(sources=("fashion_mnist/train",), run_length=16),
-        train=TrainConfig(steps=240, global_batch_size=256, checkpoint_every=120),
+        train=TrainConfig(steps=400, global_batch_size=128, checkpoint_every=200),
         # Two cores: one is declared to be the trainer's, the rest is shared by the light work.
         scaling=ScalingConfig(renderer_cpus=0.25, max_renderers=2),
         evaluation=EvaluationConfig(
