@@ -93,7 +93,8 @@ def resize_bilinear(
         return rows[:, left] + (rows[:, right] - rows[:, left]) * across
 
     upper, lower = between_columns(pixels[top]), between_columns(pixels[bottom])
-    return (upper + (lower - upper) * down).astype(np.uint8)
+    # Indexing along one axis leaves another memory order behind; an image is in C order.
+    return (upper + (lower - upper) * down).astype(np.uint8, order="C")
 
 
 def _neighbours(

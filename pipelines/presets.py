@@ -55,7 +55,10 @@ def own_data_s16() -> RunConfig:
         paper,
         preset="own_data_s16",
         model=dataclasses.replace(
-            paper.model, vit=vit_config("S/16", embed_dim=384), text_patches="occupied"
+            paper.model,
+            vit=vit_config("S/16", embed_dim=384),
+            image=ImageConfig(),
+            text_patches="occupied",
         ),
         optim=dataclasses.replace(
             paper.optim, schedule=ScheduleConfig(warmup_steps=None, cooldown_steps=None)

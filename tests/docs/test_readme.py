@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
@@ -19,6 +20,7 @@ from clippo_core.config import Config
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.ingest.prepare.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.storage import Location
+from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +111,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(place: Path) -> dict[str, str]:
-    import os
-
     return os.environ | {"CLIPPO_DATA": str(place / "cache"), "PYTHONPATH": str(ROOT)}
 
 
@@ -171,6 +171,23 @@ def check_server(words: list[str], place: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_benchmark_prints_its_figures(workplace: Path):
+    if not Path("/", rendering.OTF).is_file() and os.environ.get("CLIPPO_FETCH") != "1":
+        pytest.skip("the package fonts-unifont is not installed, and CLIPPO_FETCH is not set")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.rendering"],
+        cwd=ROOT,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^rasters_per_s +[\d,]+\.\d +[\d,]+\.\d$", done.stdout, re.MULTILINE)
+    assert Path(done.stdout.splitlines()[-1]).is_file()
 
 
 @pytest.mark.ray

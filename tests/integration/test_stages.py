@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clippo_core.config import ImageConfig
 from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample
 from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import UsableSample, open_renderer, prepare_sample
+from pipelines.ingest.stages import (
+    UsableSample,
+    from_block,
+    open_renderer,
+    prepare_batch,
+    prepare_sample,
+    to_block,
+)
 from pipelines.resolve import resolve
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 
@@ -68,6 +79,16 @@ def test_a_picture_that_cannot_be_decoded_is_rejected(prepare, image, reason: st
 def test_the_visits_random_number_chooses_the_caption(prepare):
     sample = RawSample("k", PICTURE, ["a", "b", "c"], None)
     assert [prepare(sample, draw).caption for draw in (0, 1, 5)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_antialias"])
+def test_a_block_can_be_made_of_pictures_resized_either_way(make_config, resize):
+    model = dataclasses.replace(make_config().model, image=ImageConfig(resize=resize))
+    config = dataclasses.replace(make_config(), model=model)
+    spec = resolve(config).stream
+    batch = prepare_batch(spec, spec.plan.batch(0), step=0)
+    again = from_block(to_block(batch), spec.render)
+    np.testing.assert_array_equal(again.images, batch.images)
 
 
 def test_rows_are_read_in_any_order_across_shards(colours):
