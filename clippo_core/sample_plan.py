@@ -60,6 +60,8 @@ class SamplePlan:
         num_rows: rows of each source.
         weights: share of each source in a batch, relative to the sum.
         run_length: consecutive rows that are drawn together.
+        groups: a group's number for each source; the ratio of the groups is exact in itself, not
+            just as a sum of rounded parts. Empty: every source for itself.
     """
 
     seed: int
@@ -67,8 +69,11 @@ class SamplePlan:
     num_rows: tuple[int, ...]
     weights: tuple[float, ...]
     run_length: int
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.groups) not in (0, len(self.num_rows)):
+            raise ConfigError(f"{len(self.groups)} groups for {len(self.num_rows)} sources")
         if len(self.num_rows) != len(self.weights) or not self.num_rows:
             raise ConfigError(
                 f"{len(self.num_rows)} sources and {len(self.weights)} weights; expected as many "
@@ -86,14 +91,15 @@ class SamplePlan:
     def batch(self, step: int) -> PlannedSamples:
         """The samples of the global batch of `step`, the first step being 0.
 
-        Runs of the sources alternate in proportion, so that any part of the batch holds about the
-        same mixture, and every rank does about the same work.
+        The sources alternate in proportion, so that any part of the batch holds the same mixture,
+        give or take a sample, and every rank does the same work.
         """
         starts, ends = self.rows_drawn(step), self.rows_drawn(step + 1)
         parts = [
             self._samples(k, lo, hi) for k, (lo, hi) in enumerate(zip(starts, ends, strict=True))
         ]
-        order = np.argsort(np.concatenate([self._run_order(part) for part in parts]), kind="stable")
+        places = [(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts]
+        order = np.argsort(np.concatenate(places), kind="stable")
         fields = ("source", "row", "draw", "position")
         joined = {name: np.concatenate([getattr(p, name) for p in parts])[order] for name in fields}
         return PlannedSamples(**joined)
@@ -105,8 +111,18 @@ class SamplePlan:
         since that is monotone in the number of rows, so is every source's count. A count is off by
         at most half a row for each halving.
         """
-        shares = [Fraction(str(weight)) for weight in self.weights]
-        return _split_rows(step * self.batch_size, shares)
+        shares, drawn = [Fraction(str(weight)) for weight in self.weights], [0] * len(self.weights)
+        groups = [
+            [k for k, group in enumerate(self.groups or [0] * len(shares)) if group == number]
+            for number in sorted(set(self.groups or [0]))
+        ]
+        totals = [sum((shares[k] for k in members), Fraction(0)) for members in groups]
+        of_groups = _split_rows(step * self.batch_size, totals)
+        for members, rows in zip(groups, of_groups, strict=True):
+            split = _split_rows(rows, [shares[k] for k in members])
+            for k, count in zip(members, split, strict=True):
+                drawn[k] = count
+        return drawn
 
     def reserve(self, sample: PlannedSamples, attempt: int) -> PlannedSamples:
         """The sample that takes the place of a rejected one.
@@ -152,13 +168,6 @@ class SamplePlan:
 
     def _num_runs(self, source: int) -> int:
         return -(-self.num_rows[source] // self.run_length)
-
-    def _run_order(self, part: PlannedSamples) -> np.ndarray:
-        """Where in the batch each run belongs, from 0 to 1."""
-        if not len(part):
-            return np.empty(0)
-        run = part.position // self.run_length
-        return (run - run[0] + 0.5) / (run[-1] - run[0] + 1)
 
 
 def _split_rows(rows: int, shares: Sequence[Fraction]) -> list[int]:

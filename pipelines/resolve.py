@@ -21,6 +21,7 @@ from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
 from pipelines.evaluating.tasks import Benchmark
+from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source
 from pipelines.ingest.stages import SourceReference, StreamSpec, open_renderer, prepare_sample
 from pipelines.schema import RunConfig
@@ -56,14 +57,18 @@ class ResolvedRun:
     def stream(self) -> StreamSpec:
         """What render workers are given."""
         data, train = self.config.data, self.config.train
+        is_text = [int(source.manifest.kind != "image-text") for source in self.sources]
         plan = SamplePlan(
             seed=train.seed,
             batch_size=train.global_batch_size,
             num_rows=tuple(source.num_rows for source in self.sources),
             weights=data.weights,
             run_length=data.run_length,
+            groups=tuple(is_text),
         )
-        references = tuple(SourceReference(s.folder.uri, s.manifest.digest) for s in self.sources)
+        references = tuple(
+            SourceReference(s.folder.uri, s.manifest.digest, s.manifest.kind) for s in self.sources
+        )
         model = self.config.model
         return StreamSpec(plan, references, self.renderer.config, model.image, model.render.font)
 
@@ -87,9 +92,8 @@ def resolve(config: RunConfig) -> ResolvedRun:
         )
     for text in config.evaluation.tasks:
         Benchmark.parse(text)
-    sources = tuple(open_source(locate_source(name).uri) for name in config.data.sources)
+    sources, weights = _weighted_sources(config)
     renderer = open_renderer(config.model.render, config.model.render.font)
-    weights = config.data.weights or tuple(float(source.num_rows) for source in sources)
     run = config.storage.run or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     root = Location.of(config.storage.root)
     # The run keeps a font of its own, since the file may be on this machine alone.
@@ -100,11 +104,46 @@ def resolve(config: RunConfig) -> ResolvedRun:
     resolved = dataclasses.replace(
         config,
         model=model,
-        data=dataclasses.replace(config.data, sources=uris, weights=weights),
+        # The weights say it all now; a run that is resumed divides nothing again.
+        data=dataclasses.replace(config.data, sources=uris, weights=weights, text_share=None),
         storage=dataclasses.replace(config.storage, run=run, root=root.uri),
         tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
     )
     return ResolvedRun(resolved, sources, renderer)
+
+
+def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[float, ...]]:
+    """The sources that take part, and the share of each in a batch.
+
+    Raises:
+        ConfigError: if a set is not to be trained on, or there is none for a share.
+    """
+    data = config.data
+    sources = [open_source(locate_source(name).uri) for name in data.sources]
+    for source in sources:
+        manifest = source.manifest
+        if manifest.evaluation_only or manifest.kind not in TRAINABLE_KINDS:
+            raise ConfigError(
+                f"{source.name} ({manifest.kind}) is for evaluation only; take it out of "
+                "data.sources, and name it in evaluation.tasks"
+            )
+    weights = list(data.weights or (float(source.num_rows) for source in sources))
+    if data.text_share is None:
+        return tuple(sources), tuple(weights)
+    is_text = [source.manifest.kind != "image-text" for source in sources]
+    wanted = {True: data.text_share, False: 1 - data.text_share}
+    for text, share in wanted.items():
+        if share and text not in is_text:
+            raise ConfigError(
+                f"data.text_share={data.text_share} asks for {'texts' if text else 'pictures'}, "
+                f"but data.sources has none: {[f'{s.name} ({s.manifest.kind})' for s in sources]}"
+            )
+    totals = {
+        text: sum(w for w, t in zip(weights, is_text, strict=True) if t is text) for text in wanted
+    }
+    shares = [wanted[t] * w / totals[t] for w, t in zip(weights, is_text, strict=True)]
+    taken = [number for number, share in enumerate(shares) if share]
+    return tuple(sources[n] for n in taken), tuple(shares[n] for n in taken)
 
 
 def read_run_config(run: Location) -> RunConfig:
@@ -164,7 +203,11 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
     spec, rejected = resolved.stream, {}
     for source in resolved.sources:
         samples = source.read(range(min(VALIDATED_SAMPLES, source.num_rows)))
-        outcomes = [(s, prepare_sample(spec, resolved.renderer, s, draw=0)) for s in samples]
+        kind = source.manifest.kind
+        outcomes = [
+            (sample, prepare_sample(spec, resolved.renderer, sample, draw=0, kind=kind))
+            for sample in samples
+        ]
         bad = [(s.key, o) for s, o in outcomes if isinstance(o, Rejected)]
         if 2 * len(bad) > len(samples):
             reasons = "; ".join(f"{key}: {o.reason} ({o.detail})" for key, o in bad[:3])

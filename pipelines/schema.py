@@ -20,6 +20,9 @@ class DataConfig(Config):
     """Prepared data sets: folders or URIs with a manifest.json, or names in the data cache."""
     weights: tuple[float, ...] = ()
     """Share of each source in every batch, relative to their sum; empty: in proportion to rows."""
+    text_share: float | None = None
+    """Share of the pairs in every batch that are text-text; the weights then hold among the
+    sources of pictures and among those of texts. None: as the weights say."""
     run_length: int = 64
     """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
     max_reject_ratio: float = 0.05
@@ -31,6 +34,11 @@ class DataConfig(Config):
         require(self.run_length >= 1, f"data.run_length={self.run_length}; expected 1 or more")
         ratio = self.max_reject_ratio
         require(0 <= ratio <= 1, f"data.max_reject_ratio={ratio}; expected a share from 0 to 1")
+        share = self.text_share
+        require(
+            share is None or 0 <= share <= 1,
+            f"data.text_share={share}; expected a share from 0 to 1, or None",
+        )
         weights, sources = len(self.weights), len(self.sources)
         require(
             weights in (0, sources),

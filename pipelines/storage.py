@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from clippo_core.checkpoints.native import CONFIG_FILE
-from clippo_core.errors import CheckpointError, StorageError
+from clippo_core.errors import CheckpointError, SampleError, StorageError
 
 OWNER_FILE = "owner.json"
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
@@ -45,6 +45,17 @@ class Location:
 
     def __truediv__(self, name: str) -> Location:
         return Location(f"{self.uri}/{name}")
+
+    def inside(self, path: str) -> Location:
+        """What a relative path names in this folder, or an absolute one that lies in it.
+
+        Raises:
+            SampleError: if the path leads out; it may come from a file that somebody else made.
+        """
+        within = path.removeprefix(f"{self.uri}/")
+        if within.startswith(("/", "~")) or "://" in within or ".." in within.split("/"):
+            raise SampleError(f"the path {path!r} leads out of {self.uri}")
+        return self / within
 
     @property
     def is_local(self) -> bool:

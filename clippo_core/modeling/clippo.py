@@ -70,15 +70,27 @@ class Clippo(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "pair height_px width_px 3"],
+        images: UInt8[Tensor, "image height_px width_px 3"],
         texts: TextRasters,
+        left_texts: TextRasters | None = None,
     ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
         """Unit-length embeddings of both sides of the pairs, and the logit scale.
+
+        Args:
+            images: left sides of the first pairs.
+            texts: right sides of all pairs.
+            left_texts: left sides of the pairs after those with a picture.
 
         Raises:
             RenderError: if the texts were rendered otherwise than the model's.
         """
-        return normalize(self.encoder(images)), self.embed_rasters(texts), self.logit_scale
+        if left_texts is None or not len(left_texts):
+            return normalize(self.encoder(images)), self.embed_rasters(texts), self.logit_scale
+        rasters = TextRasters.concatenate([left_texts, texts])
+        left, right = self.embed_rasters(rasters).split([len(left_texts), len(texts)])
+        if len(images):
+            left = torch.cat([normalize(self.encoder(images)), left])
+        return left, right, self.logit_scale
 
     def embed_rasters(self, texts: TextRasters) -> Float[Tensor, "text embed"]:
         """Unit-length embeddings of rendered texts, with gradients.

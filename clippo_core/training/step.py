@@ -21,7 +21,7 @@ from clippo_core.training.state import TrainState
 
 Precision = Literal["float32", "bfloat16"]
 #: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[[Tensor, TextRasters], tuple[Tensor, Tensor, Tensor]]
+Forward = Callable[[Tensor, TextRasters, TextRasters | None], tuple[Tensor, Tensor, Tensor]]
 #: Rows of this shard -> rows of all shards in order, differentiable.
 Gather = Callable[[Tensor], Tensor]
 
@@ -43,10 +43,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of a picture and a text, in the same order."""
+    """Pairs of a picture and a text, then pairs of two texts; one loss runs over all of them."""
 
-    images: UInt8[Tensor, "pair height_px width_px 3"]
+    images: UInt8[Tensor, "image height_px width_px 3"]
+    """Left sides of the first pairs."""
     texts: TextRasters
+    """Right sides of all pairs, in the same order."""
+    left_texts: TextRasters | None = None
+    """Left sides of the other pairs."""
 
 
 def train_step(
@@ -84,7 +88,7 @@ def train_step(
     set_multiplier(state.optimizer, config, multiplier)
     state.optimizer.step()
     state.step += 1
-    state.samples_seen += len(batch.images) * shard.count
+    state.samples_seen += len(batch.texts) * shard.count
     return {
         "loss": loss.detach(),
         "gradient_norm": gradient_norm,
@@ -99,7 +103,7 @@ def shard_loss(
     """The shard's part of the contrastive loss of the global batch, with gradients."""
     device = batch.images.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        left, right, logit_scale = forward(batch.images, batch.texts)
+        left, right, logit_scale = forward(batch.images, batch.texts, batch.left_texts)
     all_left, all_right = shard.gather(left), shard.gather(right)
     offset = shard.index * len(left)
     return contrastive_loss_shard(left, right, all_left, all_right, logit_scale, row_offset=offset)

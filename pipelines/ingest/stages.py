@@ -20,7 +20,7 @@ from clippo_core.rejected import Rejected, RejectReason
 from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import parse_font
 from clippo_core.sample_plan import PlannedSamples, SamplePlan
-from pipelines.ingest.manifest import RawSample
+from pipelines.ingest.manifest import RawSample, SampleKind
 from pipelines.ingest.sources import Source, open_source
 from pipelines.storage import Location
 
@@ -31,6 +31,7 @@ class SourceReference:
 
     uri: str
     digest: str
+    kind: SampleKind = "image-text"
 
 
 @dataclass(frozen=True)
@@ -54,31 +55,34 @@ class StreamSpec:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A sample that could not be used, and where it would have stood."""
+    """A sample that could not be used, where it lies, and where it would have stood."""
 
     key: str
     source: str
     reason: RejectReason
     detail: str
     step: int
+    row: int
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """One rank's batch, ready for the device.
+    """One rank's batch, ready for the device: pairs of a picture and a text, then of two texts.
 
     Attributes:
         step: that it belongs to.
         keys: of the samples.
-        images: on the canvas.
-        texts: rendered captions.
+        images: left sides of the first pairs, on the canvas.
+        left_texts: left sides of the other pairs, rendered.
+        texts: right sides of all pairs, rendered.
         rejected: samples that were replaced.
         seconds: that reading, decoding and rendering took.
     """
 
     step: int
     keys: list[str]
-    images: UInt8[np.ndarray, "sample height_px width_px 3"]
+    images: UInt8[np.ndarray, "image height_px width_px 3"]
+    left_texts: TextRasters
     texts: TextRasters
     rejected: list[RejectedRow]
     seconds: Mapping[str, float]
@@ -99,46 +103,84 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
         usable.append(
             _first_usable(spec, renderer, planned[slot : slot + 1], sample, step, rejected)
         )
+    # Stable: pictures first, otherwise in the plan's order.
+    usable.sort(key=lambda sample: isinstance(sample.left, str))
     decoded = time.perf_counter()
+    left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
     texts = renderer.render_batch([sample.caption for sample in usable])
     seconds = {
         "read": read - started,
         "decode": decoded - read,
         "render": time.perf_counter() - decoded,
     }
-    images = np.stack([sample.pixels for sample in usable])
-    return PreparedBatch(step, [s.key for s in usable], images, texts, rejected, seconds)
+    size = spec.render.image_size_px
+    images = np.empty((len(usable) - len(left_texts), size, size, 3), np.uint8)
+    for slot in range(len(images)):
+        images[slot] = usable[slot].left
+    keys = [sample.key for sample in usable]
+    return PreparedBatch(step, keys, images, left_texts, texts, rejected, seconds)
 
 
 class UsableSample(NamedTuple):
-    """A sample with its picture on the canvas and the caption of this visit."""
+    """A pair: a picture on the canvas or a text, and the text that goes with it."""
 
     key: str
-    pixels: UInt8[np.ndarray, "height_px width_px 3"]
+    left: UInt8[np.ndarray, "height_px width_px 3"] | str
     caption: str
 
 
 def prepare_sample(
-    spec: StreamSpec, renderer: TextRenderer, sample: RawSample, *, draw: int
+    spec: StreamSpec,
+    renderer: TextRenderer,
+    sample: RawSample,
+    *,
+    draw: int,
+    kind: SampleKind = "image-text",
 ) -> UsableSample | Rejected:
-    """Decode the picture and draw one of the captions.
+    """Draw a pair out of a sample, and decode its picture.
 
     Args:
         spec: how to decode.
-        renderer: for telling whether the caption has anything to see.
+        renderer: for telling whether a text has anything to see.
         sample: as stored.
         draw: the visit's random number.
+        kind: what pair is made of it.
     """
-    if not sample.captions:
-        return Rejected("missing_caption", "no captions")
-    caption = sample.captions[draw % len(sample.captions)]
-    if caption is None:
-        return Rejected("missing_caption", "null")
-    if not renderer.render_batch([caption]).occupied_rows[0]:
-        return Rejected("blank_caption", repr(caption[:80]))
+    found = [text for text in sample.captions or () if text is not None]
+    # Such as the empty title of a photo that has a description.
+    texts = [text for text in found if text.strip()] or found[:1]
+    wanted = 1 if kind == "image-text" else 2
+    if len(texts) < wanted:
+        return Rejected("missing_caption", f"{len(texts)} texts, expected {wanted} or more")
+    first, second = draw_texts(kind, len(texts), draw)
+    for text in {texts[first], texts[second]}:
+        if not renderer.render_batch([text]).occupied_rows[0]:
+            return Rejected("blank_caption", repr(text[:80]))
+    if kind != "image-text":
+        return UsableSample(sample.key, texts[first], texts[second])
     size = spec.render.image_size_px
     pixels = decode_image(sample.image, spec.image, image_size_px=size)
-    return pixels if isinstance(pixels, Rejected) else UsableSample(sample.key, pixels, caption)
+    return (
+        pixels if isinstance(pixels, Rejected) else UsableSample(sample.key, pixels, texts[first])
+    )
+
+
+def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:
+    """Which of a sample's texts form the pair; twice the same one where it needs but one.
+
+    Args:
+        kind: of the sample.
+        count: of its texts.
+        draw: the visit's random number.
+    """
+    if kind == "next-sentence":
+        first = draw % (count - 1)
+        return first, first + 1
+    if kind == "parallel-texts":
+        # Every ordered pair of two different ones is as likely.
+        second, first = divmod(draw % (count * (count - 1)), count)
+        return first, (first + 1 + second) % count
+    return draw % count, draw % count
 
 
 def read_planned(spec: StreamSpec, planned: PlannedSamples) -> list[RawSample]:
@@ -165,15 +207,18 @@ def _first_usable(
     rejected: list[RejectedRow],
 ) -> UsableSample:
     """The planned sample, or the first usable one of its reserve; notes the rejected ones."""
-    outcome = prepare_sample(spec, renderer, sample, draw=int(planned.draw[0]))
-    name = _open_reference(spec.sources[planned.source[0]]).name
+    reference = spec.sources[planned.source[0]]
+    kind, name = reference.kind, _open_reference(reference).name
+    visit = planned
+    outcome = prepare_sample(spec, renderer, sample, draw=int(visit.draw[0]), kind=kind)
     for attempt in range(1, spec.plan.run_length + 1):
         if not isinstance(outcome, Rejected):
             return outcome
-        rejected.append(RejectedRow(sample.key, name, outcome.reason, outcome.detail, step))
-        replacement = spec.plan.reserve(planned, attempt)
-        (sample,) = read_planned(spec, replacement)
-        outcome = prepare_sample(spec, renderer, sample, draw=int(replacement.draw[0]))
+        row = int(visit.row[0])
+        rejected.append(RejectedRow(sample.key, name, outcome.reason, outcome.detail, step, row))
+        visit = spec.plan.reserve(planned, attempt)
+        (sample,) = read_planned(spec, visit)
+        outcome = prepare_sample(spec, renderer, sample, draw=int(visit.draw[0]), kind=kind)
     if isinstance(outcome, Rejected):
         raise SampleError(
             f"{name}: {spec.plan.run_length} samples in a row cannot be used, the last one "
@@ -211,24 +256,30 @@ def _open_reference(reference: SourceReference) -> Source:
 
 
 def to_block(batch: PreparedBatch) -> pa.Table:
-    """A batch as one Arrow block: per sample its key, pixels, and text rows; notes in the first."""
-    count, *shape = batch.images.shape
-    pixels = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(int(np.prod(shape))), count, [None, pa.py_buffer(batch.images)]
-    )
-    row_bytes = batch.texts.columns.shape[1] * batch.texts.columns.itemsize
-    offsets = (batch.texts.row_offsets.astype(np.int64) * row_bytes).astype(np.int64)
-    columns = pa.py_buffer(np.ascontiguousarray(batch.texts.columns))
-    text_rows = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), count, [None, pa.py_buffer(offsets), columns]
-    )
+    """A batch as one Arrow block, a row per pair; notes in the first.
+
+    A left side is a picture or text rows: the other of the two columns is empty there.
+    """
+    count, num_images = len(batch.keys), len(batch.images)
+    image_bytes = batch.images[0].nbytes if num_images else 0
+    image_ends = np.minimum(np.arange(count + 1), num_images) * image_bytes
+    left_rows = np.concatenate([np.zeros(num_images, np.int32), batch.left_texts.row_offsets])
     notes = {
         "step": batch.step,
         "seconds": dict(batch.seconds),
         "rejected": [asdict(row) for row in batch.rejected],
     }
-    note = [json.dumps(notes)] + [""] * (count - 1)
-    return pa.table({"key": batch.keys, "image": pixels, "text_rows": text_rows, "note": note})
+    return pa.table(
+        {
+            "key": batch.keys,
+            "image": _binary(image_ends, batch.images),
+            "left_rows": _binary(left_rows * _row_bytes(batch.texts), batch.left_texts.columns),
+            "text_rows": _binary(
+                batch.texts.row_offsets * _row_bytes(batch.texts), batch.texts.columns
+            ),
+            "note": [json.dumps(notes)] + [""] * (count - 1),
+        }
+    )
 
 
 def from_block(block: pa.Table, render: RenderConfig) -> PreparedBatch:
@@ -240,20 +291,44 @@ def from_block(block: pa.Table, render: RenderConfig) -> PreparedBatch:
     """
     block = block.combine_chunks()
     size = render.image_size_px
-    pixels, text_rows = (block.column(name).chunk(0) for name in ("image", "text_rows"))
-    images = _values(pixels, np.uint8, per_item=size * size * 3).reshape(-1, size, size, 3)
-    start, end = text_rows.offset, text_rows.offset + len(text_rows)
-    offsets = np.frombuffer(text_rows.buffers()[1], np.int64)[start : end + 1]
-    row_bytes = size * 2
-    row_offsets = ((offsets - offsets[0]) // row_bytes).astype(np.int32)
-    data = np.frombuffer(text_rows.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-    texts = TextRasters(data.view(np.uint16).reshape(-1, size), row_offsets, render)
+    _, pixels = _values(block, "image")
+    images = pixels.reshape(-1, size, size, 3)
+    left_texts, texts = (_rasters(block, name, render) for name in ("left_rows", "text_rows"))
+    left_texts = left_texts.take(np.arange(len(images), len(left_texts)))
     notes = json.loads(block.column("note")[0].as_py())
     rejected = [RejectedRow(**row) for row in notes["rejected"]]
     keys = block.column("key").to_pylist()
-    return PreparedBatch(notes["step"], keys, images, texts, rejected, notes["seconds"])
+    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, notes["seconds"])
 
 
-def _values(array: pa.FixedSizeBinaryArray, dtype: type, *, per_item: int) -> np.ndarray[Any, Any]:
-    start = array.offset * per_item
-    return np.frombuffer(array.buffers()[1], dtype)[start : start + len(array) * per_item]
+def _row_bytes(texts: TextRasters) -> int:
+    return texts.config.image_size_px * np.dtype(np.uint16).itemsize
+
+
+def _binary(ends: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -> pa.LargeBinaryArray:
+    """An Arrow column over the memory of an array; item `i` is what `ends[i:i+2]` delimits."""
+    buffers = [
+        None,
+        pa.py_buffer(ends.astype(np.int64)),
+        pa.py_buffer(np.ascontiguousarray(content)),
+    ]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends) - 1, buffers)
+
+
+def _values(
+    block: pa.Table, name: str
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Ends of a column's items in bytes, from 0 on, and their bytes, without a copy."""
+    column = block.column(name).chunk(0)
+    ends = np.frombuffer(column.buffers()[1], np.int64)
+    ends = ends[column.offset : column.offset + len(column) + 1]
+    # Arrow leaves the buffer out where all items are empty.
+    content = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+    return ends - ends[0], content[ends[0] : ends[-1]]
+
+
+def _rasters(block: pa.Table, name: str, render: RenderConfig) -> TextRasters:
+    ends, content = _values(block, name)
+    size = render.image_size_px
+    row_offsets = (ends // (size * np.dtype(np.uint16).itemsize)).astype(np.int32)
+    return TextRasters(content.view(np.uint16).reshape(-1, size), row_offsets, render)

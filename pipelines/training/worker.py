@@ -175,7 +175,7 @@ class Rank:
         images = torch.tensor(batch.images, device=self._device)
         metrics = train_step(
             self.state,
-            PairBatch(images, batch.texts),
+            PairBatch(images, batch.texts, batch.left_texts),
             self._config.optim,
             total_steps=self._config.train.steps,
             precision=self._config.train.precision,

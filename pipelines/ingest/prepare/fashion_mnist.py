@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import MANIFEST_FILE, Manifest, RawSample, ShardWriter
-from pipelines.ingest.prepare.debian import unpack_debian_package
+from pipelines.ingest.manifest import Manifest, RawSample, ShardWriter, is_prepared
+from pipelines.ingest.prepare.packages import unpack_debian_package
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -67,7 +67,7 @@ def prepare_fashion_mnist(out: Location) -> list[Location]:
         SampleError: if the files cannot be had from anywhere, or are not the known ones.
     """
     folders = {split: out / split for split in _SPLITS}
-    if all((folder / MANIFEST_FILE).exists() for folder in folders.values()):
+    if all(is_prepared(folder) for folder in folders.values()):
         return list(folders.values())
     with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
         files = _read_files(_find_files(Path(scratch)))
@@ -94,6 +94,7 @@ def _write_split(
         class_names=CLASS_NAMES,
         licence="MIT (Zalando SE)",
         origin="Fashion-MNIST, arXiv:1708.07747",
+        evaluation_only=split == "test",
     )
     pairs = zip(images, labels, strict=True)
     rows = progress(writer.name, unit="image", total=len(images), iterable=pairs)

@@ -12,7 +12,7 @@ from clippo_core.config import ImageConfig
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected
-from pipelines.ingest.manifest import MANIFEST_FILE, RawSample, ShardWriter
+from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -133,7 +133,7 @@ def write_pictures(
             for split, wanted in (("train", False), ("test", True))
         }
     for folder in parts:
-        if (folder / MANIFEST_FILE).exists():
+        if is_prepared(folder):
             raise ConfigError(
                 f"{folder.uri} is a data set already; remove it or name another --out"
             )
@@ -198,8 +198,5 @@ def summarize(folders: Iterable[Location]) -> list[str]:
         manifest = read_manifest(folder)
         classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
         rejected = f", {manifest.num_rejected} rejected" if manifest.num_rejected else ""
-        shards = len(manifest.shards)
-        lines.append(
-            f"{manifest.name}: {manifest.num_rows} samples{classes}, {shards} shards{rejected}"
-        )
+        lines.append(f"{manifest.name}: {manifest.num_rows} samples{classes}{rejected}")
     return lines
