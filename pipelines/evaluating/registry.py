@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from pipelines.ingest.sources import Source
 from pipelines.tracking.figures import label_sheet
 
 BATCH_SIZE = 256
+#: Fewer make no test of a language.
+MIN_IMAGES_PER_LANGUAGE = 100
 _IMAGES_IN_PICTURE = 40
 
 
@@ -114,7 +117,60 @@ def retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> Task
     )
 
 
-EVALUATIONS: dict[str, Evaluation] = {"zero_shot": zero_shot, "retrieval": retrieval}
+def multilingual_retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Retrieval in each language by itself, among the pictures that have a caption in it; the mean.
+
+    Source: Crossmodal-3600 (arXiv:2205.12522), as the paper evaluates on it.
+
+    Raises:
+        SampleError: if the languages of the captions are not known, or none has enough pictures.
+    """
+    embedded = embed_source(model, source, limit=options.limit)
+    captions: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, sample in enumerate(embedded.samples):
+        for language, text in zip(sample.languages or (), sample.captions or (), strict=False):
+            if text:
+                captions[language].append((number, text))
+    per_language = {
+        language: _recall_in(model, embedded.images, found)
+        for language, found in sorted(captions.items())
+        if len({number for number, _ in found}) >= MIN_IMAGES_PER_LANGUAGE
+    }
+    if not per_language:
+        counts = Counter({language: len(found) for language, found in captions.items()})
+        raise SampleError(
+            f"{source.name}: no language has captions of {MIN_IMAGES_PER_LANGUAGE} pictures or "
+            f"more; it has {dict(counts.most_common(10))}"
+        )
+    names = next(iter(per_language.values()))
+    means = {
+        f"mean_{name}": float(np.mean([found[name] for found in per_language.values()]))
+        for name in names
+        if name != "images"
+    }
+    return TaskResult(
+        metrics=means | {"languages": float(len(per_language))},
+        num_samples=len(embedded.samples),
+        num_rejected=embedded.num_rejected,
+        details={"per_language": per_language},
+    )
+
+
+def _recall_in(
+    model: Clippo, images: Float32[np.ndarray, "image embed"], captions: Sequence[tuple[int, str]]
+) -> dict[str, float]:
+    """Recalls among the pictures that have a caption, how many these are, and what chance finds."""
+    numbers, image_of_text = np.unique([number for number, _ in captions], return_inverse=True)
+    texts = model.encode_texts([text for _, text in captions], batch_size=BATCH_SIZE)
+    recalls = retrieval_recall(images[numbers], texts, image_of_text)
+    return recalls | {"chance_recall@1": 1 / len(numbers), "images": float(len(numbers))}
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
+    "multilingual_retrieval": multilingual_retrieval,
+}
 
 
 def find_evaluation(name: str) -> Evaluation:

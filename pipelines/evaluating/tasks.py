@@ -179,6 +179,20 @@ def write_report(report: EvaluationReport, folder: Location) -> Location:
     return place
 
 
+def result_lines(report: EvaluationReport) -> list[str]:
+    """What a report that is ok says, for a terminal."""
+    numbers = ", ".join(f"{name} {value:.4f}" for name, value in report.result["metrics"].items())
+    lines = [f"{report.name}: {numbers} ({report.result['num_samples']} samples)"]
+    per_language = report.result["details"].get("per_language", {})
+    if per_language:
+        names = list(next(iter(per_language.values())))
+        lines.append("  ".join(["language".ljust(10), *names]))
+        for language, found in per_language.items():
+            cells = [f"{found[name]:.4g}".rjust(len(name)) for name in names]
+            lines.append("  ".join([language.ljust(10), *cells]))
+    return lines
+
+
 def file_name(report: EvaluationReport) -> str:
     """The report's name; one of part of a data set must not pass for, or replace, that of all."""
     limit = report.result.get("limit")

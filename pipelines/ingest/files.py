@@ -82,7 +82,7 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
     return ParquetShard(file, chosen, np.cumsum(sizes, dtype=np.int64))
 
 
-def fetch_images(base: Location, references: Sequence[ImageReference]) -> list[bytes | None]:
+def fetch_files(base: Location, references: Sequence[ImageReference]) -> list[bytes | None]:
     """The bytes behind references, in their order; None for a file that is missing.
 
     Args:
@@ -97,25 +97,20 @@ def fetch_images(base: Location, references: Sequence[ImageReference]) -> list[b
     if base.is_local:
         return [_read_local(place, ref) for place, ref in zip(places, references, strict=True)]
     fs, _ = base.open_fs()
-    paths = [fs._strip_protocol(place.uri) for place in places]
     found: list[bytes | None] = [None] * len(references)
-    whole = [slot for slot, reference in enumerate(references) if reference.offset is None]
-    with storage_errors(base):
-        if whole:
-            contents = fs.cat(list({paths[slot] for slot in whole}), on_error="return")
-            contents = contents if isinstance(contents, dict) else {paths[whole[0]]: contents}
-            for slot in whole:
-                found[slot] = _or_none(contents[paths[slot]])
-        spans = _spans(paths, references)
-        if spans:
-            ranges = zip(*[(path, start, stop) for path, start, stop, _ in spans], strict=True)
-            contents = fs.cat_ranges(*map(list, ranges), on_error="return")
-            for (_, start, _, slots), content in zip(spans, contents, strict=True):
-                content = _or_none(content)
-                for slot in slots:
-                    at = (references[slot].offset or 0) - start
-                    end = at + (references[slot].size or 0)
-                    found[slot] = None if content is None else content[at:end]
+    spans = _spans([fs._strip_protocol(place.uri) for place in places], references)
+    if spans:
+        with storage_errors(base):
+            # Not `cat`: it takes file names for patterns.
+            contents = fs.cat_ranges(
+                [span.path for span in spans],
+                [span.start for span in spans],
+                [span.stop for span in spans],
+                on_error="return",
+            )
+            for span, content in zip(spans, map(_or_none, contents), strict=True):
+                for slot in span.slots:
+                    found[slot] = content and span.part(content, references[slot])
     return found
 
 
@@ -139,23 +134,44 @@ def _read_local(place: Location, reference: ImageReference) -> bytes | None:
         return None
 
 
-def _spans(
-    paths: Sequence[str], references: Sequence[ImageReference]
-) -> list[tuple[str, int, int, list[int]]]:
-    """Path, start and end of the requests for parts of files, and which references each serves."""
-    parts = sorted(
-        (paths[slot], reference.offset, reference.offset + (reference.size or 0), slot)
-        for slot, reference in enumerate(references)
-        if reference.offset is not None
-    )
-    spans: list[tuple[str, int, int, list[int]]] = []
-    for path, start, stop, slot in parts:
-        if spans and spans[-1][0] == path and start - spans[-1][2] <= _MAX_GAP_BYTES:
-            _, first, last, slots = spans[-1]
-            spans[-1] = (path, first, max(last, stop), [*slots, slot])
-        else:
-            spans.append((path, start, stop, [slot]))
+@dataclass
+class _Span:
+    """What one request brings: a file, or a range of it that serves several references."""
+
+    path: str
+    start: int | None
+    stop: int | None
+    slots: list[int]
+
+    def part(self, content: bytes, reference: ImageReference) -> bytes:
+        """What the span's content holds of a reference."""
+        if reference.offset is None or self.start is None:
+            return content
+        first = reference.offset - self.start
+        return content[first : first + (reference.size or 0)]
+
+
+def _spans(paths: Sequence[str], references: Sequence[ImageReference]) -> list[_Span]:
+    spans: list[_Span] = []
+    order = sorted(range(len(paths)), key=lambda slot: (paths[slot], references[slot].offset or 0))
+    for slot in order:
+        path, (_, start, size) = paths[slot], references[slot]
+        stop = None if start is None else start + (size or 0)
+        last = spans[-1] if spans and spans[-1].path == path else None
+        if last is None or not _is_near(last, start):
+            spans.append(_Span(path, start, stop, [slot]))
+            continue
+        last.slots.append(slot)
+        if last.stop is not None and stop is not None:
+            last.stop = max(last.stop, stop)
     return spans
+
+
+def _is_near(last: _Span, start: int | None) -> bool:
+    """Whether a part from `start` on is fetched with what came before in the same file."""
+    if start is None or last.stop is None:
+        return start is None and last.stop is None
+    return start - last.stop <= _MAX_GAP_BYTES
 
 
 def _or_none(content: Any) -> bytes | None:

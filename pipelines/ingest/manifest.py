@@ -285,6 +285,7 @@ class ShardWriter:
         if self._pending:
             self._write_shard()
         if not self._shards:
+            _write_rejects(self.folder, self._rejects)
             reasons = sorted({reject["reason"] for reject in self._rejects})
             raise SampleError(
                 f"{self.name}: not one usable sample ({len(self._rejects)} rejected: "
@@ -306,6 +307,9 @@ class ShardWriter:
         )
 
     def _write_shard(self) -> None:
+        if not self._shards:
+            # A set that is written over is no set until it is whole again.
+            (self.folder / MANIFEST_FILE).remove_file()
         columns = dict(zip(SCHEMA.names, zip(*map(_row, self._pending), strict=True), strict=True))
         table = pa.table({name: list(values) for name, values in columns.items()}, schema=SCHEMA)
         buffer = io.BytesIO()
@@ -333,10 +337,16 @@ def finish_data_set(
     manifest: Manifest,
 ) -> Manifest:
     """Write the list of rejects, where there are any, and the manifest; see `write_manifest`."""
+    _write_rejects(folder, rejects)
+    return write_manifest(folder, shards, dataclasses.replace(manifest, num_rejected=len(rejects)))
+
+
+def _write_rejects(folder: Location, rejects: Sequence[dict[str, str]]) -> None:
+    place = folder / REJECTS_FILE
+    place.remove_file()
     if rejects:
         lines = [f"{json.dumps(reject, ensure_ascii=False)}\n" for reject in rejects]
-        (folder / REJECTS_FILE).write_bytes("".join(lines).encode())
-    return write_manifest(folder, shards, dataclasses.replace(manifest, num_rejected=len(rejects)))
+        place.write_bytes("".join(lines).encode())
 
 
 def _row(sample: RawSample) -> tuple[object, ...]:

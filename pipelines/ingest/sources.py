@@ -19,7 +19,7 @@ from clippo_core.errors import SampleError
 from pipelines.ingest.files import (
     CONCURRENT_REQUESTS,
     ParquetShard,
-    fetch_images,
+    fetch_files,
     for_each,
     open_shard,
 )
@@ -121,7 +121,9 @@ class Source:
 
         threads = 1 if self._shards_at.is_local else CONCURRENT_REQUESTS
         for_each(read_shard, np.unique(shard_of_row).tolist(), threads=threads)
-        return self._with_images([sample for sample in samples if sample is not None])
+        found = [sample for sample in samples if sample is not None]
+        assert len(found) == len(wanted)
+        return self._with_images(found)
 
     def __iter__(self) -> Iterator[RawSample]:
         """All samples, shard by shard."""
@@ -212,7 +214,7 @@ class Source:
         wanted = [(slot, s.image_at) for slot, s in enumerate(samples) if s.image_at is not None]
         if wanted:
             base = Location.of(self.manifest.files_at or self.folder.uri)
-            images = fetch_images(base, [reference for _, reference in wanted])
+            images = fetch_files(base, [reference for _, reference in wanted])
             for (slot, _), image in zip(wanted, images, strict=True):
                 samples[slot] = samples[slot]._replace(image=image)
         return samples

