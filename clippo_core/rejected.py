@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 RejectReason = Literal[
     "missing_image",  # null or no bytes
@@ -13,7 +13,6 @@ RejectReason = Literal[
     "missing_caption",  # null, or an empty list of captions
     "blank_caption",  # empty, white space, or characters that the font lacks: nothing to see
 ]
-REJECT_REASONS: tuple[RejectReason, ...] = get_args(RejectReason)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
-from clippo_core.rejected import REJECT_REASONS
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
@@ -188,14 +187,12 @@ class Rank:
         self, batch: PreparedBatch, metrics: dict[str, float], wait_s: float, stop: bool
     ) -> Totals:
         """What all ranks need to know of a step; the same on each of them."""
-        reasons = Counter(row.reason for row in batch.rejected)
-        counts = [float(reasons[reason]) for reason in REJECT_REASONS]
         prepare_s = sum(batch.seconds.values())
-        values = [metrics["loss"], wait_s, prepare_s, float(stop), *counts]
-        loss, waited, prepared, stops, *rejects = sum_over_ranks(values, self._device)
-        self._rejected.update(dict(zip(REJECT_REASONS, map(int, rejects), strict=True)))
-        if sum(rejects):
+        values = [metrics["loss"], wait_s, prepare_s, float(stop), float(len(batch.rejected))]
+        loss, waited, prepared, stops, rejects = sum_over_ranks(values, self._device)
+        if rejects:
             rows = [row for part in collect_objects(batch.rejected) for row in part]
+            self._rejected.update(f"{row.source}/{row.reason}" for row in rows)
             if self._is_first:
                 for row in rows:
                     self._reject_rows.add(asdict(row))
@@ -204,7 +201,7 @@ class Rank:
         self._check_loss(loss, metrics["gradient_norm"])
         self._check_rejects()
         wait = waited / self._num_ranks
-        return Totals(loss, wait, prepared, self._rejected.total(), stops > 0)
+        return Totals(loss, wait, prepared, dict(self._rejected), stops > 0)
 
     def _checkpoint(self) -> None:
         """Save; the other ranks go on at once, rank 0 once the state is copied."""
@@ -234,7 +231,7 @@ class Rank:
         if count <= limit * (count + seen) or (seen < MIN_SAMPLES_BEFORE_ABORT and not at_end):
             return
         self._reject_rows.flush(self.state.step)
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self._rejected.most_common() if n)
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self._rejected.most_common())
         raise SampleError(
             f"{count} of {count + seen} samples could not be used ({reasons}), more than "
             f"data.max_reject_ratio={limit}; they are listed in {self._job.run.uri}/rejects/"
@@ -248,7 +245,8 @@ class Totals:
     loss: float
     wait_s: float
     prepare_s: float
-    num_rejected: int
+    rejected: dict[str, int]
+    """By SOURCE/REASON, since the run began."""
     is_stop_wanted: bool
 
 
@@ -289,8 +287,9 @@ class Reporter:
                     "speed/pairs_per_s": pairs / self._window.elapsed_s,
                     "data/wait_ratio": self._window.wait_s / self._window.elapsed_s,
                     "data/prepare_ms_per_sample": 1000 * self._window.prepare_s / pairs,
-                    "data/rejected": totals.num_rejected,
+                    "data/rejected": sum(totals.rejected.values()),
                 }
+                | {f"rejected/{name}": count for name, count in totals.rejected.items()}
                 | self._start_up,
             )
             self._window, self._start_up = Window(), {}

@@ -18,7 +18,7 @@ import pytest
 
 from clippo_core.config import Config
 from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.prepare.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.storage import Location
 from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture

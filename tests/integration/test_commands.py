@@ -15,7 +15,7 @@ from clippo_core.config import RenderConfig
 from clippo_core.rendering import TextRenderer
 from pipelines.cli import COMMANDS, main
 from pipelines.ingest.manifest import Manifest, Shard, read_manifest, write_manifest
-from pipelines.ingest.prepare.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.ingest.sources import open_source
 from pipelines.storage import Location
 from tests.integration.colours import colour_samples, encoded_picture, write_samples

@@ -211,12 +211,17 @@ def _add_some(
             place = ImageReference(picture.key)
             writer.add(RawSample(picture.key, None, captions, class_id, image_at=place))
             continue
-        probed = decode_image(content, _PROBE, image_size_px=_PROBE_PX)
-        if isinstance(probed, Rejected):
-            detail = "the file does not exist" if content is None else probed.detail
-            writer.reject(picture.key, probed.reason, detail)
+        if (problem := check_picture(content)) is not None:
+            detail = "the file does not exist" if content is None else problem.detail
+            writer.reject(picture.key, problem.reason, detail)
             continue
         writer.add(RawSample(picture.key, content, captions, class_id))
+
+
+def check_picture(content: bytes | None) -> Rejected | None:
+    """Why a picture cannot be used, if it cannot; it is decoded once for that."""
+    probed = decode_image(content, _PROBE, image_size_px=_PROBE_PX)
+    return probed if isinstance(probed, Rejected) else None
 
 
 class UnreadableLine(NamedTuple):

@@ -23,12 +23,12 @@ import pytest
 
 from clippo_core.errors import ConfigError, SampleError, StorageError
 from pipelines.ingest.manifest import TRAINABLE_KINDS, RawSample
-from pipelines.ingest.prepare import (
+from pipelines.ingest.prepare import texts
+from pipelines.ingest.prepare.registry import (
     bible,
     easy_vqa,
     movie_reviews,
     similarity,
-    texts,
     topics,
     udhr,
 )
@@ -632,7 +632,7 @@ REAL_COUNTS: dict[str, dict[str, tuple[str, int]]] = {
 def test_a_package_of_another_content_is_refused_and_nothing_is_written(
     name: str, here: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    module = importlib.import_module(f"pipelines.ingest.prepare.{name}")
+    module = importlib.import_module(f"pipelines.ingest.prepare.registry.{name}")
     found = {
         "read_movie_reviews": {"imdb": [], "rotten_tomatoes": []},
         "read_udhr": [],
@@ -657,7 +657,7 @@ def test_a_package_of_another_content_is_refused_and_nothing_is_written(
 def test_the_real_sets_are_as_counted_and_are_fetched_once(
     name: str, here: Location, monkeypatch: pytest.MonkeyPatch
 ):
-    module = importlib.import_module(f"pipelines.ingest.prepare.{name}")
+    module = importlib.import_module(f"pipelines.ingest.prepare.registry.{name}")
     prepare = getattr(module, f"prepare_{name}")
     folders = prepare(here / "out")
     sources = opened(folders)

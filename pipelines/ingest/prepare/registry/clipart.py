@@ -22,17 +22,17 @@ from PIL import Image
 
 from clippo_core.config import ImageConfig
 from clippo_core.errors import SampleError
-from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.packages import unpack_debian_package
+from pipelines.ingest.prepare.pictures import check_picture
+from pipelines.ingest.prepare.registry.packages import unpack_debian_package
 from pipelines.ingest.prepare.texts import SplitWriter, check_counts, tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 
 TEST_SHARE = 0.05
 #: Larger pictures are shrunk: some are posters of hundreds of millions of pixels.
-MAX_SIDE_PX = 512
+MAX_SIDE_PX = 256
 _PACKAGES = {"png": "openclipart-png", "svg": "openclipart-svg"}
 _SPLITS = ("train", "test")
 #: Icon themes and hundreds of stars, which say nothing.
@@ -156,12 +156,6 @@ def write_clipart(drawings: Sequence[Drawing], out: Location) -> list[Location]:
     for drawing, title in progress("clipart", unit="image", total=len(drawings), iterable=pairs):
         _add_drawing(writers.of(title.lower()), drawing, title)
     return writers.close()
-
-
-def check_picture(content: bytes) -> Rejected | None:
-    """Why a picture cannot be used, if it cannot; it is decoded once for that."""
-    probed = decode_image(content, ImageConfig(), image_size_px=_PROBE_PX)
-    return probed if isinstance(probed, Rejected) else None
 
 
 def shrink_picture(content: bytes) -> bytes | Rejected:

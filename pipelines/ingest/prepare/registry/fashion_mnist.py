@@ -18,7 +18,7 @@ from PIL import Image
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import Manifest, RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.packages import unpack_debian_package
+from pipelines.ingest.prepare.registry.packages import unpack_debian_package
 from pipelines.progress import progress
 from pipelines.storage import Location
 

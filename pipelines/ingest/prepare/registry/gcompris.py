@@ -21,10 +21,10 @@ import pyarrow as pa
 from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.clipart import check_picture
-from pipelines.ingest.prepare.packages import unpack_debian_package
+from pipelines.ingest.prepare.pictures import check_picture
+from pipelines.ingest.prepare.registry.packages import unpack_debian_package
+from pipelines.ingest.prepare.registry.tuxpaint import language_tag
 from pipelines.ingest.prepare.texts import SplitWriter, check_counts, tidy
-from pipelines.ingest.prepare.tuxpaint import language_tag
 from pipelines.progress import progress
 from pipelines.storage import Location
 

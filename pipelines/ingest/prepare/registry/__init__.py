@@ -24,7 +24,7 @@ class RegistrySet:
         Args:
             out: where to; None: its name in the data cache.
         """
-        module = importlib.import_module(f"pipelines.ingest.prepare.{self.name}")
+        module = importlib.import_module(f"pipelines.ingest.prepare.registry.{self.name}")
         function: Callable[[Location], list[Location]] = getattr(module, f"prepare_{self.name}")
         return function(out or data_cache() / self.name)
 

@@ -1,0 +1,170 @@
+"""Pictures and texts in one batch and one loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clippo_core.errors import ConfigError
+from clippo_core.rejected import Rejected
+from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter
+from pipelines.ingest.stages import (
+    UsableSample,
+    draw_texts,
+    from_block,
+    open_renderer,
+    prepare_batch,
+    prepare_sample,
+    to_block,
+)
+from pipelines.resolve import read_run_config, resolve
+from pipelines.storage import Location, read_json_lines
+from pipelines.training.driver import train
+
+SENTENCES = [[f"document {n}.", f"it goes on {n}.", f"the end of {n}."] for n in range(40)]
+
+
+def write_texts(
+    folder: Path, texts: list, kind: SampleKind, *, evaluation_only: bool = False
+) -> str:
+    writer = ShardWriter(
+        Location.of(folder), name=folder.name, kind=kind, evaluation_only=evaluation_only
+    )
+    for number, captions in enumerate(texts):
+        writer.add(RawSample(f"{folder.name}{number:03d}", None, captions))
+    writer.close()
+    return str(folder)
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> str:
+    return write_texts(tmp_path / "documents", SENTENCES, "next-sentence")
+
+
+@pytest.fixture
+def verses(tmp_path: Path) -> str:
+    texts = [[f"verse {n}", f"vers {n}", f"verset {n}"] for n in range(30)]
+    return write_texts(tmp_path / "verses", texts, "parallel-texts")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_the_share_of_texts_is_exact_in_every_batch(
+    make_config, colours, documents, verses, share: float
+):
+    config = make_config(
+        data={"sources": (documents, str(colours), verses), "text_share": share},
+        train={"global_batch_size": 32},
+    )
+    resolved = resolve(config)
+    is_text = np.array([source.manifest.kind != "image-text" for source in resolved.sources])
+    plan = resolved.stream.plan
+    for step in range(10_000):
+        counts = np.diff([plan.rows_drawn(step), plan.rows_drawn(step + 1)], axis=0)[0]
+        assert counts[is_text].sum() == 32 * share
+        assert counts.sum() == 32
+    batch = prepare_batch(resolved.stream, plan.batch(0), step=0)
+    assert len(batch.left_texts) == 32 * share
+    assert len(batch.images) == 32 - 32 * share
+    assert len(batch.texts) == len(batch.keys) == 32
+
+
+def test_every_part_of_a_batch_holds_the_mixture(make_config, colours, documents):
+    config = make_config(
+        data={"sources": (str(colours), documents), "weights": (3.0, 1.0)},
+        train={"global_batch_size": 64},
+    )
+    source = resolve(config).stream.plan.batch(5).source
+    for part in np.split(source, 4):
+        assert Counter(part.tolist()) == {0: 12, 1: 4}
+
+
+def test_pairs_are_what_their_kind_says(make_config, colours, documents, verses):
+    config = make_config(
+        data={"sources": (str(colours), documents, verses), "text_share": 0.5},
+        train={"global_batch_size": 32},
+    )
+    spec = resolve(config).stream
+    renderer = open_renderer(spec.render, None)
+    sample = RawSample("k", None, ["a", "", None, "b", "c"])
+    pairs = {
+        kind: {
+            outcome[1:]
+            for draw in range(60)
+            if isinstance(
+                outcome := prepare_sample(spec, renderer, sample, draw=draw, kind=kind),
+                UsableSample,
+            )
+        }
+        for kind in ("next-sentence", "parallel-texts")
+    }
+    assert pairs["next-sentence"] == {("a", "b"), ("b", "c")}
+    expected = {(x, y) for x in "abc" for y in "abc" if x != y}
+    assert pairs["parallel-texts"] == expected
+    lonely = prepare_sample(
+        spec, renderer, RawSample("k", None, ["one"]), draw=0, kind="next-sentence"
+    )
+    assert isinstance(lonely, Rejected)
+    assert (lonely.reason, lonely.detail) == ("missing_caption", "1 texts, expected 2 or more")
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_every_pair_of_parallel_texts_is_as_likely(count: int):
+    pairs = Counter(
+        draw_texts("parallel-texts", count, draw) for draw in range(count * (count - 1))
+    )
+    assert pairs == {(x, y): 1 for x in range(count) for y in range(count) if x != y}
+
+
+def test_a_mixed_batch_survives_its_block_and_its_slices(make_config, colours, documents):
+    config = make_config(data={"sources": (str(colours), documents), "text_share": 0.25})
+    spec = resolve(config).stream
+    batch = prepare_batch(spec, spec.plan.batch(1), step=1)
+    again = from_block(to_block(batch), spec.render)
+    assert again.keys == batch.keys
+    np.testing.assert_array_equal(again.images, batch.images)
+    for name in ("left_texts", "texts"):
+        found, expected = getattr(again, name), getattr(batch, name)
+        np.testing.assert_array_equal(found.to_pixels(), expected.to_pixels())
+
+
+def test_a_mixture_trains_the_same_on_one_rank_and_on_two(
+    local_ray, make_config, colours, documents, verses
+):
+    losses = {}
+    for ranks in (1, 2):
+        config = make_config(
+            data={"sources": (str(colours), documents, verses), "text_share": 0.5},
+            train={"steps": 6},
+            scaling={"num_ranks": ranks},
+            storage={"run": f"mixed-{ranks}"},
+        )
+        summary = train(resolve(config))
+        seen: dict[int, list[str]] = {}
+        for row in read_json_lines(summary.run / "samples"):
+            seen.setdefault(row["step"], []).extend(row["keys"])
+        losses[ranks] = {step: sorted(keys) for step, keys in seen.items()}
+        kinds = [Counter(key[0] for key in keys) for keys in seen.values()]
+        assert all(count["s"] == 8 and count["d"] + count["v"] == 8 for count in kinds)
+        weights = read_run_config(summary.run).data.weights
+        assert sum(weights) == pytest.approx(1.0)
+    assert losses[1] == losses[2]
+
+
+def test_a_share_that_no_source_can_give_is_refused(make_config, colours, documents):
+    with pytest.raises(ConfigError, match="asks for texts, but"):
+        resolve(make_config(data={"sources": (str(colours),), "text_share": 0.5}))
+    with pytest.raises(ConfigError, match="asks for pictures, but"):
+        resolve(make_config(data={"sources": (documents,), "text_share": 0.5}))
+    with pytest.raises(ConfigError, match="expected a share from 0 to 1"):
+        make_config(data={"text_share": 1.5})
+
+
+def test_what_is_for_evaluation_is_not_trained_on(make_config, tmp_path):
+    held_out = write_texts(tmp_path / "held_out", SENTENCES, "next-sentence", evaluation_only=True)
+    labelled = write_texts(tmp_path / "labelled", SENTENCES, "labelled-text")
+    for source in (held_out, labelled):
+        with pytest.raises(ConfigError, match="is for evaluation only"):
+            resolve(make_config(data={"sources": (source,)}))
