@@ -56,12 +56,6 @@ _REGISTRY_PICTURES = (
     "gcompris/train",
 )
 _REGISTRY_TEXTS = ("movie_reviews/imdb", "udhr/paragraphs", "udhr/articles", "bible/train")
-_REGISTRY_EVALUATIONS = (
-    "multilingual_retrieval:tuxpaint",
-    "retrieval:clipart/test",
-    "multilingual_retrieval:emoji/google/test",
-    "multilingual_retrieval:emoji/twitter/heldout_vendor",
-)
 
 
 def registry_small() -> RunConfig:
@@ -73,8 +67,10 @@ def registry_small() -> RunConfig:
         data=DataConfig(
             sources=(*_REGISTRY_PICTURES, *_REGISTRY_TEXTS), text_share=0.25, run_length=8
         ),
-        train=TrainConfig(steps=600, global_batch_size=128, checkpoint_every=300),
-        evaluation=EvaluationConfig(tasks=_REGISTRY_EVALUATIONS, limit=1000, cpus=0.5),
+        train=TrainConfig(steps=600, global_batch_size=128, checkpoint_every=600),
+        evaluation=EvaluationConfig(
+            tasks=("multilingual_retrieval:tuxpaint", "retrieval:clipart/test"), cpus=1
+        ),
     )
 
 
@@ -90,7 +86,13 @@ def registry_full() -> RunConfig:
             text_patches="occupied",
         ),
         train=TrainConfig(steps=20_000, global_batch_size=1024, checkpoint_every=1000),
-        evaluation=dataclasses.replace(small.evaluation, limit=None),
+        evaluation=EvaluationConfig(
+            tasks=(
+                *small.evaluation.tasks,
+                "multilingual_retrieval:emoji/google/test",
+                "multilingual_retrieval:emoji/twitter/heldout_vendor",
+            ),
+        ),
     )
 
 

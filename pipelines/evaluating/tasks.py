@@ -16,6 +16,7 @@ import ray.exceptions
 from PIL import Image
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
+from pipelines.background import in_background
 from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
 from pipelines.ingest.sources import locate_source, open_source
 from pipelines.storage import Location, fetched
@@ -93,6 +94,12 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
     )
 
 
+def _evaluate_in_background(
+    checkpoint: str, benchmark: Benchmark, options: EvaluationOptions
+) -> EvaluationReport:
+    return in_background(evaluate, checkpoint, benchmark, options)
+
+
 @dataclass
 class _Running:
     checkpoint: str
@@ -114,7 +121,7 @@ class EvaluationTasks:
         """Of the benchmarks that every checkpoint gets."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
         # One retry, for a worker that is killed; an exception would only come again.
-        self._task = ray.remote(evaluate).options(num_cpus=cpus, max_retries=1)
+        self._task = ray.remote(_evaluate_in_background).options(num_cpus=cpus, max_retries=1)
         self._running: dict[Any, _Running] = {}
 
     def start(self, checkpoint: str) -> None:

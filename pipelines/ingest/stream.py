@@ -9,10 +9,7 @@ to that.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,6 +18,7 @@ from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.background import in_background
 from pipelines.ingest.stages import (
     PreparedBatch,
     StreamSpec,
@@ -101,23 +99,7 @@ def _read_unit(spec: StreamSpec, unit: int, num_ranks: int) -> Iterator[pa.Table
     step, rank = divmod(unit, num_ranks)
     rows = spec.plan.batch_size // num_ranks
     planned = spec.plan.batch(step)[rank * rows : (rank + 1) * rows]
-    batch = _background().submit(prepare_batch, spec, planned, step=step).result()
-    yield to_block(batch)
-
-
-@functools.cache
-def _background() -> ThreadPoolExecutor:
-    """A thread that takes what CPU time is left over; its process stays as it is.
-
-    A rank's threads wait for each other many times in a step. Where a render worker shares their
-    cores it would hold all of them up; but while a rank waits for a batch, the cores are free.
-    """
-    return ThreadPoolExecutor(1, thread_name_prefix="render", initializer=_yield_to_others)
-
-
-def _yield_to_others() -> None:
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    yield to_block(in_background(prepare_batch, spec, planned, step=step))
 
 
 def stream_dataset(

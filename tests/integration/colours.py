@@ -35,12 +35,14 @@ def colour_samples(count: int) -> list[RawSample]:
     return samples
 
 
-def write_samples(folder: Path, samples: list[RawSample], name: str = "colours") -> Path:
+def write_samples(
+    folder: Path, samples: list[RawSample], name: str = "colours", *, rows_per_shard: int = 50
+) -> Path:
     writer = ShardWriter(
         Location.of(folder),
         name=name,
         class_names=list(COLOURS),
-        rows_per_shard=50,
+        rows_per_shard=rows_per_shard,
         row_group_rows=8,
     )
     for sample in samples:
