@@ -247,7 +247,9 @@ def digest_of(shards: Iterable[Shard]) -> str:
 class ShardWriter:
     """Writes samples into shards, and the manifest last, so that a half-written set has none.
 
-    Row groups are small on purpose: a run of consecutive rows is read without much around it.
+    Row groups are small on purpose: a run of consecutive rows is read without much around it. Since
+    training draws runs of rows, neighbours should not be alike: `shuffle` keeps a (small) set in
+    memory and writes it in the order of its keys' digests.
     """
 
     folder: Location
@@ -258,6 +260,7 @@ class ShardWriter:
     origin: str = ""
     evaluation_only: bool = False
     files_at: str | None = None
+    shuffle: bool = False
     rows_per_shard: int = 8192
     row_group_rows: int = 64
     _pending: list[RawSample] = field(default_factory=list)
@@ -269,7 +272,8 @@ class ShardWriter:
         """Take one sample."""
         self._pending.append(sample)
         self._pending_bytes += len(sample.image or b"")
-        if len(self._pending) == self.rows_per_shard or self._pending_bytes > _MAX_SHARD_BYTES:
+        is_full = len(self._pending) == self.rows_per_shard
+        if not self.shuffle and (is_full or self._pending_bytes > _MAX_SHARD_BYTES):
             self._write_shard()
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
@@ -282,6 +286,12 @@ class ShardWriter:
         Raises:
             SampleError: if there was no sample.
         """
+        if self.shuffle:
+            self.shuffle = False
+            samples = sorted(self._pending, key=lambda sample: shuffled_place(sample.key))
+            self._pending.clear()
+            for sample in samples:
+                self.add(sample)
         if self._pending:
             self._write_shard()
         if not self._shards:
@@ -339,6 +349,11 @@ def finish_data_set(
     """Write the list of rejects, where there are any, and the manifest; see `write_manifest`."""
     _write_rejects(folder, rejects)
     return write_manifest(folder, shards, dataclasses.replace(manifest, num_rejected=len(rejects)))
+
+
+def shuffled_place(key: str) -> bytes:
+    """Where a sample stands in a shuffled set; the same wherever and whenever it is written."""
+    return hashlib.sha256(f"order of {key}".encode()).digest()
 
 
 def _write_rejects(folder: Location, rejects: Sequence[dict[str, str]]) -> None:

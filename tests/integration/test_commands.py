@@ -12,11 +12,14 @@ from PIL import Image
 
 from clippo_core.codec import to_json
 from clippo_core.config import RenderConfig
+from clippo_core.errors import SampleError
 from clippo_core.rendering import TextRenderer
 from pipelines.cli import COMMANDS, main
 from pipelines.ingest.manifest import Manifest, Shard, read_manifest, write_manifest
 from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.ingest.prepare.registry import RegistrySet
 from pipelines.ingest.sources import open_source
+from pipelines.presets import PRESETS
 from pipelines.storage import Location
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 
@@ -52,7 +55,8 @@ def test_every_command_says_what_it_misses(command: str, capsys):
 def test_presets_are_one_line_each(capsys):
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["demo", "own_data_s16", "paper_b16", "paper_l16"]
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert all(len(line) < 120 for line in lines)
 
 
 def test_an_unknown_preset_or_flag_or_value_is_refused(capsys):
@@ -123,9 +127,14 @@ def test_a_dry_run_checks_everything_and_starts_nothing(capsys, make_config, tmp
     assert not (tmp_path / "runs").exists()
 
 
-def test_train_without_data_says_how_to_get_it(capsys):
+def test_train_without_data_fetches_it_or_says_why_not(capsys, monkeypatch, tmp_path):
+    def fail(_set, _out=None):
+        raise SampleError("Fashion-MNIST cannot be fetched")
+
+    monkeypatch.setenv("CLIPPO_DATA", str(tmp_path))
+    monkeypatch.setattr(RegistrySet, "prepare", fail)
     assert main(["train", "demo"]) == 3
-    assert "python -m pipelines prepare fashion_mnist" in capsys.readouterr().err
+    assert "Fashion-MNIST cannot be fetched" in capsys.readouterr().err
     assert main(["train", "own_data_s16"]) == 2
     assert "data.sources is empty" in capsys.readouterr().err
 

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 import ray
 
-from clippo_core.errors import ConfigError
-from pipelines.evaluating.registry import EvaluationOptions
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.evaluating.registry import (
+    EvaluationOptions,
+    multilingual_retrieval,
+    retrieval,
+)
 from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
+from pipelines.ingest.sources import open_source
+from tests.integration.colours import colour_samples, write_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CHECKPOINT = Path(__file__).parents[1] / "parity" / "reference" / "big_vision_checkpoint.npz"
@@ -71,3 +78,46 @@ def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkey
 def test_an_unknown_evaluation_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"no evaluation is called 'zero'.*zero_shot"):
         Benchmark.parse("zero:somewhere")
+
+
+def test_each_language_is_a_retrieval_of_its_own(tmp_path):
+    """The numbers of a language are those of `retrieval` on a set with its captions alone."""
+    model = load_checkpoint(CHECKPOINT)
+    samples = colour_samples(150)
+    both = []
+    for n, sample in enumerate(samples):
+        tags = ["de", "fr", "fr"] if n % 5 else ["de", "rare"]
+        captions = [f"{tag} {n} {place}" for place, tag in enumerate(tags)]
+        both.append(sample._replace(captions=captions, languages=tags))
+    source = open_source(str(write_samples(tmp_path / "both", both)))
+    result = multilingual_retrieval(model, source, EvaluationOptions())
+    per_language = result.details["per_language"]
+    assert per_language.keys() == {"de", "fr"}, "30 pictures make no test of a language"
+    assert {name: found["images"] for name, found in per_language.items()} == {"de": 150, "fr": 120}
+    for language in ("de", "fr"):
+        alone = [
+            sample._replace(
+                captions=[
+                    text
+                    for text, tag in zip(sample.captions, sample.languages, strict=True)
+                    if tag == language
+                ]
+            )
+            for sample in both
+            if language in sample.languages
+        ]
+        folder = write_samples(tmp_path / language, alone)
+        expected = retrieval(model, open_source(str(folder)), EvaluationOptions()).metrics
+        for name in ("image_to_text_recall@1", "text_to_image_recall@5"):
+            assert per_language[language][name] == expected[name]
+    name = "image_to_text_recall@5"
+    mean = (per_language["de"][name] + per_language["fr"][name]) / 2
+    assert result.metrics[f"mean_{name}"] == pytest.approx(mean)
+    assert result.metrics["languages"] == 2
+
+
+def test_captions_of_unknown_language_are_no_test_of_languages(colours):
+    with pytest.raises(SampleError, match="no language has captions of 100 pictures"):
+        multilingual_retrieval(
+            load_checkpoint(CHECKPOINT), open_source(str(colours)), EvaluationOptions()
+        )

@@ -16,7 +16,13 @@ from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected
 from pipelines.ingest.files import fetch_files
-from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, is_prepared
+from pipelines.ingest.manifest import (
+    ImageReference,
+    RawSample,
+    ShardWriter,
+    is_prepared,
+    shuffled_place,
+)
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -175,6 +181,8 @@ def write_pictures(
             )
     class_names = sorted({p.class_name for p in pictures if p.class_name is not None})
     for folder, (title, chosen) in parts.items():
+        # Training draws runs of rows; a folder's neighbours are often of one class.
+        chosen.sort(key=lambda picture: shuffled_place(picture.key))
         writer = ShardWriter(
             folder,
             name=title,

@@ -63,6 +63,12 @@ def read(folder: Location) -> tuple[Source, list[RawSample]]:
     return source, samples
 
 
+def read_shuffled(folder: Location) -> tuple[Source, list[RawSample]]:
+    """Of a set that is shuffled, by key."""
+    source, samples = read(folder)
+    return source, sorted(samples, key=lambda sample: sample.key)
+
+
 def rejects(folder: Location) -> list[tuple[str, str, str]]:
     if REJECTS_FILE not in folder.names():
         return []
@@ -340,7 +346,7 @@ def test_imagenet_has_the_names_and_the_numbers_of_its_classes(root):
     write_pictures(source, "val/n99999999/ILSVRC2012_val_00000002.JPEG")
     write(source, {"train/n01440764/.DS_Store": b"?"})
     train, val = prepare_imagenet(source, root / "out")
-    opened, samples = read(train)
+    opened, samples = read_shuffled(train)
     assert opened.manifest.class_names == ("tench", "maillot", "maillot, tank suit")
     assert not opened.manifest.evaluation_only
     assert [sample.class_id for sample in samples] == [0, 1, 2]
@@ -433,7 +439,7 @@ def test_folders_of_any_names_are_classes_of_these_names(root, prepare):
     source = write_pictures(root / "pets", "train/cat/1.jpg", "train/big_dog/a/2.PNG")
     write_pictures(source, "test/cat/3.jpg", "test/4.jpg")
     train, test = prepare(source, root / "out")
-    opened, (dog, cat) = read(train)
+    opened, (dog, cat) = read_shuffled(train)
     assert opened.name == "pets-train"
     assert opened.manifest.class_names == ("big dog", "cat")
     assert (dog.class_id, dog.captions) == (
@@ -451,7 +457,7 @@ def test_class_folders_without_a_split_are_one_set(root):
     source = write_pictures(root / "pets", "cat/1.jpg", "dog/2.jpg")
     (folder,) = prepare_class_folders(source, root / "out")
     assert folder == root / "out" / "all"
-    assert [sample.key for sample in read(folder)[1]] == ["cat/1.jpg", "dog/2.jpg"]
+    assert [s.key for s in read_shuffled(folder)[1]] == ["cat/1.jpg", "dog/2.jpg"]
     with pytest.raises(SampleError, match="no folders with pictures, one for each class"):
         prepare_class_folders(source / "cat", root / "other")
 

@@ -135,6 +135,8 @@ def _write(
             origin=origin,
             evaluation_only=split not in ("train", "all"),
             files_at=source.uri,
+            # By class otherwise, and a run of rows would be of one class; tests are read whole.
+            shuffle=split in ("train", "all"),
         )
         rows = _rows(of_split.class_of, names)
         folders.append(write_rows(writer, rows, of_split.files))

@@ -90,6 +90,7 @@ def write_bible(aligned: Mapping[int, Mapping[str, str]], out: Location) -> list
     writers = {
         split: ShardWriter(
             out / split,
+            shuffle=True,
             name=f"bible-{split}",
             kind="parallel-texts",
             licence="public domain (outside the United Kingdom); the packages: MIT",

@@ -144,6 +144,7 @@ def write_clipart(drawings: Sequence[Drawing], out: Location) -> list[Location]:
     train, test = (
         ShardWriter(
             out / split,
+            shuffle=True,
             name=f"clipart-{split}",
             licence="public domain (Open Clip Art Library)",
             origin="Open Clip Art Library 0.18, Debian packages " + ", ".join(_PACKAGES.values()),

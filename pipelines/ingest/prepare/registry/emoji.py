@@ -292,6 +292,7 @@ def _folders(out: Location) -> list[Location]:
 def _writer(vendor: Vendor, split: str, out: Location) -> ShardWriter:
     return ShardWriter(
         out / vendor.name / split,
+        shuffle=True,
         name=f"emoji-{vendor.name}-{split}",
         licence=f"{vendor.licence}; captions Unicode-3.0 (CLDR)",
         origin=f"npm {vendor.package} {vendor.version}; CLDR {_CAPTIONS_VERSION}",

@@ -103,6 +103,7 @@ def write_flags(flags: Mapping[str, bytes], names: Names, out: Location) -> list
     train, test = (
         ShardWriter(
             out / split,
+            shuffle=True,
             name=f"flags-{split}",
             licence="public domain (flags), Unicode-3.0 (names)",
             origin=f"Debian package {_FLAGS_PACKAGE}; CLDR {_NAMES_PACKAGE[1]}",

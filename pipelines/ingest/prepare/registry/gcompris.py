@@ -143,6 +143,7 @@ def write_gcompris(words: list[Word], out: Location) -> list[Location]:
     train, test = (
         ShardWriter(
             out / split,
+            shuffle=True,
             name=f"gcompris-{split}",
             licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
             origin=f"GCompris, Debian package {_PACKAGE}",

@@ -102,7 +102,12 @@ def write_udhr(versions: Sequence[Version], out: Location) -> list[Location]:
 
 def _write_paragraphs(folder: Location, versions: Sequence[Version]) -> None:
     writer = ShardWriter(
-        folder, name="udhr-paragraphs", kind="next-sentence", licence=_LICENCE, origin=_ORIGIN
+        folder,
+        name="udhr-paragraphs",
+        shuffle=True,
+        kind="next-sentence",
+        licence=_LICENCE,
+        origin=_ORIGIN,
     )
     for version in progress(writer.name, unit="version", total=len(versions), iterable=versions):
         for number, run in enumerate(_runs(version)):
