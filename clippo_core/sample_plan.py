@@ -40,6 +40,11 @@ class PlannedSamples:
     def __len__(self) -> int:
         return len(self.row)
 
+    def take(self, chosen: Int64[np.ndarray, " chosen"]) -> PlannedSamples:
+        """The chosen samples, in the order given."""
+        fields = (self.source, self.row, self.draw, self.position)
+        return PlannedSamples(*(field[chosen] for field in fields))
+
     def __getitem__(self, chosen: slice) -> PlannedSamples:
         fields = (self.source, self.row, self.draw, self.position)
         return PlannedSamples(*(field[chosen] for field in fields))
@@ -124,20 +129,24 @@ class SamplePlan:
                 drawn[k] = count
         return drawn
 
-    def reserve(self, sample: PlannedSamples, attempt: int) -> PlannedSamples:
-        """The sample that takes the place of a rejected one.
+    def reserve(self, samples: PlannedSamples, attempt: int) -> PlannedSamples:
+        """The samples that take the place of rejected ones.
 
         A run's reserve is the run half a pass away in the permutation, so that no sample of the
         batch is doubled.
 
         Args:
-            sample: the rejected one, a batch of one.
+            samples: the rejected ones, as planned.
             attempt: 1 for the first replacement, up to `run_length`.
         """
-        source, position = int(sample.source[0]), sample.position
-        half = self._num_runs(source) // 2
-        row = self._rows(source, position, run_shift=half, row_shift=attempt)
-        return PlannedSamples(sample.source, row, sample.draw + np.uint64(attempt), position)
+        row = np.empty_like(samples.row)
+        for source in np.unique(samples.source).tolist():
+            chosen = samples.source == source
+            half = self._num_runs(source) // 2
+            position = samples.position[chosen]
+            row[chosen] = self._rows(source, position, run_shift=half, row_shift=attempt)
+        draw = samples.draw + np.uint64(attempt)
+        return PlannedSamples(samples.source, row, draw, samples.position)
 
     def _samples(self, source: int, start: int, end: int) -> PlannedSamples:
         """What the stream of a source holds from `start` to `end`."""

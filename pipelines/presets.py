@@ -67,7 +67,7 @@ def registry_small() -> RunConfig:
         data=DataConfig(
             sources=(*_REGISTRY_PICTURES, *_REGISTRY_TEXTS), text_share=0.25, run_length=8
         ),
-        train=TrainConfig(steps=600, global_batch_size=128, checkpoint_every=600),
+        train=TrainConfig(steps=1000, global_batch_size=128, checkpoint_every=1000),
         evaluation=EvaluationConfig(
             tasks=("multilingual_retrieval:tuxpaint", "retrieval:clipart/test"), cpus=1
         ),

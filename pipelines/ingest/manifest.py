@@ -235,12 +235,10 @@ def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest
     return manifest
 
 
-def digest_of(shards: Iterable[Shard]) -> str:
-    """The `Manifest.digest` of shards."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(f"{shard.num_rows}:{shard.version}\n".encode())
-    return digest.hexdigest()[:16]
+def digest_of(shards: Iterable[Shard | tuple[str, int, str]]) -> str:
+    """The `Manifest.digest` of shards, given as such or as (path, num_rows, version)."""
+    content = "".join(f"{num_rows}:{version}\n" for _, num_rows, version in shards)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -246,7 +246,7 @@ def _read_shards(folder: str, digest: str) -> ShardTable:
             f"{place.uri} cannot be read ({error}); prepare the data set again"
         ) from None
     shards = ShardTable(paths, versions, np.cumsum(rows.to_numpy(), dtype=np.int64))
-    if digest_of(shards[number] for number in range(len(shards))) != digest:
+    if digest_of(zip(*(c.to_pylist() for c in (paths, rows, versions)), strict=True)) != digest:
         raise SampleError(
             f"{place.uri} is not the one that {MANIFEST_FILE} was written with; prepare the data "
             "set again"

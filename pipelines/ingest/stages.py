@@ -96,21 +96,43 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     """
     renderer = open_renderer(spec.render, spec.font_uri)
     started = time.perf_counter()
-    samples = read_planned(spec, planned)
-    read = time.perf_counter()
-    usable, rejected = [], []
-    for slot, sample in enumerate(samples):
-        usable.append(
-            _first_usable(spec, renderer, planned[slot : slot + 1], sample, step, rejected)
-        )
+    outcomes: dict[int, UsableSample] = {}
+    rejected: list[RejectedRow] = []
+    waiting, visits, read_s = np.arange(len(planned)), planned, 0.0
+    # In rounds, so that the reserves of a round are read together.
+    for attempt in range(1, spec.plan.run_length + 2):
+        before = time.perf_counter()
+        samples = read_planned(spec, visits)
+        read_s += time.perf_counter() - before
+        refused: list[int] = []
+        for place, (slot, sample) in enumerate(zip(waiting.tolist(), samples, strict=True)):
+            reference = spec.sources[visits.source[place]]
+            draw = int(visits.draw[place])
+            outcome = prepare_sample(spec, renderer, sample, draw=draw, kind=reference.kind)
+            if isinstance(outcome, UsableSample):
+                outcomes[slot] = outcome
+                continue
+            refused.append(place)
+            name = _open_reference(reference).name
+            note = RejectedRow(
+                sample.key, name, outcome.reason, outcome.detail, step, int(visits.row[place])
+            )
+            rejected.append(note)
+        if not refused:
+            break
+        if attempt > spec.plan.run_length:
+            raise _hopeless(spec, rejected[-1])
+        waiting = waiting[refused]
+        visits = spec.plan.reserve(planned.take(waiting), attempt)
+    usable = [outcomes[slot] for slot in range(len(planned))]
     # Stable: pictures first, otherwise in the plan's order.
     usable.sort(key=lambda sample: isinstance(sample.left, str))
     decoded = time.perf_counter()
     left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
     texts = renderer.render_batch([sample.caption for sample in usable])
     seconds = {
-        "read": read - started,
-        "decode": decoded - read,
+        "read": read_s,
+        "decode": decoded - started - read_s,
         "render": time.perf_counter() - decoded,
     }
     size = spec.render.image_size_px
@@ -198,34 +220,12 @@ def read_planned(spec: StreamSpec, planned: PlannedSamples) -> list[RawSample]:
     return [samples[slot] for slot in range(len(planned))]
 
 
-def _first_usable(
-    spec: StreamSpec,
-    renderer: TextRenderer,
-    planned: PlannedSamples,
-    sample: RawSample,
-    step: int,
-    rejected: list[RejectedRow],
-) -> UsableSample:
-    """The planned sample, or the first usable one of its reserve; notes the rejected ones."""
-    reference = spec.sources[planned.source[0]]
-    kind, name = reference.kind, _open_reference(reference).name
-    visit = planned
-    outcome = prepare_sample(spec, renderer, sample, draw=int(visit.draw[0]), kind=kind)
-    for attempt in range(1, spec.plan.run_length + 1):
-        if not isinstance(outcome, Rejected):
-            return outcome
-        row = int(visit.row[0])
-        rejected.append(RejectedRow(sample.key, name, outcome.reason, outcome.detail, step, row))
-        visit = spec.plan.reserve(planned, attempt)
-        (sample,) = read_planned(spec, visit)
-        outcome = prepare_sample(spec, renderer, sample, draw=int(visit.draw[0]), kind=kind)
-    if isinstance(outcome, Rejected):
-        raise SampleError(
-            f"{name}: {spec.plan.run_length} samples in a row cannot be used, the last one "
-            f"({sample.key}) for {outcome.reason}: {outcome.detail}. Look at the data with\n"
-            "  python -m pipelines inspect --help"
-        )
-    return outcome
+def _hopeless(spec: StreamSpec, last: RejectedRow) -> SampleError:
+    return SampleError(
+        f"{last.source}: {spec.plan.run_length} samples in a row cannot be used, the last one "
+        f"({last.key}) for {last.reason}: {last.detail}. Look at the data with\n"
+        "  python -m pipelines inspect --help"
+    )
 
 
 @functools.lru_cache(maxsize=4)

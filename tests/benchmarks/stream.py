@@ -40,7 +40,7 @@ BATCH = 128
 ROWS_OF_A_SHARD = 10_000
 
 
-def config_of(source: Path | str, *, steps: int = 1000) -> RunConfig:
+def config_of(source: Path | str, *, steps: int = 10**6) -> RunConfig:
     return RunConfig(
         model=ClippoConfig(render=RenderConfig(image_size_px=64)),
         data=DataConfig(sources=(str(source),), run_length=16),

@@ -16,8 +16,8 @@ from clippo_core.errors import SampleError
 from clippo_core.rendering import TextRenderer
 from pipelines.cli import COMMANDS, main
 from pipelines.ingest.manifest import Manifest, Shard, read_manifest, write_manifest
-from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.ingest.prepare.registry import RegistrySet
+from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.ingest.sources import open_source
 from pipelines.presets import PRESETS
 from pipelines.storage import Location

@@ -96,5 +96,5 @@ def test_a_limit_below_what_is_planted_ends_the_run(local_ray, make_config, dama
         train={"steps": 50, "global_batch_size": 400},
     )
     strict = dataclasses.replace(config, preset="strict")
-    with pytest.raises(Exception, match="more than data.max_reject_ratio=0.05"):
+    with pytest.raises(Exception, match=r"more than data\.max_reject_ratio=0\.05"):
         train(resolve(strict))
