@@ -123,7 +123,7 @@ def show_rejects(run_folder: Location, arguments: RejectArguments) -> None:
             place = arguments.out / f"{row.source}-{row.row}.bin"
             place.write_bytes(sample.image)
             print(f"  written to {place}")
-    print(f"\n{run_folder.uri}/rejects")
+    print(f"\n{(run_folder / 'rejects' if rows else run_folder).uri}")
 
 
 def _describe(sample: RawSample) -> str:
