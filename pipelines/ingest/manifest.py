@@ -212,6 +212,19 @@ def is_prepared(folder: Location) -> bool:
     return True
 
 
+def refuse_prepared(folders: Iterable[Location]) -> None:
+    """Make sure that nothing is overwritten.
+
+    Raises:
+        ConfigError: if there is a data set in one of the folders.
+    """
+    for folder in folders:
+        if is_prepared(folder):
+            raise ConfigError(
+                f"{folder.uri} is a data set already; remove it or name another --out"
+            )
+
+
 def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest) -> Manifest:
     """Write a data set's two files, the manifest last: a half-written set has none.
 

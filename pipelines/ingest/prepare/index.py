@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import SampleError
 from pipelines.ingest.files import CONCURRENT_REQUESTS, for_each
-from pipelines.ingest.manifest import Columns, Manifest, Shard, is_prepared, write_manifest
+from pipelines.ingest.manifest import Columns, Manifest, Shard, refuse_prepared, write_manifest
 from pipelines.ingest.prepare.pictures import (
     PICTURE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -51,8 +51,7 @@ def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> l
         ConfigError: if there is a data set in `out` already.
         SampleError: if nothing that is known is there, or columns are missing.
     """
-    if is_prepared(out):
-        raise ConfigError(f"{out.uri} is a data set already; remove it or name another --out")
+    refuse_prepared([out])
     base, paths = list_files(place)
     tars = [path for path in paths if path.endswith(".tar")]
     parquets = [path for path in paths if path.endswith(".parquet")]

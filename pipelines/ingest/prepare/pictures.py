@@ -20,7 +20,7 @@ from pipelines.ingest.manifest import (
     ImageReference,
     RawSample,
     ShardWriter,
-    is_prepared,
+    refuse_prepared,
     shuffled_place,
 )
 from pipelines.progress import progress
@@ -174,11 +174,7 @@ def write_pictures(
             )
             for split, wanted in (("train", False), ("test", True))
         }
-    for folder in parts:
-        if is_prepared(folder):
-            raise ConfigError(
-                f"{folder.uri} is a data set already; remove it or name another --out"
-            )
+    refuse_prepared(parts)
     class_names = sorted({p.class_name for p in pictures if p.class_name is not None})
     for folder, (title, chosen) in parts.items():
         # Training draws runs of rows; a folder's neighbours are often of one class.

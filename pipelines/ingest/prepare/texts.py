@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import sentencex
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter, is_prepared
+from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter, refuse_prepared
 from pipelines.progress import progress
 from pipelines.storage import Location, storage_errors
 
@@ -92,11 +92,7 @@ class SplitWriter:
                 f"test_share={test_share}; expected a share of at least 0 and below 1"
             )
         folders = [out / "train", out / "test"] if test_share else [out]
-        for folder in folders:
-            if is_prepared(folder):
-                raise ConfigError(
-                    f"{folder.uri} is a data set already; remove it or name another --out"
-                )
+        refuse_prepared(folders)
         names = [f"{name}-{folder.name}" for folder in folders] if test_share else [name]
         writers = [
             ShardWriter(folder, name=title, kind=kind, origin=origin, evaluation_only=number == 1)

@@ -21,12 +21,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.manifest import RawSample, ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
     Row,
     class_captions,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.manifest import ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.karpathy import KarpathySet, write_karpathy
 from pipelines.ingest.prepare.public.published import (
     Caption,
@@ -24,7 +24,6 @@ from pipelines.ingest.prepare.public.published import (
     clean,
     list_files,
     read_records,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

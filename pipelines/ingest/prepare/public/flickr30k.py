@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from clippo_core.errors import ConfigError
-from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.manifest import ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.karpathy import KarpathySet, write_karpathy
 from pipelines.ingest.prepare.public.published import (
     Caption,
@@ -22,7 +22,6 @@ from pipelines.ingest.prepare.public.published import (
     caption_rows,
     list_files,
     read_lines,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.manifest import RawSample, ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
     Row,
     read_lines,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

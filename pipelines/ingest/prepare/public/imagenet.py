@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter
+from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
@@ -26,7 +26,6 @@ from pipelines.ingest.prepare.public.published import (
     class_captions,
     list_files,
     read_lines,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.manifest import ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.published import (
     Caption,
     RejectedRow,
@@ -21,7 +21,6 @@ from pipelines.ingest.prepare.public.published import (
     clean,
     list_files,
     read_records,
-    refuse_prepared,
     write_rows,
 )
 from pipelines.storage import Location

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, is_prepared
+from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter
 from pipelines.ingest.prepare.pictures import CLASS_TEMPLATES
 from pipelines.progress import progress
 from pipelines.storage import Location, storage_errors
@@ -131,19 +131,6 @@ def _read(place: Location) -> bytes:
         return place.read_bytes()
     except FileNotFoundError:
         raise wrong_layout(place.parent, place.name) from None
-
-
-def refuse_prepared(folders: Iterable[Location]) -> None:
-    """Make sure that nothing is overwritten.
-
-    Raises:
-        ConfigError: if there is a data set in one of the folders.
-    """
-    for folder in folders:
-        if is_prepared(folder):
-            raise ConfigError(
-                f"{folder.uri} is a data set already; remove it or name another --out"
-            )
 
 
 def write_rows(writer: ShardWriter, rows: Iterable[Row], files: Set[str] = frozenset()) -> Location:

@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter
+from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
     Row,
     clean,
     list_files,
     read_records,
-    refuse_prepared,
     write_rows,
     wrong_layout,
 )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.manifest import ShardWriter, refuse_prepared
 from pipelines.ingest.prepare.public.published import (
     Caption,
     RejectedRow,
@@ -21,7 +21,6 @@ from pipelines.ingest.prepare.public.published import (
     clean,
     list_files,
     read_lines,
-    refuse_prepared,
     write_rows,
 )
 from pipelines.storage import Location
