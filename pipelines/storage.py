@@ -182,8 +182,10 @@ class Location:
             fs.invalidate_cache()
             if not fs.isdir(path):
                 return []
-            prefix = f"{path.rstrip('/')}/"
-            return sorted(str(file).removeprefix(prefix) for file in fs.find(path))
+            root = path.rstrip("/")
+            files = (str(file) for file in fs.find(path))
+            # Buckets may have an empty object that stands for the folder itself.
+            return sorted(f.removeprefix(f"{root}/") for f in files if f.rstrip("/") != root)
 
     def remove_file(self) -> None:
         """Remove the file, if it is there."""

@@ -207,7 +207,7 @@ def _add_some(
         captions, class_id = picture.captions, None
         if picture.class_name is not None:
             class_id = list(writer.class_names).index(picture.class_name)
-            captions = captions or [t.replace("{}", picture.class_name) for t in CLASS_TEMPLATES]
+            captions = captions or class_captions(picture.class_name)
         if not captions:
             writer.reject(picture.key, "missing_caption")
             continue
@@ -220,6 +220,11 @@ def _add_some(
             writer.reject(picture.key, problem.reason, detail)
             continue
         writer.add(RawSample(picture.key, content, captions, class_id))
+
+
+def class_captions(name: str) -> list[str]:
+    """Captions of a picture of which only the class is known."""
+    return [template.replace("{}", name) for template in CLASS_TEMPLATES]
 
 
 def check_picture(content: bytes | None) -> Rejected | None:

@@ -22,10 +22,10 @@ from PIL import Image
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, refuse_prepared
+from pipelines.ingest.prepare.pictures import class_captions
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
     Row,
-    class_captions,
     write_rows,
     wrong_layout,
 )

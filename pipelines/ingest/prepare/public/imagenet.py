@@ -19,11 +19,10 @@ from pathlib import PurePosixPath
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
-from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
+from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES, class_captions
 from pipelines.ingest.prepare.public.published import (
     RejectedRow,
     Row,
-    class_captions,
     list_files,
     read_lines,
     write_rows,

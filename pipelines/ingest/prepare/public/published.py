@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter
-from pipelines.ingest.prepare.pictures import CLASS_TEMPLATES
 from pipelines.progress import progress
-from pipelines.storage import Location, storage_errors
+from pipelines.storage import Location
 
 #: An error message names so many of the files that are there.
 _NAMES_SHOWN = 12
@@ -61,28 +58,11 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
     found: set[str] = set()
     for folder in folders:
         prefix = f"{folder}/" if folder else ""
-        names = list(_walk(source / folder if folder else source))
+        names = (source / folder if folder else source).files()
         if not names:
             raise wrong_layout(source, f"files in {folder}/" if folder else "files")
         found.update(f"{prefix}{name}" for name in names)
     return frozenset(found)
-
-
-def _walk(folder: Location) -> Iterator[str]:
-    """Paths of the files below a folder, relative to it."""
-    fs, path = folder.open_fs()
-    root = path.rstrip("/")
-    if folder.is_local:
-        # Not by fsspec: subsets of large sets are often folders of links, which it does not follow.
-        for place, _, names in os.walk(root, followlinks=True):
-            inside = Path(place).relative_to(root)
-            yield from ((inside / name).as_posix() for name in names)
-        return
-    with storage_errors(folder):
-        fs.invalidate_cache()
-        files = fs.find(path)
-    # Buckets may have an empty object that stands for the folder itself.
-    yield from (file[len(root) + 1 :] for file in files if file.rstrip("/") != root)
 
 
 def read_records(
@@ -182,11 +162,6 @@ def caption_rows(key: str, path: str, captions: Iterable[Caption]) -> Iterator[R
 def clean(text: object) -> str:
     """A text without white space around it; "" for what is no text."""
     return text.strip() if isinstance(text, str) else ""
-
-
-def class_captions(name: str) -> list[str]:
-    """Captions of a picture of which only the class is known."""
-    return [template.replace("{}", name) for template in CLASS_TEMPLATES]
 
 
 def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> list[str]:
