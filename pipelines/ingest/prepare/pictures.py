@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from clippo_core.config import ImageConfig
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import SampleError
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected
 from pipelines.ingest.files import fetch_files
@@ -20,9 +19,10 @@ from pipelines.ingest.manifest import (
     ImageReference,
     RawSample,
     ShardWriter,
-    refuse_prepared,
+    read_manifest,
     shuffled_place,
 )
+from pipelines.ingest.prepare.splits import is_held_out, split_folders
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -162,19 +162,17 @@ def write_pictures(
         ConfigError: if `test_share` is no share, or a data set is there already.
         SampleError: if a set would be empty.
     """
-    if not 0 <= test_share < 1:
-        raise ConfigError(f"test_share={test_share}; expected a share of at least 0 and below 1")
+    folders = split_folders(out, test_share)
     parts: dict[Location, tuple[str, list[Picture]]] = {out: (name, list(pictures))}
     if test_share:
-        is_test = [_share_of(picture.key) < test_share for picture in pictures]
+        is_test = [is_held_out(picture.key, test_share) for picture in pictures]
         parts = {
-            out / split: (
-                f"{name}-{split}",
+            folder: (
+                f"{name}-{folder.name}",
                 [p for p, t in zip(pictures, is_test, strict=True) if t is wanted],
             )
-            for split, wanted in (("train", False), ("test", True))
+            for folder, wanted in zip(folders, (False, True), strict=True)
         }
-    refuse_prepared(parts)
     class_names = sorted({p.class_name for p in pictures if p.class_name is not None})
     for folder, (title, chosen) in parts.items():
         # Training draws runs of rows; a folder's neighbours are often of one class.
@@ -291,15 +289,8 @@ def _require_columns(table: Location, wanted: Sequence[str], found: Iterable[str
         )
 
 
-def _share_of(key: str) -> float:
-    """A number from 0 to 1 that depends on the key alone."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
-
-
 def summarize(folders: Iterable[Location]) -> list[str]:
     """A line for each data set that was written: how much it holds, and what was rejected."""
-    from pipelines.ingest.manifest import read_manifest
-
     lines = []
     for folder in folders:
         manifest = read_manifest(folder)

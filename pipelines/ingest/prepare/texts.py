@@ -6,7 +6,6 @@ Files are read as a stream, from a disk or a bucket, so that a corpus may be lar
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 import sentencex
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter, refuse_prepared
+from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.prepare.splits import SplitWriter
 from pipelines.progress import progress
 from pipelines.storage import Location, storage_errors
 
@@ -62,59 +62,6 @@ class TextFile:
     key: str
     suffix: str
     compression: str | None
-
-
-@dataclass(frozen=True)
-class SplitWriter:
-    """Writes a data set whole, or some of it as a test set of its own.
-
-    Attributes:
-        train: writes what is no test data.
-        test: writes the test data, where there is some.
-        test_share: share of the keys that are test data.
-    """
-
-    train: ShardWriter
-    test: ShardWriter | None
-    test_share: float
-
-    @staticmethod
-    def create(
-        out: Location, *, name: str, kind: SampleKind, test_share: float, origin: str
-    ) -> SplitWriter:
-        """Writers of `out`, or of `out/train` and `out/test`.
-
-        Raises:
-            ConfigError: if `test_share` is no share, or a data set is there already.
-        """
-        if not 0 <= test_share < 1:
-            raise ConfigError(
-                f"test_share={test_share}; expected a share of at least 0 and below 1"
-            )
-        folders = [out / "train", out / "test"] if test_share else [out]
-        refuse_prepared(folders)
-        names = [f"{name}-{folder.name}" for folder in folders] if test_share else [name]
-        writers = [
-            ShardWriter(folder, name=title, kind=kind, origin=origin, evaluation_only=number == 1)
-            for number, (folder, title) in enumerate(zip(folders, names, strict=True))
-        ]
-        return SplitWriter(writers[0], writers[1] if test_share else None, test_share)
-
-    def of(self, key: str) -> ShardWriter:
-        """The writer that a row belongs to, by its key alone."""
-        is_test = self.test is not None and is_held_out(key, self.test_share)
-        return self.test if self.test is not None and is_test else self.train
-
-    def close(self) -> list[Location]:
-        """Write the manifests; returns the folders.
-
-        Raises:
-            SampleError: if a set is empty.
-        """
-        writers = [self.train, *([self.test] if self.test else [])]
-        for writer in writers:
-            writer.close()
-        return [writer.folder for writer in writers]
 
 
 def prepare_texts(
@@ -227,30 +174,6 @@ def add_document(
 def tidy(text: str) -> str:
     """A text on one line, with single spaces."""
     return " ".join(text.split())
-
-
-def is_held_out(key: str, share: float) -> bool:
-    """Whether a key is among the share that is test data; depends on the key alone."""
-    return int(hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8], 16) < (
-        share * 2**32
-    )
-
-
-def check_counts(name: str, found: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Make sure that a downloaded set is the one that is known.
-
-    Raises:
-        SampleError: if a count differs.
-    """
-    wrong = [
-        f"{what}: {found.get(what, 0)}, expected {count}"
-        for what, count in expected.items()
-        if found.get(what, 0) != count
-    ]
-    if wrong:
-        raise SampleError(
-            f"the package of {name} is not the one that is expected here ({'; '.join(wrong)})"
-        )
 
 
 def find_text_files(

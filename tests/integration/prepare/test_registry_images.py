@@ -20,7 +20,7 @@ from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import REJECTS_FILE, RawSample
 from pipelines.ingest.prepare.registry import clipart, emoji, flags, gcompris, tuxpaint
-from pipelines.ingest.prepare.texts import is_held_out
+from pipelines.ingest.prepare.splits import is_held_out
 from pipelines.ingest.sources import open_source
 from pipelines.storage import Location
 

@@ -25,8 +25,9 @@ from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.ingest.prepare.pictures import check_picture
-from pipelines.ingest.prepare.registry.packages import unpack_debian_package
-from pipelines.ingest.prepare.texts import SplitWriter, check_counts, tidy
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_debian_package
+from pipelines.ingest.prepare.splits import SPLITS, SplitWriter
+from pipelines.ingest.prepare.texts import tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 
@@ -34,7 +35,6 @@ TEST_SHARE = 0.05
 #: Larger pictures are shrunk: some are posters of hundreds of millions of pixels.
 MAX_SIDE_PX = 256
 _PACKAGES = {"png": "openclipart-png", "svg": "openclipart-svg"}
-_SPLITS = ("train", "test")
 #: Icon themes and hundreds of stars, which say nothing.
 _LEFT_OUT = ("computer/icons/", "shapes/stars/")
 _EXPECTED = {"PNG files": 8_121, "pictures without links and left-out folders": 4_067}
@@ -45,7 +45,6 @@ _WORD = re.compile(r"[^\W\d_]+")
 #: Left by the program that made the library, or names of folders that say nothing.
 _NO_KEYWORD = re.compile(r"hash\b.*|unsorted|special|")
 _MAX_PIXELS = ImageConfig().max_pixels
-_PROBE_PX = 32
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def prepare_clipart(out: Location) -> list[Location]:
     Raises:
         SampleError: if a package cannot be fetched, or is not the known one.
     """
-    folders = [out / split for split in _SPLITS]
+    folders = [out / split for split in SPLITS]
     if all(is_prepared(folder) for folder in folders):
         return folders
     with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
@@ -141,18 +140,13 @@ def write_clipart(drawings: Sequence[Drawing], out: Location) -> list[Location]:
     Raises:
         SampleError: if a set would be empty.
     """
-    train, test = (
-        ShardWriter(
-            out / split,
-            shuffle=True,
-            name=f"clipart-{split}",
-            licence="public domain (Open Clip Art Library)",
-            origin="Open Clip Art Library 0.18, Debian packages " + ", ".join(_PACKAGES.values()),
-            evaluation_only=split == "test",
-        )
-        for split in _SPLITS
+    writers = SplitWriter.of_pictures(
+        out,
+        name="clipart",
+        test_share=TEST_SHARE,
+        licence="public domain (Open Clip Art Library)",
+        origin="Open Clip Art Library 0.18, Debian packages " + ", ".join(_PACKAGES.values()),
     )
-    writers = SplitWriter(train, test, TEST_SHARE)
     pairs = zip(drawings, titles_of(drawings), strict=True)
     for drawing, title in progress("clipart", unit="image", total=len(drawings), iterable=pairs):
         _add_drawing(writers.of(title.lower()), drawing, title)

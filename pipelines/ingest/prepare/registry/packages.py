@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from clippo_core.errors import SampleError
@@ -87,6 +88,31 @@ def unpack_pypi_package(name: str, version: str, scratch: Path) -> Path:
     else:
         _unpack_tar(package, content)
     return content
+
+
+def check_counts(
+    name: str, found: Mapping[str, int], expected: Mapping[str, int], *, or_more: bool = False
+) -> None:
+    """Make sure that a downloaded set is the one that is known.
+
+    Args:
+        name: of the set.
+        found: counts.
+        expected: counts.
+        or_more: for packages without a version: a later release may hold more.
+
+    Raises:
+        SampleError: if a count differs.
+    """
+    wrong = [
+        f"{what}: {found.get(what, 0)}, expected {count}"
+        for what, count in expected.items()
+        if not (count <= found.get(what, 0) if or_more else count == found.get(what, 0))
+    ]
+    if wrong:
+        raise SampleError(
+            f"the package of {name} is not the one that is expected here ({'; '.join(wrong)})"
+        )
 
 
 def _unpack_tar(package: Path, folder: Path) -> None:

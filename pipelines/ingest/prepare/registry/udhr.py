@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from clippo_core.errors import SampleError
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.registry.packages import unpack_npm_package
-from pipelines.ingest.prepare.texts import add_document, check_counts, tidy
+from pipelines.ingest.prepare.registry.packages import check_counts, unpack_npm_package
+from pipelines.ingest.prepare.texts import add_document, tidy
 from pipelines.progress import progress
 from pipelines.storage import Location
 
