@@ -94,45 +94,17 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     Raises:
         SampleError: if a whole reserve was rejected, or a data set changed since the run began.
     """
-    renderer = open_renderer(spec.render, spec.font_uri)
     started = time.perf_counter()
-    outcomes: dict[int, UsableSample] = {}
-    rejected: list[RejectedRow] = []
-    waiting, visits, read_s = np.arange(len(planned)), planned, 0.0
-    # In rounds, so that the reserves of a round are read together.
-    for attempt in range(1, spec.plan.run_length + 2):
-        before = time.perf_counter()
-        samples = read_planned(spec, visits)
-        read_s += time.perf_counter() - before
-        refused: list[int] = []
-        for place, (slot, sample) in enumerate(zip(waiting.tolist(), samples, strict=True)):
-            reference = spec.sources[visits.source[place]]
-            draw = int(visits.draw[place])
-            outcome = prepare_sample(spec, renderer, sample, draw=draw, kind=reference.kind)
-            if isinstance(outcome, UsableSample):
-                outcomes[slot] = outcome
-                continue
-            refused.append(place)
-            name = _open_reference(reference).name
-            note = RejectedRow(
-                sample.key, name, outcome.reason, outcome.detail, step, int(visits.row[place])
-            )
-            rejected.append(note)
-        if not refused:
-            break
-        if attempt > spec.plan.run_length:
-            raise _hopeless(spec, rejected[-1])
-        waiting = waiting[refused]
-        visits = spec.plan.reserve(planned.take(waiting), attempt)
-    usable = [outcomes[slot] for slot in range(len(planned))]
+    renderer = open_renderer(spec.render, spec.font_uri)
+    chosen = _choose_samples(spec, renderer, planned, step=step)
     # Stable: pictures first, otherwise in the plan's order.
-    usable.sort(key=lambda sample: isinstance(sample.left, str))
+    usable = sorted(chosen.samples, key=lambda sample: isinstance(sample.left, str))
     decoded = time.perf_counter()
     left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
     texts = renderer.render_batch([sample.caption for sample in usable])
     seconds = {
-        "read": read_s,
-        "decode": decoded - started - read_s,
+        "read": chosen.read_s,
+        "decode": decoded - started - chosen.read_s,
         "render": time.perf_counter() - decoded,
     }
     size = spec.render.image_size_px
@@ -140,7 +112,50 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     for slot in range(len(images)):
         images[slot] = usable[slot].left
     keys = [sample.key for sample in usable]
-    return PreparedBatch(step, keys, images, left_texts, texts, rejected, seconds)
+    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, seconds)
+
+
+class ChosenSamples(NamedTuple):
+    """A usable sample for each planned one, what was rejected for it, and seconds of reading."""
+
+    samples: list[UsableSample]
+    rejected: list[RejectedRow]
+    read_s: float
+
+
+def _choose_samples(
+    spec: StreamSpec, renderer: TextRenderer, planned: PlannedSamples, *, step: int
+) -> ChosenSamples:
+    """The planned samples, rejected ones replaced in rounds, whose reserves are read together."""
+    usable: dict[int, UsableSample] = {}
+    rejected: list[RejectedRow] = []
+    waiting, visits, read_s = np.arange(len(planned)), planned, 0.0
+    for attempt in range(1, spec.plan.run_length + 2):
+        before = time.perf_counter()
+        samples = read_planned(spec, visits)
+        read_s += time.perf_counter() - before
+        refused: list[int] = []
+        for slot, sample in enumerate(samples):
+            reference, draw = spec.sources[visits.source[slot]], int(visits.draw[slot])
+            outcome = prepare_sample(spec, renderer, sample, draw=draw, kind=reference.kind)
+            if isinstance(outcome, UsableSample):
+                usable[int(waiting[slot])] = outcome
+                continue
+            refused.append(slot)
+            name, row = _open_reference(reference).name, int(visits.row[slot])
+            rejected.append(
+                RejectedRow(sample.key, name, outcome.reason, outcome.detail, step, row)
+            )
+        if not refused:
+            return ChosenSamples([usable[slot] for slot in range(len(planned))], rejected, read_s)
+        waiting = waiting[refused]
+        visits = spec.plan.reserve(planned.take(waiting), attempt)
+    last = rejected[-1]
+    raise SampleError(
+        f"{last.source}: {spec.plan.run_length} samples in a row cannot be used, the last one "
+        f"({last.key}) for {last.reason}: {last.detail}. Look at the data with\n"
+        "  python -m pipelines inspect --help"
+    )
 
 
 class UsableSample(NamedTuple):
@@ -218,14 +233,6 @@ def read_planned(spec: StreamSpec, planned: PlannedSamples) -> list[RawSample]:
         read = _open_reference(spec.sources[number]).read(rows)
         samples |= dict(zip(slots.tolist(), read, strict=True))
     return [samples[slot] for slot in range(len(planned))]
-
-
-def _hopeless(spec: StreamSpec, last: RejectedRow) -> SampleError:
-    return SampleError(
-        f"{last.source}: {spec.plan.run_length} samples in a row cannot be used, the last one "
-        f"({last.key}) for {last.reason}: {last.detail}. Look at the data with\n"
-        "  python -m pipelines inspect --help"
-    )
 
 
 @functools.lru_cache(maxsize=4)
