@@ -274,6 +274,7 @@ class ShardWriter:
     shuffle: bool = False
     rows_per_shard: int = 8192
     row_group_rows: int = 64
+    _held: list[RawSample] = field(default_factory=list)
     _pending: list[RawSample] = field(default_factory=list)
     _pending_bytes: int = 0
     _shards: list[Shard] = field(default_factory=list)
@@ -281,11 +282,10 @@ class ShardWriter:
 
     def add(self, sample: RawSample) -> None:
         """Take one sample."""
-        self._pending.append(sample)
-        self._pending_bytes += len(sample.image or b"")
-        is_full = len(self._pending) == self.rows_per_shard
-        if not self.shuffle and (is_full or self._pending_bytes > _MAX_SHARD_BYTES):
-            self._write_shard()
+        if self.shuffle:
+            self._held.append(sample)
+        else:
+            self._append(sample)
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
         """Note a row that cannot be used."""
@@ -297,12 +297,8 @@ class ShardWriter:
         Raises:
             SampleError: if there was no sample.
         """
-        if self.shuffle:
-            self.shuffle = False
-            samples = sorted(self._pending, key=lambda sample: shuffled_place(sample.key))
-            self._pending.clear()
-            for sample in samples:
-                self.add(sample)
+        for sample in sorted(self._held, key=lambda sample: shuffled_place(sample.key)):
+            self._append(sample)
         if self._pending:
             self._write_shard()
         if not self._shards:
@@ -326,6 +322,12 @@ class ShardWriter:
                 origin=self.origin,
             ),
         )
+
+    def _append(self, sample: RawSample) -> None:
+        self._pending.append(sample)
+        self._pending_bytes += len(sample.image or b"")
+        if len(self._pending) == self.rows_per_shard or self._pending_bytes > _MAX_SHARD_BYTES:
+            self._write_shard()
 
     def _write_shard(self) -> None:
         if not self._shards:
