@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,9 +106,7 @@ class UnsafeNameError(Exception):
     """A member's name is absolute or leads upwards."""
 
 
-def _group(
-    tar: Iterable[tarfile.TarInfo], path: str, size: int, found: ScannedTar
-) -> Iterator[Member]:
+def _group(tar: tarfile.TarFile, path: str, size: int, found: ScannedTar) -> Iterator[Member]:
     """Consecutive members that share a name up to the first dot of its last part."""
     sample: Member | None = None
     for info in tar:
@@ -129,8 +127,9 @@ def _group(
         if f".{extension.lower().rpartition('.')[2]}" in PICTURE_SUFFIXES:
             sample.image = ImageReference(path, info.offset_data, info.size)
         elif extension in ("txt", "json", "cls"):
-            file = tar.extractfile(info) if isinstance(tar, tarfile.TarFile) else None
-            sample.texts[extension] = file.read() if file is not None else b""
+            file = tar.extractfile(info)
+            assert file is not None, "a regular file has content"
+            sample.texts[extension] = file.read()
     if sample is not None:
         yield sample
 
