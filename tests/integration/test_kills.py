@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from clippo_core.codec import to_json
 from pipelines.resolve import resolve
-from pipelines.storage import Location, whole_checkpoints
+from pipelines.storage import Location
+from tests.integration.processes import start_command, wait_for_checkpoint
 
-ROOT = Path(__file__).parents[2]
 STEPS = 400
 #: (victim, renderers, ranks) that every run of the tests makes; further ones are drawn.
 CASES = [("renderer", 2, 1), ("rank", 1, 2), ("driver", 4, 2)]
@@ -35,13 +34,6 @@ def cases() -> list[tuple[str, int, int]]:
         for _ in range(count)
     ]
     return (CASES + drawn)[:count]
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *words],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
 
 
 def kill(victim: str, driver: subprocess.Popen[str]) -> None:
@@ -88,17 +80,16 @@ def test_a_kill_changes_no_sample(
     )
     (tmp_path / "run.json").write_text(to_json(config))
     run = Location.of(config.storage.root) / "run"
-    driver = start("train", str(tmp_path / "run.json"))
+    driver = start_command("train", str(tmp_path / "run.json"))
     moment = random.Random(seed).uniform(0, 0.5)
-    while not whole_checkpoints(run):
-        assert driver.poll() is None, driver.communicate()[0]
-        time.sleep(0.01)
+    wait_for_checkpoint(run, driver)
     time.sleep(moment)
     kill(victim, driver)
     output, _ = driver.communicate(timeout=400)
-    if driver.returncode != 0:
-        assert victim == "driver", output
-        resumed = start("resume", run.uri)
+    # A driver that had ended already would show nothing.
+    assert driver.returncode == (-signal.SIGKILL if victim == "driver" else 0), output
+    if victim == "driver":
+        resumed = start_command("resume", run.uri)
         output, _ = resumed.communicate(timeout=400)
         assert resumed.returncode == 0, output
     plan = resolve(config).stream.plan

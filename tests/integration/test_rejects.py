@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from clippo_core.errors import SampleError
 from pipelines.cli import main
 from pipelines.resolve import resolve
 from pipelines.storage import read_json_lines
@@ -95,6 +95,5 @@ def test_a_limit_below_what_is_planted_ends_the_run(local_ray, make_config, dama
         data={"sources": (str(damaged[0]),), "max_reject_ratio": 0.05},
         train={"steps": 50, "global_batch_size": 400},
     )
-    strict = dataclasses.replace(config, preset="strict")
-    with pytest.raises(Exception, match=r"more than data\.max_reject_ratio=0\.05"):
-        train(resolve(strict))
+    with pytest.raises(SampleError, match=r"more than data\.max_reject_ratio=0\.05"):
+        train(resolve(config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,8 +27,8 @@ from pipelines.storage import Location, read_json_lines, whole_checkpoints
 from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.training.driver import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
+from tests.integration.processes import start_command, wait_for_checkpoint
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -75,22 +74,6 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
     models = [load_checkpoint(summary.checkpoint.uri) for summary in summaries.values()]
     embeddings = [model.encode_images(images) for model in models]
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-3)
-
-
-def start_command(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *words],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def wait_for_checkpoint(run_folder: Location, process: subprocess.Popen[str]) -> None:
-    while not whole_checkpoints(run_folder):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
 
 
 def test_a_killed_run_resumes_with_the_samples_it_would_have_seen(local_ray, make_config, tmp_path):
