@@ -20,7 +20,8 @@ from pipelines.resolve import resolve
 from pipelines.storage import Location
 from tests.integration.processes import start_command, wait_for_checkpoint
 
-STEPS = 400
+#: Long enough for the victim to be at work when the kill comes; rendering runs ahead of training.
+STEPS = {"renderer": 400, "rank": 240, "driver": 240}
 #: (victim, renderers, ranks) that every run of the tests makes; further ones are drawn.
 CASES = [("renderer", 2, 1), ("rank", 1, 2), ("driver", 4, 2)]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -74,8 +75,9 @@ def samples_per_step(run: Location, ranks: int) -> dict[int, list[str]]:
 def test_a_kill_changes_no_sample(
     make_config, tmp_path, seed: int, victim: str, renderers: int, ranks: int
 ):
+    steps = STEPS[victim]
     config = make_config(
-        train={"steps": STEPS, "checkpoint_every": 20, "seed": seed},
+        train={"steps": steps, "checkpoint_every": 20, "seed": seed},
         scaling={"max_renderers": renderers, "renderer_cpus": 0.25, "num_ranks": ranks},
     )
     (tmp_path / "run.json").write_text(to_json(config))
@@ -93,5 +95,5 @@ def test_a_kill_changes_no_sample(
         output, _ = resumed.communicate(timeout=400)
         assert resumed.returncode == 0, output
     plan = resolve(config).stream.plan
-    planned = {step: [f"s{row:04d}" for row in plan.batch(step).row] for step in range(STEPS)}
+    planned = {step: [f"s{row:04d}" for row in plan.batch(step).row] for step in range(steps)}
     assert samples_per_step(run, ranks) == planned
