@@ -192,23 +192,27 @@ def permute(
 ) -> Int64[np.ndarray, " value"]:
     """A keyed permutation of `range(size)`, at the given places only.
 
-    A Feistel network over the next even number of bits, walked on until the result lies in range.
+    A Feistel network over the least rectangle of numbers that holds the range, walked on until the
+    result lies in it; since hardly more than a side of the rectangle lies outside, that is rare.
     """
-    half_bits = max((max(size - 1, 1).bit_length() + 1) // 2, 1)
-    result = _feistel(values.astype(np.uint64), half_bits, key)
+    rows = math.isqrt(size - 1) + 1
+    sides = np.uint64(rows), np.uint64(-(-size // rows))
+    keys = _hash(np.arange(_ROUNDS, dtype=np.uint64), key=key).tolist()
+    result = _feistel(values.astype(np.uint64), sides, keys)
     while (outside := result >= size).any():
-        result[outside] = _feistel(result[outside], half_bits, key)
+        result[outside] = _feistel(result[outside], sides, keys)
     return result.astype(np.int64)
 
 
 def _feistel(
-    values: UInt64[np.ndarray, " value"], half_bits: int, key: int
+    values: UInt64[np.ndarray, " value"], sides: tuple[np.uint64, np.uint64], keys: Sequence[int]
 ) -> UInt64[np.ndarray, " value"]:
-    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> bits, values & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (_hash(right, key=_mix(key, number, 0)) & mask)
-    return left << bits | right
+    halves = list(np.divmod(values, sides[1]))
+    for number, key in enumerate(keys):
+        this, other = number % 2, 1 - number % 2
+        shift = _hash(halves[other], key=key) % sides[this]
+        halves[this] = (halves[this] + shift) % sides[this]
+    return halves[0] * sides[1] + halves[1]
 
 
 def _hash(values: UInt64[np.ndarray, " value"], *, key: int) -> UInt64[np.ndarray, " value"]:

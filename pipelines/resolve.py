@@ -23,7 +23,13 @@ from clippo_core.sample_plan import SamplePlan
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source
-from pipelines.ingest.stages import SourceReference, StreamSpec, open_renderer, prepare_sample
+from pipelines.ingest.stages import (
+    SourceReference,
+    StreamSpec,
+    Visit,
+    open_renderer,
+    prepare_samples,
+)
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, fetched, find_checkpoint
 
@@ -204,11 +210,10 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
     for source in resolved.sources:
         samples = source.read(range(min(VALIDATED_SAMPLES, source.num_rows)))
         kind = source.manifest.kind
-        outcomes = [
-            (sample, prepare_sample(spec, resolved.renderer, sample, draw=0, kind=kind))
-            for sample in samples
-        ]
-        bad = [(s.key, o) for s, o in outcomes if isinstance(o, Rejected)]
+        visits = [Visit(sample, kind, 0) for sample in samples]
+        outcomes = prepare_samples(spec, resolved.renderer, visits)
+        paired = zip(samples, outcomes, strict=True)
+        bad = [(sample.key, o) for sample, o in paired if isinstance(o, Rejected)]
         if 2 * len(bad) > len(samples):
             reasons = "; ".join(f"{key}: {o.reason} ({o.detail})" for key, o in bad[:3])
             raise SampleError(

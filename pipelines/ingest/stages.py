@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -134,18 +134,21 @@ def _choose_samples(
         before = time.perf_counter()
         samples = read_planned(spec, visits)
         read_s += time.perf_counter() - before
+        drawn = [
+            Visit(sample, spec.sources[source].kind, draw)
+            for sample, source, draw in zip(
+                samples, visits.source.tolist(), visits.draw.tolist(), strict=True
+            )
+        ]
         refused: list[int] = []
-        for slot, sample in enumerate(samples):
-            reference, draw = spec.sources[visits.source[slot]], int(visits.draw[slot])
-            outcome = prepare_sample(spec, renderer, sample, draw=draw, kind=reference.kind)
+        for slot, outcome in enumerate(prepare_samples(spec, renderer, drawn)):
             if isinstance(outcome, UsableSample):
                 usable[int(waiting[slot])] = outcome
                 continue
             refused.append(slot)
-            name, row = _open_reference(reference).name, int(visits.row[slot])
-            rejected.append(
-                RejectedRow(sample.key, name, outcome.reason, outcome.detail, step, row)
-            )
+            name = _open_reference(spec.sources[visits.source[slot]]).name
+            key, row = samples[slot].key, int(visits.row[slot])
+            rejected.append(RejectedRow(key, name, outcome.reason, outcome.detail, step, row))
         if not refused:
             return ChosenSamples([usable[slot] for slot in range(len(planned))], rejected, read_s)
         waiting = waiting[refused]
@@ -166,40 +169,57 @@ class UsableSample(NamedTuple):
     caption: str
 
 
-def prepare_sample(
-    spec: StreamSpec,
-    renderer: TextRenderer,
-    sample: RawSample,
-    *,
-    draw: int,
-    kind: SampleKind = "image-text",
-) -> UsableSample | Rejected:
-    """Draw a pair out of a sample, and decode its picture.
+class Visit(NamedTuple):
+    """A stored sample of a source, with the random number of this visit."""
+
+    sample: RawSample
+    kind: SampleKind
+    draw: int
+
+
+def prepare_samples(
+    spec: StreamSpec, renderer: TextRenderer, visits: Sequence[Visit]
+) -> list[UsableSample | Rejected]:
+    """Draw a pair out of each sample, and decode its picture.
 
     Args:
         spec: how to decode.
         renderer: for telling whether a text has anything to see.
-        sample: as stored.
-        draw: the visit's random number.
-        kind: what pair is made of it.
+        visits: what to prepare.
     """
-    found = [text for text in sample.captions or () if text is not None]
+    drawn = [_draw_pair(visit) for visit in visits]
+    texts = list({text: None for pair in drawn if not isinstance(pair, Rejected) for text in pair})
+    is_inked = dict(zip(texts, renderer.render_batch(texts).occupied_rows > 0, strict=True))
+    return [
+        pair if isinstance(pair, Rejected) else _prepare_pair(spec, visit, pair, is_inked)
+        for visit, pair in zip(visits, drawn, strict=True)
+    ]
+
+
+def _draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
+    """The texts that take part: one beside a picture, else two."""
+    found = [text for text in visit.sample.captions or () if text is not None]
     # Such as the empty title of a photo that has a description.
     texts = [text for text in found if text.strip()] or found[:1]
-    wanted = 1 if kind == "image-text" else 2
+    wanted = 1 if visit.kind == "image-text" else 2
     if len(texts) < wanted:
         return Rejected("missing_caption", f"{len(texts)} texts, expected {wanted} or more")
-    first, second = draw_texts(kind, len(texts), draw)
-    for text in {texts[first], texts[second]}:
-        if not renderer.render_batch([text]).occupied_rows[0]:
-            return Rejected("blank_caption", repr(text[:80]))
-    if kind != "image-text":
-        return UsableSample(sample.key, texts[first], texts[second])
+    return tuple(texts[n] for n in draw_texts(visit.kind, len(texts), visit.draw)[:wanted])
+
+
+def _prepare_pair(
+    spec: StreamSpec, visit: Visit, texts: tuple[str, ...], is_inked: Mapping[str, bool]
+) -> UsableSample | Rejected:
+    blank = [text for text in texts if not is_inked[text]]
+    if blank:
+        return Rejected("blank_caption", repr(blank[0][:80]))
+    if visit.kind != "image-text":
+        return UsableSample(visit.sample.key, *texts)
     size = spec.render.image_size_px
-    pixels = decode_image(sample.image, spec.image, image_size_px=size)
-    return (
-        pixels if isinstance(pixels, Rejected) else UsableSample(sample.key, pixels, texts[first])
-    )
+    pixels = decode_image(visit.sample.image, spec.image, image_size_px=size)
+    if isinstance(pixels, Rejected):
+        return pixels
+    return UsableSample(visit.sample.key, pixels, *texts)
 
 
 def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:

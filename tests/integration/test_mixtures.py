@@ -13,11 +13,12 @@ from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter
 from pipelines.ingest.stages import (
     UsableSample,
+    Visit,
     draw_texts,
     from_block,
     open_renderer,
     prepare_batch,
-    prepare_sample,
+    prepare_samples,
     to_block,
 )
 from pipelines.resolve import read_run_config, resolve
@@ -92,20 +93,18 @@ def test_pairs_are_what_their_kind_says(make_config, colours, documents, verses)
     pairs = {
         kind: {
             outcome[1:]
-            for draw in range(60)
-            if isinstance(
-                outcome := prepare_sample(spec, renderer, sample, draw=draw, kind=kind),
-                UsableSample,
+            for outcome in prepare_samples(
+                spec, renderer, [Visit(sample, kind, draw) for draw in range(60)]
             )
+            if isinstance(outcome, UsableSample)
         }
         for kind in ("next-sentence", "parallel-texts")
     }
     assert pairs["next-sentence"] == {("a", "b"), ("b", "c")}
     expected = {(x, y) for x in "abc" for y in "abc" if x != y}
     assert pairs["parallel-texts"] == expected
-    lonely = prepare_sample(
-        spec, renderer, RawSample("k", None, ["one"]), draw=0, kind="next-sentence"
-    )
+    visit = Visit(RawSample("k", None, ["one"]), "next-sentence", 0)
+    (lonely,) = prepare_samples(spec, renderer, [visit])
     assert isinstance(lonely, Rejected)
     assert (lonely.reason, lonely.detail) == ("missing_caption", "1 texts, expected 2 or more")
 

@@ -16,10 +16,11 @@ from pipelines.ingest.manifest import RawSample
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import (
     UsableSample,
+    Visit,
     from_block,
     open_renderer,
     prepare_batch,
-    prepare_sample,
+    prepare_samples,
     to_block,
 )
 from pipelines.resolve import resolve
@@ -34,7 +35,7 @@ def prepare(make_config):
     renderer = open_renderer(spec.render, spec.font_uri)
 
     def run(sample: RawSample, draw: int = 0) -> UsableSample | Rejected:
-        return prepare_sample(spec, renderer, sample, draw=draw)
+        return prepare_samples(spec, renderer, [Visit(sample, "image-text", draw)])[0]
 
     return run
 
