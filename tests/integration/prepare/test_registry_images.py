@@ -615,8 +615,25 @@ def test_words_laid_out_otherwise_are_an_error():
         gcompris.read_words({})
 
 
+def test_a_monument_has_its_name_and_its_description(tmp_path):
+    item = (
+        '{{"title": qsTr("-"), "text": qsTr("It \\"stands\\" here."),\n'
+        '"image2": "qrc:/resource/{0}.webp",\n "text2": qsTr("The {0}")}}'
+    )
+    files = {f"resource/{name}.webp": picture(name, kind="WEBP") for name in ("tower", "gate")}
+    boards = {"board1.qml": ["tower", "gate", "lost"], "board2.qml": ["tower"]}
+    files |= {board: ",".join(map(item.format, n)).encode() for board, n in boards.items()}
+    folder = gcompris.write_monuments(gcompris.read_monuments(files), Location.of(tmp_path))
+    found = samples(folder)
+    assert set(found) == {"tower", "gate"}
+    assert captions(found["gate"]) == [("en", "The gate"), ("en", 'It "stands" here.')]
+    assert rejects(folder) == {"lost": "missing_image"}
+    assert open_source(folder.uri).manifest.evaluation_only
+
+
 def test_fewer_drawings_than_known_are_an_error(tmp_path, monkeypatch):
     write(tmp_path / "root" / gcompris._RESOURCES, qt_resources(words_file()))
+    write(tmp_path / "root" / gcompris._MONUMENTS, qt_resources({"board1.qml": b""}))
     monkeypatch.setattr(gcompris, "unpack_debian_package", lambda name, scratch: tmp_path / "root")
     with pytest.raises(SampleError, match="drawings: 41, expected 116"):
         gcompris.prepare_gcompris(Location.of(tmp_path / "out"))
@@ -651,10 +668,11 @@ COUNTS = {
     "flags/test": (21, 1),
     "gcompris/train": (105, 0),
     "gcompris/test": (11, 0),
+    "gcompris/monuments": (49, 0),
     "tuxpaint": (951, 2),
 }
 #: Captions and languages of all splits together.
-CAPTIONS = {"clipart": (7_835, 1), "flags": (147_503, 672), "gcompris": (5_686, 50)}
+CAPTIONS = {"clipart": (7_835, 1), "flags": (147_503, 672), "gcompris": (5_784, 50)}
 CAPTIONS["tuxpaint"] = (61_797, 78)
 
 

