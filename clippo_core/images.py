@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,36 @@ def decode_image(
         config: how to resize, and the most pixels to decode.
         image_size_px: side of the square canvas; the aspect ratio is not kept, as in the paper.
     """
+    return _guarded(encoded, config, lambda i: fit_image(i, config, image_size_px=image_size_px))
+
+
+def decode_thumbnail(
+    encoded: bytes | None, config: ImageConfig, *, max_side_px: int
+) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:
+    """Decode a picture for people to look at: as `decode_image`, but the aspect ratio is kept.
+
+    Args:
+        encoded: the file's content.
+        config: the most pixels to decode.
+        max_side_px: the longer side at most; smaller pictures stay as they are.
+    """
+
+    def shrink(image: Image.Image) -> UInt8[np.ndarray, "height_px width_px 3"]:
+        # JPEG can be decoded at a fraction of its size; twice what is wanted leaves a margin.
+        image.draft(None, (2 * max_side_px, 2 * max_side_px))
+        rgb = to_rgb(image)
+        rgb.thumbnail((max_side_px, max_side_px), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
+
+    return _guarded(encoded, config, shrink)
+
+
+def _guarded(
+    encoded: bytes | None,
+    config: ImageConfig,
+    decode: Callable[[Image.Image], UInt8[np.ndarray, "height_px width_px 3"]],
+) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:
+    """Open a picture and decode it, or say why that cannot be done."""
     if not encoded:
         return Rejected("missing_image", "no bytes")
     try:
@@ -42,7 +73,7 @@ def decode_image(
             image = Image.open(io.BytesIO(encoded), formats=_known_formats())
             if image.width * image.height > config.max_pixels:
                 return Rejected("too_many_pixels", f"{image.width}x{image.height}")
-            return fit_image(image, config, image_size_px=image_size_px)
+            return decode(image)
     except Image.DecompressionBombError as error:
         return Rejected("too_many_pixels", str(error))
     except UnidentifiedImageError:

@@ -76,7 +76,7 @@ def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> Embedding
     out = Location.of(job.out)
     if any(name.endswith(".parquet") for name in out.names()):
         raise ConfigError(f"{out.uri} holds Parquet files already; name another folder with --out")
-    units = list(_units(job))
+    units = list(split_input(job.kind, job.input))
     DataContext.get_current().enable_progress_bars = False
     summaries = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         functools.partial(_embed_unit, job),  # pyright: ignore[reportArgumentType]
@@ -113,16 +113,28 @@ def input_kind(name: str) -> tuple[InputKind, Location]:
     )
 
 
-def _units(job: EmbeddingJob) -> Iterator[dict[str, Any]]:
-    """The parts of the input: rows of a data set, or the paths or texts themselves."""
+def split_input(
+    kind: InputKind, place: str, *, limit: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The parts of an input: rows of a data set, or the paths or texts themselves.
+
+    Args:
+        kind: of the input.
+        place: where it is, as `input_kind` found it.
+        limit: take the first so many; None: all.
+
+    Raises:
+        SampleError: if there is nothing.
+    """
     items: Sequence[str] = ()
-    if job.kind == "data set":
-        count = open_source(job.input).num_rows
+    if kind == "data set":
+        count = open_source(place).num_rows
     else:
-        items = _picture_paths(job.input) if job.kind == "pictures" else _text_lines(job.input)
+        items = _picture_paths(place) if kind == "pictures" else _text_lines(place)
         count = len(items)
     if not count:
-        raise SampleError(f"{job.input} holds no {job.kind}")
+        raise SampleError(f"{place} holds no {kind}")
+    count = count if limit is None else min(count, limit)
     for number, start in enumerate(range(0, count, UNIT_ROWS)):
         stop = min(start + UNIT_ROWS, count)
         yield {"number": number, "start": start, "stop": stop, "items": list(items[start:stop])}
@@ -140,7 +152,7 @@ def _text_lines(file: str) -> list[str]:
 
 def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     """Embed one unit and write its file; the summary is a batch of one row."""
-    model, identity = _model(job.checkpoint)
+    model, identity = loaded_model(job.checkpoint)
     start, stop = int(unit["start"][0]), int(unit["stop"][0])
     items = [str(item) for item in unit["items"][0]]
     rejects: list[dict[str, str]] = []
@@ -148,7 +160,7 @@ def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
         keys = [str(line) for line in range(start, stop)]
         tables = [_text_table(model, identity, keys, items)]
     else:
-        samples = _samples(job, items, start, stop)
+        samples = read_samples(job.kind, job.input, range(start, stop), items)
         tables = _sample_tables(model, identity, samples, rejects)
     table = pa.concat_tables(tables)
     if table.num_rows:
@@ -161,10 +173,13 @@ def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
     return {name: np.array([value]) for name, value in summary.items()}
 
 
-def _samples(job: EmbeddingJob, items: Sequence[str], start: int, stop: int) -> list[RawSample]:
-    if job.kind == "data set":
-        return open_source(job.input).read(range(start, stop))
-    return [RawSample(item, (Path(job.input) / item).read_bytes(), None, None) for item in items]
+def read_samples(
+    kind: InputKind, place: str, rows: Sequence[int], items: Sequence[str]
+) -> list[RawSample]:
+    """Samples of a data set by their rows, or pictures of a folder by their paths."""
+    if kind == "data set":
+        return open_source(place).read(rows)
+    return [RawSample(item, (Path(place) / item).read_bytes(), None, None) for item in items]
 
 
 def _sample_tables(
@@ -216,8 +231,8 @@ def _table(
 
 
 @functools.lru_cache(maxsize=1)
-def _model(checkpoint: str) -> tuple[Clippo, str]:
-    """The model, loaded once per worker process."""
+def loaded_model(checkpoint: str) -> tuple[Clippo, str]:
+    """The model and its identity, loaded once per worker process."""
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
     return model, model_identity(model)

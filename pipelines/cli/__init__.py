@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint, each benchmark a Ray task",
     "embed": "embed pictures and texts into Parquet",
     "convert": "convert a checkpoint between formats",
+    "serve": "a page to search pictures with a model",
 }
 EXIT_INTERRUPTED = 130
 

@@ -25,7 +25,8 @@ from clippo_core.modeling import Clippo
 from clippo_core.modeling.clippo import normalize
 from clippo_core.rendering import load_font
 from pipelines.cli.configs import parse
-from pipelines.storage import fetched, find_checkpoint
+from pipelines.storage import fetched
+from pipelines.tracking.registered_models import find_model
 
 _PROBE_TEXTS = ("a red car", "ein rotes Auto", "красная машина", "赤い車", "لال گاڑی", "")
 
@@ -35,7 +36,7 @@ class ConvertArguments:
     """Convert a checkpoint and compare what the two compute."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A native checkpoint, a run, or a big_vision .npz; a path or URI."""
+    """A native checkpoint, a run, or a big_vision .npz; a path or URI; or models:/NAME@ALIAS."""
     to: Literal["native", "safetensors", "big_vision"] = "native"
     """native: a folder; safetensors: the weights alone; big_vision: the authors' .npz."""
     out: Path | None = None
@@ -47,7 +48,7 @@ class ConvertArguments:
 def run(argv: list[str]) -> None:
     """Convert; the last line is what was made."""
     arguments = parse(ConvertArguments, argv, command="convert")
-    place = find_checkpoint(arguments.checkpoint)
+    place = find_model(arguments.checkpoint)
     suffix = {"native": "", "safetensors": ".safetensors", "big_vision": ".npz"}[arguments.to]
     name = place.name.removesuffix(".npz")
     out = arguments.out or Path(f"{name}{suffix}")

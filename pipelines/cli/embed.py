@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import tyro
 
 from pipelines.cli.configs import parse
-from pipelines.storage import Location, find_checkpoint
+from pipelines.storage import Location
+from pipelines.tracking.registered_models import find_model
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class EmbedArguments:
     """Embed a data set's pictures and captions, a folder of pictures, or a file of texts."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A checkpoint, a big_vision .npz, or a run; a path or URI."""
+    """A checkpoint, a big_vision .npz, or a run; a path or URI; or models:/NAME@ALIAS."""
     input: str
     """A prepared data set, a folder of pictures, or a .txt file of one text a line."""
     out: str
@@ -32,7 +33,7 @@ def run(argv: list[str]) -> None:
     from pipelines.embedding import EmbeddingJob, embed, input_kind
     from pipelines.ray_session import ray_session
 
-    checkpoint = find_checkpoint(arguments.checkpoint)
+    checkpoint = find_model(arguments.checkpoint)
     kind, place = input_kind(arguments.input)
     out = Location.of(arguments.out)
     with ray_session(cpus=arguments.cpus):

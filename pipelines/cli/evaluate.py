@@ -12,7 +12,8 @@ from pipelines.cli.configs import parse, take_first
 from pipelines.progress import progress
 from pipelines.resolve import RUN_FILE, read_run_config
 from pipelines.schema import EvaluationConfig
-from pipelines.storage import Location, find_checkpoint
+from pipelines.storage import Location
+from pipelines.tracking.registered_models import find_model, is_registered, model_name
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,16 @@ class EvaluateArguments:
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
     """What to evaluate; by default what the checkpoint's run evaluates."""
     out: str | None = None
-    """Folder for the results; None: evaluations/ in the checkpoint's run, or beside it."""
+    """Folder for the results; None: evaluations/ in the checkpoint's run, or beside it; of a
+    registered model: in the current folder."""
 
 
 def run(argv: list[str]) -> None:
     """Evaluate; the last lines are the result files."""
-    what = "a checkpoint, a run or a big_vision .npz"
+    what = "a checkpoint, a run, a registered model or a big_vision .npz"
     name, rest = take_first(argv, command="evaluate", what=what)
-    checkpoint = find_checkpoint(name)
-    run_folder = _run_of(checkpoint)
+    checkpoint = find_model(name)
+    run_folder = run_of(checkpoint)
     default = EvaluateArguments(_evaluation_of(run_folder))
     arguments = parse(EvaluateArguments, rest, command="evaluate", default=default)
     from pipelines.evaluating.registry import EvaluationOptions
@@ -47,7 +49,8 @@ def run(argv: list[str]) -> None:
         raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")
     options = EvaluationOptions(templates=config.templates, limit=config.limit)
     benchmarks = [Benchmark.parse(text) for text in config.tasks]
-    results = (run_folder or checkpoint.parent) / "evaluations" / checkpoint.name
+    beside = Location.of(".") if is_registered(name) else run_folder or checkpoint.parent
+    results = beside / "evaluations" / model_name(name, checkpoint).rpartition("/")[2]
     folder = results if arguments.out is None else Location.of(arguments.out)
     failures, places = [], []
     with ray_session(cpus=config.cpus):
@@ -67,7 +70,7 @@ def run(argv: list[str]) -> None:
     print("\n".join(place.uri for place in places))
 
 
-def _run_of(checkpoint: Location) -> Location | None:
+def run_of(checkpoint: Location) -> Location | None:
     """The run that a checkpoint belongs to, if it is in one."""
     run_folder = checkpoint.parent.parent
     is_in_run = checkpoint.parent.name == "checkpoints" and (run_folder / RUN_FILE).exists()

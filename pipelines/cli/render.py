@@ -13,7 +13,8 @@ from clippo_core.checkpoints import load_checkpoint
 from clippo_core.config import RenderConfig
 from clippo_core.rendering import TextRenderer
 from pipelines.cli.configs import parse
-from pipelines.storage import fetched, find_checkpoint
+from pipelines.storage import fetched
+from pipelines.tracking.registered_models import find_model
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> None:
     if arguments.checkpoint is None:
         renderer = TextRenderer(arguments.render)
     else:
-        with fetched(find_checkpoint(arguments.checkpoint)) as path:
+        with fetched(find_model(arguments.checkpoint)) as path:
             renderer = load_checkpoint(path).renderer
     rasters = renderer.render_batch([arguments.text])
     Image.fromarray(renderer.render(arguments.text)).save(arguments.out)

@@ -1,0 +1,124 @@
+"""`serve`: a page to try a model."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+
+import tyro
+
+from clippo_core.errors import ConfigError
+from pipelines.cli.configs import parse
+from pipelines.cli.evaluate import run_of
+from pipelines.resolve import read_run_config
+from pipelines.storage import Location
+from pipelines.tracking.registered_models import find_model, model_name
+
+
+@dataclass(frozen=True)
+class ServeArguments:
+    """Serve a page that searches pictures by text in any script, or by another picture."""
+
+    model: tyro.conf.Positional[str]
+    """A checkpoint, a big_vision .npz, or a run; a path or URI; or models:/NAME@ALIAS."""
+    collection: str | None = None
+    """A prepared data set or a folder of pictures; None: what the run is evaluated on."""
+    limit: int | None = None
+    """Search the first so many pictures only; None: all."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other than the default, other machines can search and upload: there
+    is no password."""
+    port: int = 8000
+    """Port to listen on; 0: any that is free."""
+    max_upload_mb: float = 10
+    """Largest picture that may be uploaded, in units of 1,000,000 bytes."""
+    cpus: float = 1
+    """CPUs that Ray sets aside for the model, and for each task that embeds the collection."""
+
+
+def run(argv: list[str]) -> None:
+    """Serve until interrupted; the last line is the address."""
+    arguments = parse(ServeArguments, argv, command="serve")
+    _check(arguments)
+    checkpoint = find_model(arguments.model)
+    wanted = arguments.collection or _evaluated_on(checkpoint)
+    # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
+    from pipelines.embedding import input_kind
+    from pipelines.ray_session import ray_session
+    from pipelines.serving.application import PageSettings, served
+    from pipelines.serving.collection import embed_collection
+    from pipelines.serving.requests import LOOPBACK_NAMES
+
+    kind, place = input_kind(wanted)
+    port = _free_port(arguments.host, arguments.port)
+    is_local = _is_loopback(arguments.host)
+    settings = PageSettings(
+        checkpoint=checkpoint.uri,
+        model_name=model_name(arguments.model, checkpoint),
+        max_upload_bytes=round(arguments.max_upload_mb * 1e6),
+        allowed_hosts=(*LOOPBACK_NAMES, arguments.host) if is_local else None,
+    )
+    with ray_session(cpus=arguments.cpus):
+        # A preempted page ends as one that is interrupted; Ray has set a handler of its own.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        collection = embed_collection(
+            checkpoint.uri, kind, place, cpus=arguments.cpus, limit=arguments.limit
+        )
+        rejected = "".join(f", {n} {reason}" for reason, n in collection.rejected.items())
+        print(f"{len(collection)} pictures of {collection.name}{rejected}")
+        if not is_local:
+            print(
+                f"listening on {arguments.host}: whoever reaches it can search and upload, "
+                "without a password",
+                file=sys.stderr,
+            )
+        with served(settings, collection, host=arguments.host, port=port, cpus=arguments.cpus):
+            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+            print(f"http://{host}:{port}/", flush=True)
+            threading.Event().wait()
+
+
+def _check(arguments: ServeArguments) -> None:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit}: expected 1 or more; leave it out for all")
+    if not 0 <= arguments.port <= 65535:
+        raise ConfigError(f"--port {arguments.port}: expected a number up to 65535, 0 for any")
+    if not 0 < arguments.max_upload_mb <= 1000:
+        raise ConfigError(f"--max-upload-mb {arguments.max_upload_mb:g}: expected up to 1000")
+
+
+def _evaluated_on(checkpoint: Location) -> str:
+    """The data set that a checkpoint's run is evaluated on, or else trained on."""
+    run_folder = run_of(checkpoint)
+    if run_folder is None:
+        raise ConfigError(
+            f"{checkpoint.uri} belongs to no run that would say what to search; name a data set "
+            "or a folder of pictures with --collection"
+        )
+    config = read_run_config(run_folder)
+    evaluated = [task.partition(":")[2] for task in config.evaluation.tasks]
+    return [*evaluated, *config.data.sources][0]
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, if nobody listens on it; Ray Serve would say so late and at length.
+
+    Raises:
+        ConfigError: if it is taken, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as probe:
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port} cannot be listened on ({error.strerror}); name another with --port "
+            "or --host"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,361 @@
+"""The page as a Ray Serve deployment: a model, a collection, and the routes to search it by."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from ray import serve
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from clippo_core.checkpoints import load_checkpoint, model_identity
+from clippo_core.checkpoints.native import STATE_FILE
+from clippo_core.errors import ConfigError, StorageError
+from clippo_core.images import decode_image, decode_thumbnail
+from clippo_core.modeling import Clippo
+from clippo_core.rejected import Rejected
+from clippo_core.rendering import TextRasters
+from clippo_core.rendering.unifont import BUNDLED_FONT
+from pipelines.serving.collection import Collection, Match
+from pipelines.serving.requests import (
+    Gate,
+    RequestError,
+    answer_failure,
+    answer_http_error,
+    answer_request_error,
+    read_body,
+    read_text,
+)
+from pipelines.storage import Location, fetched
+
+APPLICATION = "clippo"
+MAX_TEXT_CHARS = 2000
+MAX_RESULTS = 96
+_RESULTS = 24
+_THUMBNAIL_PX = 320
+#: A picture of the most pixels that are decoded takes some 300 MB.
+_DECODED_AT_A_TIME = 2
+_EXAMPLES = 6
+_PAGE = Path(__file__).parent / "page"
+_FILES = {"/": "index.html", **{f"/{n}": n for n in ("page.css", "page.js", "icon.svg")}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """What a replica needs to know.
+
+    Attributes:
+        checkpoint: a native folder or a .npz, where every machine finds it.
+        model_name: what the page calls it.
+        max_upload_bytes: of a picture.
+        allowed_hosts: names that requests may be made to; None: any.
+    """
+
+    checkpoint: str
+    model_name: str
+    max_upload_bytes: int
+    allowed_hosts: tuple[str, ...] | None
+
+
+@serve.deployment(max_ongoing_requests=16, max_queued_requests=64, graceful_shutdown_timeout_s=2)
+@serve.ingress()
+class SearchPage:
+    """Holds the model and the collection, and answers requests."""
+
+    def __init__(self, settings: PageSettings, collection: Sequence[Any]) -> None:
+        """Load the model.
+
+        Args:
+            settings: of the page.
+            collection: a reference to the `Collection` in Ray's object store, in a list.
+        """
+        self._settings = settings
+        self._collection: Collection = ray.get(collection[0])
+        with fetched(Location.of(settings.checkpoint)) as path:
+            self._model = load_checkpoint(path)
+            self._about = _about_model(path, self._model, settings) | _about_collection(
+                self._collection
+            )
+        self._decoding = asyncio.Semaphore(_DECODED_AT_A_TIME)
+        # A method's cache would be shared by all instances, and keep them.
+        self._thumbnail = functools.lru_cache(maxsize=2048)(self._make_thumbnail)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """The routes, once there is a model."""
+        return Starlette(
+            routes=[
+                *(Route(path, _file, methods=["GET"]) for path in _FILES),
+                Route("/api/about", self.about, methods=["GET"]),
+                Route("/api/search/text", self.search_by_text, methods=["POST"]),
+                Route("/api/search/picture", self.search_by_picture, methods=["POST"]),
+                Route("/api/search/like/{picture:int}", self.search_alike, methods=["GET"]),
+                Route("/pictures/{picture:int}", self.picture, methods=["GET"]),
+            ],
+            middleware=[Middleware(Gate, allowed_hosts=self._settings.allowed_hosts)],
+            exception_handlers={
+                RequestError: answer_request_error,
+                HTTPException: answer_http_error,
+                Exception: answer_failure,
+            },
+        )
+
+    async def about(self, _request: Request) -> Response:
+        """Which model, which collection, which limits, and something to begin with."""
+        return JSONResponse(self._about)
+
+    async def search_by_text(self, request: Request) -> Response:
+        """Render a text, embed it, search."""
+        count = _count(request)
+        text = await read_text(request, max_chars=MAX_TEXT_CHARS)
+        rasters = self._model.renderer.render_batch([text])
+        if not rasters.occupied_rows[0]:
+            raise RequestError(
+                422,
+                "there is nothing to see in this text",
+                expected="characters that the model's font has",
+                do="write something else",
+            )
+        embedding = await self._embed(rasters)
+        grey = rasters.to_pixels()[0]
+        query = {"kind": "text", "seen": _as_data(grey), "is_cut": self._is_cut(text, rasters)}
+        return self._answer(query, self._collection.nearest(embedding, count=count))
+
+    async def search_by_picture(self, request: Request) -> Response:
+        """Decode an uploaded picture, embed it, search."""
+        count = _count(request)
+        encoded = await read_body(request, max_bytes=self._settings.max_upload_bytes)
+        pixels = await self._canvas(encoded)
+        embedding = await self._embed(pixels)
+        query = {"kind": "picture", "seen": _as_data(pixels)}
+        return self._answer(query, self._collection.nearest(embedding, count=count))
+
+    async def search_alike(self, request: Request) -> Response:
+        """Search by one of the collection's own pictures."""
+        count, picture = _count(request), self._picture_number(request)
+        pixels = await self._canvas(await asyncio.to_thread(self._collection.read, picture))
+        embedding = self._collection.pictures.embeddings[picture]
+        query = {"kind": "alike", "seen": _as_data(pixels), **_shown(self._collection, picture)}
+        return self._answer(query, self._collection.nearest(embedding, count=count, but=picture))
+
+    async def picture(self, request: Request) -> Response:
+        """A picture of the collection, decoded here and encoded anew: never a foreign file."""
+        number = self._picture_number(request)
+        async with self._decoding:
+            found = await asyncio.to_thread(self._thumbnail, number)
+        if isinstance(found, Rejected):
+            raise _undecodable(found, "the collection's file has changed; start the page anew")
+        content, media_type = found
+        return Response(content, media_type=media_type)
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
+    async def _embed(
+        self, queries: list[TextRasters | UInt8[np.ndarray, "height_px width_px 3"]]
+    ) -> list[Float32[np.ndarray, " embed"]]:
+        """Embed what requests that come together ask for: one rendered text or canvas each."""
+        return await asyncio.to_thread(_embed_queries, self._model, queries)
+
+    async def _canvas(self, encoded: bytes | None) -> UInt8[np.ndarray, "height_px width_px 3"]:
+        """A picture as the model sees it."""
+        config = self._model.config
+        decode = functools.partial(
+            decode_image, encoded, config.image, image_size_px=config.render.image_size_px
+        )
+        async with self._decoding:
+            pixels = await asyncio.to_thread(decode)
+        if isinstance(pixels, Rejected):
+            raise _undecodable(pixels, "choose another file")
+        return pixels
+
+    def _make_thumbnail(self, picture: int) -> tuple[bytes, str] | Rejected:
+        image = self._model.config.image
+        encoded = self._collection.read(picture)
+        pixels = decode_thumbnail(encoded, image, max_side_px=_THUMBNAIL_PX)
+        return pixels if isinstance(pixels, Rejected) else _encoded(pixels)
+
+    def _picture_number(self, request: Request) -> int:
+        number, count = int(request.path_params["picture"]), len(self._collection)
+        if number >= count:
+            raise RequestError(
+                404,
+                f"there is no picture {number}",
+                expected=f"a number below {count}",
+                do="take the numbers from a search's results",
+            )
+        return number
+
+    def _is_cut(self, text: str, rasters: TextRasters) -> bool:
+        """Whether the end of a text is not on the canvas: it looks the same without."""
+        shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
+        return np.array_equal(shorter.columns, rasters.columns)
+
+    def _answer(self, query: dict[str, Any], matches: Sequence[Match]) -> Response:
+        results = [
+            {"score": round(match.score, 4), **_shown(self._collection, match.picture)}
+            for match in matches
+        ]
+        return JSONResponse({"query": query, "results": results})
+
+
+@contextmanager
+def served(
+    settings: PageSettings, collection: Collection, *, host: str, port: int, cpus: float
+) -> Iterator[None]:
+    """Serve the page for the while, on a Ray that is connected.
+
+    Args:
+        settings: of the page.
+        collection: to search.
+        host: address to listen on.
+        port: to listen on.
+        cpus: that Ray sets aside for the model.
+
+    Raises:
+        ConfigError: if the cluster serves something else: it would end with this page.
+        StorageError: if it does not start.
+    """
+    if running := list(serve.status().applications):
+        raise ConfigError(
+            f"Ray Serve runs {', '.join(running)} on this cluster already; end that first, or "
+            "unset RAY_ADDRESS to use a Ray of this machine's own"
+        )
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    page = SearchPage.options(ray_actor_options={"num_cpus": cpus})
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "request_timeout_s": 60},
+            logging_config=quiet,
+        )
+        serve.run(
+            page.bind(settings, [ray.put(collection)]), name=APPLICATION, logging_config=quiet
+        )
+        yield
+    except RuntimeError as error:
+        raise StorageError(f"Ray Serve does not start the page: {error}") from error
+    finally:
+        serve.shutdown()
+
+
+async def _file(request: Request) -> Response:
+    return FileResponse(_PAGE / _FILES[request.url.path])
+
+
+def _embed_queries(
+    model: Clippo, queries: Sequence[TextRasters | UInt8[np.ndarray, "_ _ 3"]]
+) -> list[Float32[np.ndarray, " embed"]]:
+    """Embeddings of rendered texts and canvases, in their order."""
+    texts = [(n, query) for n, query in enumerate(queries) if isinstance(query, TextRasters)]
+    images = [(n, query) for n, query in enumerate(queries) if not isinstance(query, TextRasters)]
+    found: dict[int, Float32[np.ndarray, " embed"]] = {}
+    if texts:
+        embeddings = model.encode_texts(TextRasters.concatenate([query for _, query in texts]))
+        found |= zip((n for n, _ in texts), embeddings, strict=True)
+    if images:
+        embeddings = model.encode_images([query for _, query in images])
+        found |= zip((n for n, _ in images), embeddings, strict=True)
+    return [found[n] for n in range(len(queries))]
+
+
+def _count(request: Request) -> int:
+    """How many results are asked for."""
+    count = request.query_params.get("count", str(_RESULTS))
+    if not count.isdecimal() or not 1 <= int(count) <= MAX_RESULTS:
+        raise RequestError(
+            422,
+            f"count={count[:20]}",
+            expected=f"a number from 1 to {MAX_RESULTS}",
+            do="leave it out, or change it",
+        )
+    return int(count)
+
+
+def _shown(collection: Collection, picture: int) -> dict[str, Any]:
+    """What the page says of a picture."""
+    pictures = collection.pictures
+    # A file's name may hold bytes that are no text.
+    key, caption = (
+        text.encode(errors="replace").decode()
+        for text in (pictures.keys[picture], pictures.captions[picture])
+    )
+    return {"id": picture, "key": key, "caption": caption}
+
+
+def _undecodable(rejected: Rejected, do: str) -> RequestError:
+    reason = rejected.reason.replace("_", " ")
+    return RequestError(
+        422,
+        f"{reason}: {rejected.detail}",
+        expected="a whole picture such as PNG, JPEG, WebP, GIF or TIFF",
+        do=do,
+    )
+
+
+def _encoded(pixels: UInt8[np.ndarray, "..."]) -> tuple[bytes, str]:
+    """A picture for a browser: small ones exact, photographs small."""
+    kind, options = ("PNG", {}) if max(pixels.shape[:2]) <= 128 else ("JPEG", {"quality": 88})
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue(), f"image/{kind.lower()}"
+
+
+def _as_data(pixels: UInt8[np.ndarray, "..."]) -> str:
+    """A canvas as a `data:` URI, exact."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _about_model(path: Path, model: Clippo, settings: PageSettings) -> dict[str, Any]:
+    state = Location.of(path) / STATE_FILE
+    config, font = model.config, model.renderer.font
+    return {
+        "model": {
+            "name": settings.model_name,
+            "identity": model_identity(model),
+            "step": state.read_json().get("step") if state.exists() else None,
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "image_size_px": config.render.image_size_px,
+            "patch_size_px": config.vit.patch_size_px,
+            "text_patches": config.text_patches,
+            "font": BUNDLED_FONT.name.partition(".glyphs")[0] if font.is_bundled else "its own",
+            "font_sha256": font.sha256,
+        },
+        "limits": {
+            "text_chars": MAX_TEXT_CHARS,
+            "upload_bytes": settings.max_upload_bytes,
+        },
+    }
+
+
+def _about_collection(collection: Collection) -> dict[str, Any]:
+    """Its name and size, and pictures from all over it to begin with."""
+    count = len(collection)
+    spread = [n * count // min(count, _RESULTS) for n in range(min(count, _RESULTS))]
+    pictures = [_shown(collection, picture) for picture in spread]
+    captions = dict.fromkeys(picture["caption"] for picture in pictures if picture["caption"])
+    short = [caption for caption in captions if len(caption) <= 60]
+    return {
+        "collection": {
+            "name": collection.name,
+            "num_pictures": count,
+            "rejected": collection.rejected,
+        },
+        "examples": short[:_EXAMPLES],
+        "pictures": pictures,
+    }

@@ -1,0 +1,178 @@
+"""What is let in and what goes out: hosts, sizes, headers, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+#: Names by which a browser on this machine reaches it.
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+#: Nothing from elsewhere, nothing inline; the queries' pictures come as data.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Another collection may be served at this address next time.
+    "Cache-Control": "no-store",
+}
+
+
+class RequestError(Exception):
+    """A request that cannot be answered; travels to the client as JSON."""
+
+    def __init__(self, status: int, what: str, *, expected: str, do: str) -> None:
+        """Say what was wrong, what was expected, and what to do."""
+        super().__init__(what)
+        self.status = status
+        self.content = {"what": what, "expected": expected, "do": do}
+
+
+class Gate:
+    """ASGI middleware: refuses foreign hosts and origins, and sets the headers of every answer.
+
+    A page elsewhere could have its own name point to this machine (DNS rebinding) and then read
+    what is served here; the browser still sends that name as the Host. Where the address is open
+    to others their names for it are not known, and any Host will do.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str] | None) -> None:
+        """Guard an application; `allowed_hosts` None lets in requests to any name."""
+        self._app, self._allowed = app, allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=scope))
+        answer = self._app if refusal is None else error_answer(refusal)
+        await answer(scope, receive, send_with_headers)
+
+    def _refusal(self, headers: Headers) -> RequestError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._allowed is not None and _without_port(host) not in self._allowed:
+            return RequestError(
+                403,
+                f"requests to the host {host[:100]!r} are not answered",
+                expected=f"one of {', '.join(self._allowed)}",
+                do="open the address that the command printed; to be reached by other names, "
+                "start it with --host",
+            )
+        if origin is not None and origin.partition("://")[2] != host:
+            return RequestError(
+                403,
+                f"the request was made by another page: {origin[:100]!r}",
+                expected="requests of this page only",
+                do="open the page itself",
+            )
+        return None
+
+
+async def read_body(request: Request, *, max_bytes: int) -> bytes:
+    """The body of a request; of one that is too large no more than the limit is read.
+
+    Raises:
+        RequestError: if it is too large or empty.
+    """
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+    if not body:
+        raise RequestError(400, "the request is empty", expected="a body", do="send one")
+    return bytes(body)
+
+
+async def read_text(request: Request, *, max_chars: int) -> str:
+    """The query in a body of `{"text": …}`.
+
+    Raises:
+        RequestError: if it is no such body, blank, or too long.
+    """
+    # A character may take twelve bytes: two escapes such as \ud83d.
+    body = await read_body(request, max_bytes=12 * max_chars + 64)
+    try:
+        text = json.loads(body)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise RequestError(
+            422,
+            "the body says no text",
+            expected='JSON such as {"text": "a red car"}',
+            do="send it",
+        )
+    if len(text) > max_chars:
+        raise RequestError(
+            413,
+            f"the text has {len(text)} characters",
+            expected=f"{max_chars} at most",
+            do="shorten it; the model's canvas holds less anyway",
+        )
+    return text
+
+
+def error_answer(error: RequestError) -> Response:
+    """The answer to a request that cannot be answered."""
+    return JSONResponse(error.content, status_code=error.status)
+
+
+async def answer_request_error(_request: Request, error: Exception) -> Response:
+    """For Starlette: our own errors."""
+    assert isinstance(error, RequestError)
+    return error_answer(error)
+
+
+async def answer_http_error(request: Request, error: Exception) -> Response:
+    """For Starlette: no such path, or not by this method."""
+    assert isinstance(error, HTTPException)
+    return error_answer(
+        RequestError(
+            error.status_code,
+            f"{request.method} {request.url.path[:100]}: {error.detail}",
+            expected="a path of this page",
+            do="open / and go from there",
+        )
+    )
+
+
+async def answer_failure(_request: Request, _error: Exception) -> Response:
+    """For Starlette: what should not happen. Details stay in the server's log."""
+    return error_answer(
+        RequestError(500, "the server failed", expected="an answer", do="look into Ray's logs")
+    )
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(
+        413,
+        "the upload is too large",
+        expected=f"{max_bytes:,} bytes at most",
+        do="send a smaller picture, or start the page with a higher --max-upload-mb",
+    )
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header."""
+    name, colon, port = host.rpartition(":")
+    return name.lower() if colon and port.isdecimal() else host.lower()
