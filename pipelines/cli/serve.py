@@ -53,7 +53,7 @@ def run(argv: list[str]) -> None:
     from pipelines.serving.requests import LOOPBACK_NAMES
 
     kind, place = input_kind(wanted)
-    port = _free_port(arguments.host, arguments.port)
+    port = free_port(arguments.host, arguments.port)
     is_local = _is_loopback(arguments.host)
     settings = PageSettings(
         checkpoint=checkpoint.uri,
@@ -103,7 +103,7 @@ def _evaluated_on(checkpoint: Location) -> str:
     return [*evaluated, *config.data.sources][0]
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, if nobody listens on it; Ray Serve would say so late and at length.
 
     Raises:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ class ParquetShard:
     file: pq.ParquetFile
     columns: list[str]
     ends: Int64[np.ndarray, " group"]
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -50,9 +52,10 @@ class ParquetShard:
         return range(int(self.ends[group - 1]) if group else 0, int(self.ends[group]))
 
     def read(self, group: int) -> pa.Table:
-        """A row group."""
-        # Row groups are small: handing them to threads costs more than reading them.
-        return self.file.read_row_group(group, columns=self.columns, use_threads=False)
+        """A row group. Threads take turns: two reads at a time corrupt pyarrow's memory."""
+        with self._reading:
+            # Row groups are small: handing them to threads costs more than reading them.
+            return self.file.read_row_group(group, columns=self.columns, use_threads=False)
 
 
 @functools.lru_cache(maxsize=128)

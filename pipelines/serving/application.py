@@ -6,6 +6,7 @@ import asyncio
 import base64
 import functools
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -234,6 +235,7 @@ def served(
             f"Ray Serve runs {', '.join(running)} on this cluster already; end that first, or "
             "unset RAY_ADDRESS to use a Ray of this machine's own"
         )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     page = SearchPage.options(ray_actor_options={"num_cpus": cpus})
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ from pipelines.storage import Location, whole_checkpoints
 ROOT = Path(__file__).parents[2]
 
 
-def start_command(*words: str) -> subprocess.Popen[str]:
+def start_command(*words: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", *words],
         cwd=ROOT,
+        env=os.environ | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -123,7 +123,8 @@ function showResults(found) {
 
 function showAbout() {
   const { model, collection } = about;
-  byId("collection").textContent = `${collection.num_pictures.toLocaleString()} pictures of ${collection.name}`;
+  byId("served").textContent =
+    `${model.name} · ${collection.num_pictures.toLocaleString()} pictures of ${collection.name}`;
   const rejected = Object.values(collection.rejected).reduce((sum, count) => sum + count, 0);
   const facts = {
     Checkpoint: model.name,
