@@ -7,6 +7,7 @@ import base64
 import functools
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,12 @@ class PageSettings:
     allowed_hosts: tuple[str, ...] | None
 
 
-@serve.deployment(max_ongoing_requests=16, max_queued_requests=64, graceful_shutdown_timeout_s=2)
+@serve.deployment(
+    max_ongoing_requests=16,
+    max_queued_requests=64,
+    graceful_shutdown_timeout_s=2,
+    graceful_shutdown_wait_loop_s=0.1,
+)
 @serve.ingress()
 class SearchPage:
     """Holds the model and the collection, and answers requests."""
@@ -251,7 +257,9 @@ def served(
     except RuntimeError as error:
         raise StorageError(f"Ray Serve does not start the page: {error}") from error
     finally:
-        serve.shutdown()
+        # A Ray of this machine's own ends after this, and Serve with it; on a cluster it would stay.
+        if os.environ.get("RAY_ADDRESS"):
+            serve.shutdown()
 
 
 async def _file(request: Request) -> Response:

@@ -23,6 +23,7 @@ from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, caption
 from pipelines.storage import Location
 from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture
+from tests.integration.serving import start_page
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -133,6 +134,9 @@ def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
         if "mlflow" in words:
             check_server(words, workplace)
             continue
+        if "serve" in words:
+            check_page(words, workplace)
+            continue
         if "tests.benchmarks.rendering" in words:
             continue  # its own test: it may need the network
         done = subprocess.run(
@@ -147,6 +151,17 @@ def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
         made = done.stdout.splitlines()[-1]
         if words[3] not in ("presets", "show") and "--help" not in words:
             assert (workplace / made).exists(), f"{line}\n{done.stdout}"
+
+
+def check_page(words: list[str], place: Path) -> None:
+    """The page finds what the README says it finds, and ends when it is told to."""
+    page = start_page(*words[4:], cwd=place, env=environment(place))
+    try:
+        status, found = page.search("a photo of a sneaker", count=5)
+        assert status == 200, found
+        assert len(found["results"]) == 5
+    finally:
+        assert page.stop() == 130
 
 
 def check_server(words: list[str], place: Path) -> None:

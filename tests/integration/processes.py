@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.storage import Location, whole_checkpoints
@@ -13,11 +13,13 @@ from pipelines.storage import Location, whole_checkpoints
 ROOT = Path(__file__).parents[2]
 
 
-def start_command(*words: str, **environment: str) -> subprocess.Popen[str]:
+def start_command(
+    *words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines", *words],
-        cwd=ROOT,
-        env=os.environ | environment,
+        cwd=cwd,
+        env=env,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

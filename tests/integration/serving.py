@@ -6,10 +6,12 @@ import http.client
 import json
 import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.integration.processes import start_command
+from tests.integration.processes import ROOT, start_command
 
 
 @dataclass
@@ -52,9 +54,9 @@ class ServedPage:
         return self.process.returncode
 
 
-def start_page(*words: str, **environment: str) -> ServedPage:
+def start_page(*words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> ServedPage:
     """Start `serve` on a free port and wait for the address."""
-    process = start_command("serve", *words, "--port", "0", **environment)
+    process = start_command("serve", *words, "--port", "0", cwd=cwd, env=env)
     assert process.stdout is not None
     said = []
     for line in process.stdout:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(registry: str, samples: Path) -> Iterator[ServedPage]:
     page = start_page(
         *("models:/tiny@champion", "--collection", str(samples), "--max-upload-mb", "0.1"),
-        SECRET_FOR_TEST="swordfish",
+        env=os.environ | {"SECRET_FOR_TEST": "swordfish"},
     )
     yield page
     page.stop()
@@ -121,6 +122,17 @@ def test_the_nearest_are_those_that_sorting_everything_finds(count: int):
     assert [match.picture for match in found] == order[:count]
     without = collection.nearest(query, count=count, but=order[0])
     assert [match.picture for match in without] == order[1 : count + 1]
+
+
+def test_threads_that_read_one_file_get_their_own_rows(samples):
+    source = open_source(str(samples))
+    keys = [sample.key for sample in source]
+
+    def read(number: int) -> str:
+        return source.read([number % len(keys)])[0].key
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(400))) == [keys[n % len(keys)] for n in range(400)]
 
 
 @pytest.mark.ray

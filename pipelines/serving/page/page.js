@@ -89,13 +89,12 @@ function showQuery(query, title) {
   const named = title ?? (query.caption || query.key);
   byId("query").hidden = false;
   byId("query-title").textContent = named;
-  byId("query-title").dir = "auto";
   byId("seen").src = query.seen;
   const size = `${about.model.image_size_px}×${about.model.image_size_px} pixels`;
   const notes = {
-    text: `The text, drawn on ${size}: the model reads it as a picture.`,
-    picture: `Your picture, brought to ${size}. It is not kept.`,
-    alike: `A picture of the collection, brought to ${size}.`,
+    text: `A text, drawn on ${size}.`,
+    picture: `Your picture, on ${size}. It is not kept.`,
+    alike: `A picture of the collection, on ${size}.`,
   };
   const cut = query.is_cut ? " Its end is not on the canvas, or not in the font." : "";
   byId("query-note").textContent = notes[query.kind] + cut;
@@ -130,18 +129,17 @@ function showAbout() {
     Checkpoint: model.name,
     Step: model.step?.toLocaleString(),
     Parameters: `${(model.num_parameters / 1e6).toFixed(1)} M`,
-    Canvas: `${model.image_size_px} px in patches of ${model.patch_size_px}`,
-    Font: `${model.font} (${model.font_sha256.slice(0, 12)})`,
-    Weights: model.identity.slice(0, 19),
+    Canvas: `${model.image_size_px} px, patches of ${model.patch_size_px}`,
+    Font: `${model.font} (${model.font_sha256.slice(0, 8)})`,
+    Identity: model.identity.replace("sha256:", "").slice(0, 12),
     Rejected: rejected ? `${rejected.toLocaleString()} files that are no whole pictures` : null,
   };
   for (const [name, value] of Object.entries(facts)) {
     if (value == null) continue;
-    const row = document.createElement("div");
-    row.append(document.createElement("dt"), document.createElement("dd"));
-    row.firstChild.textContent = name;
-    row.lastChild.textContent = value;
-    byId("model").append(row);
+    const [term, detail] = ["dt", "dd"].map((tag) => document.createElement(tag));
+    term.textContent = name;
+    detail.textContent = value;
+    byId("model").append(term, detail);
   }
   for (const example of about.examples) {
     const button = document.createElement("button");
