@@ -257,7 +257,7 @@ def served(
     except RuntimeError as error:
         raise StorageError(f"Ray Serve does not start the page: {error}") from error
     finally:
-        # A Ray of this machine's own ends after this, and Serve with it; on a cluster it would stay.
+        # A Ray of our own ends after this, and Serve with it; on a cluster it would stay.
         if os.environ.get("RAY_ADDRESS"):
             serve.shutdown()
 
