@@ -1,7 +1,7 @@
 """k-shot linear classification: regularised least squares on features, in closed form."""
 
 # NumPy and torch leave types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
 
 from __future__ import annotations
 
