@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRasters
+from clippo_core.rendering.unifont import GLYPH_PX
 
 #: A glyph full of ink between the sentences: no text has it, and one patch of it looks like
 #: PIXEL's separator (arXiv:2207.06991, section 3.1), a black patch. The paper's own is not known.
@@ -34,7 +35,7 @@ def join_pairs(
 
 def share_full(rasters: TextRasters) -> float:
     """Share of texts with ink in the canvas' last row: those that may be cut. An upper bound."""
-    num_rows = rasters.config.image_size_px // 16
+    num_rows = rasters.config.image_size_px // GLYPH_PX
     return float((rasters.occupied_rows == num_rows).mean())
 
 
