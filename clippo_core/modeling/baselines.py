@@ -22,7 +22,6 @@ from clippo_core.images import fit_image
 from clippo_core.modeling.clippo import INITIAL_LOGIT_SCALE, normalize
 from clippo_core.modeling.layers import (
     LAYER_NORM_EPSILON,
-    AttentionPooling,
     Dense,
     lecun_normal_,
 )
@@ -46,7 +45,7 @@ class BaselineConfig(Config):
     vocabulary_size: int = 32_000
     """Rows of the token embedding; the vocabulary may have fewer tokens."""
     max_tokens: int = 64
-    """Length of every text, the end and the padding included."""
+    """Length of every text, the ends that fill it included."""
 
     def __post_init__(self) -> None:
         patch = self.vit.patch_size_px
@@ -72,22 +71,27 @@ class TokenEmbedding(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The text tower of CLIP*: blocks and attention pooling like those of the image tower."""
+    """The text tower of CLIP*: blocks like those of the image tower; the last token is pooled.
+
+    How the paper pools the text of CLIP* is not printed; this is big_vision's default.
+    """
 
     def __init__(self, config: VitConfig):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPSILON)
-        self.pooling = AttentionPooling(config.width, config.mlp_dim, config.num_heads)
+
+    def forward(self, tokens: Float[Tensor, "text token width"]) -> Float[Tensor, "text width"]:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens[:, -1])
 
 
 class Baseline(nn.Module):
     """CLIP* or 1T-CLIP, with the methods of `Clippo`.
 
-    Padding is attended to like any token, as in big_vision's text transformer: the end says where
-    a text ends.
-
-    Source: the paper, section 4.1; parameter counts in tests/unit/test_baselines.py.
+    Every token is attended to, those after a text's end as well, as in big_vision's text
+    transformer.
     """
 
     def __init__(self, config: BaselineConfig, vocabulary: Vocabulary):
@@ -145,10 +149,11 @@ class Baseline(nn.Module):
         if texts.vocabulary_sha256 != self.vocabulary.sha256:
             raise ConfigError("these texts were encoded with another vocabulary than the model's")
         tokens = self.token_embedding(torch.from_numpy(texts.ids).to(self.device))
-        tower = self.encoder if self.text_encoder is None else self.text_encoder
-        for block in tower.blocks:
+        if self.text_encoder is not None:
+            return normalize(self.text_head(self.text_encoder(tokens)))
+        for block in self.encoder.blocks:
             tokens = block(tokens)
-        return normalize(self.text_head(tower.pooling(tower.norm(tokens))))
+        return normalize(self.text_head(self.encoder.pool(tokens)))
 
     def encode_images(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Int, Int32
 
 from clippo_core.errors import ConfigError, SampleError
 
-PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2
+END_ID, UNKNOWN_ID = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class TokenTexts:
     """A batch of texts as token numbers, every one as long as the longest allowed.
 
     Attributes:
-        ids: text, end, padding.
+        ids: of the text, then ends for the rest.
         vocabulary_sha256: of the vocabulary that the numbers belong to.
     """
 
@@ -75,7 +75,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many tokens there are, the three special ones among them."""
+        """How many tokens there are, both special ones among them."""
         return self._processor.GetPieceSize()
 
     def count_tokens(self, text: str) -> int:
@@ -85,11 +85,12 @@ class Vocabulary:
     def encode(self, texts: Sequence[str], *, max_tokens: int) -> TokenTexts:
         """Token numbers of texts; what is longer than `max_tokens`, the end included, is cut.
 
-        A text that is cut has its end all the same, as big_vision's tokenizer has it ("sticky").
+        The last token is an end always, as big_vision's tokenizer has it (`eos="sticky"`, padding
+        with ends).
         """
-        ids = np.full((len(texts), max_tokens), PAD_ID, np.int32)
+        ids = np.full((len(texts), max_tokens), END_ID, np.int32)
         for row, found in zip(ids, self._processor.EncodeAsIds(list(texts)), strict=True):
-            kept = [*found[: max_tokens - 1], END_ID]
+            kept = found[: max_tokens - 1]
             row[: len(kept)] = kept
         return TokenTexts(ids, self.sha256)
 
@@ -128,7 +129,7 @@ def train_vocabulary(
             byte_fallback=True,
             # The result depends on how the corpus is cut into threads' parts.
             num_threads=1,
-            pad_id=PAD_ID,
+            pad_id=-1,
             eos_id=END_ID,
             unk_id=UNKNOWN_ID,
             bos_id=-1,
