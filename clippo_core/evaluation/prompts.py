@@ -6,6 +6,23 @@ from collections.abc import Sequence
 
 from clippo_core.errors import ConfigError
 
+_MADE_OF = (
+    *("a bad photo", "a blurry photo", "a bright photo", "a dark photo", "a good photo", "a photo"),
+    *("a black and white photo", "a close-up photo", "a cropped photo", "a jpeg corrupted photo"),
+    *("a low resolution photo", "a pixelated photo", "a doodle", "a drawing", "a painting"),
+    *("a rendering", "a rendition", "a sculpture", "a sketch", "a tattoo", "art", "graffiti"),
+    "itap",
+)
+_LOOKS = ("clean", "cool", "dirty", "hard to see", "large", "nice", "small", "weird")
+_MADE_AS = ("cartoon", "embroidered", "origami", "plastic", "plushie", "toy")
+_EIGHTY = (
+    *(f"{kind} of {article} {{}}." for kind in _MADE_OF for article in ("a", "the")),
+    *(f"a photo of {article} {look} {{}}." for look in _LOOKS for article in ("a", "the")),
+    *(f"{article} {material} {{}}." for material in _MADE_AS for article in ("a", "the")),
+    *(f"{article} {{}} in a video game." for article in ("a", "the")),
+    *("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}."),
+)
+
 #: Template sets by name; `{}` is where the class name goes.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
@@ -20,6 +37,16 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a {} in a video game.",
         "art of the {}.",
         "a photo of the small {}.",
+    ),
+    # All templates of that notebook, in an order of our own; "itap" is "I took a picture".
+    "clip80": _EIGHTY,
+    # For class names such as "positive" and "negative".
+    "sentiment5": (
+        "{}",
+        "a {} review",
+        "the review is {}",
+        "the sentiment of this text is {}",
+        "i found it {}",
     ),
 }
 

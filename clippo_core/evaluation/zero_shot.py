@@ -8,20 +8,49 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from clippo_core.errors import ConfigError, SampleError
+from clippo_core.evaluation.uncertainty import Interval, proportion_interval
 
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotResult:
-    """Predicted class of every image, and the share that is right."""
+    """Predicted class of every sample, and how near its own class is.
 
-    predictions: Int[np.ndarray, " image"]
-    labels: Int[np.ndarray, " image"]
+    Attributes:
+        predictions: the nearest class.
+        labels: the right one.
+        num_classes: how many there are.
+        right_ranks: how many classes are nearer than the right one.
+    """
+
+    predictions: Int[np.ndarray, " sample"]
+    labels: Int[np.ndarray, " sample"]
     num_classes: int
+    right_ranks: Int[np.ndarray, " sample"]
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose nearest class is their own."""
+        """Share of samples whose nearest class is their own."""
         return float((self.predictions == self.labels).mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Of the accuracy, 95 %."""
+        return proportion_interval(self.accuracy, len(self.labels))
+
+    def top_k_accuracy(self, k: int) -> float:
+        """Share of samples whose own class is among the `k` nearest."""
+        return float((self.right_ranks < k).mean())
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Accuracy of each class that occurs, averaged."""
+        counts = self.confusion.sum(axis=1)
+        return float((self.confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
+
+    @property
+    def majority_floor(self) -> float:
+        """What always naming the most frequent class gets."""
+        return float(self.confusion.sum(axis=1).max() / len(self.labels))
 
     @property
     def confusion(self) -> Int[np.ndarray, "label prediction"]:
@@ -73,5 +102,9 @@ def classify(
         )
     if not (np.isfinite(image_embeddings).all() and np.isfinite(classes).all()):
         raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
-    predictions = (image_embeddings @ classes.T).argmax(axis=1)
-    return ZeroShotResult(predictions, np.asarray(labels), len(classes))
+    similarity = image_embeddings @ classes.T
+    of_right = np.take_along_axis(similarity, labels[:, None], axis=1)
+    # Of equal similarities the earlier class is nearer, as argmax has it.
+    is_earlier = np.arange(len(classes)) < labels[:, None]
+    ranks = ((similarity > of_right) | ((similarity == of_right) & is_earlier)).sum(axis=1)
+    return ZeroShotResult(similarity.argmax(axis=1), labels, len(classes), ranks)

@@ -1,0 +1,177 @@
+"""A checkpoint as open_clip's users know models: (model, transform, tokenizer).
+
+What CLIP_benchmark's `zeroshot_classification.evaluate` and `zeroshot_retrieval.evaluate`, and
+open_clip's zero-shot builders take. With `amp=True` (CLIP_benchmark's default) they compute in
+bfloat16 or float16 and numbers differ in the third digit from those of `pipelines evaluate`; with
+`amp=False` they are the same.
+"""
+
+# torch leaves types unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int16, Shaped, UInt8, UInt16
+from PIL import Image
+from torch import Tensor, nn
+
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.config import ImageConfig, RenderConfig
+from clippo_core.errors import ConfigError
+from clippo_core.images import fit_image
+from clippo_core.modeling import Clippo
+from clippo_core.modeling.clippo import normalize as to_unit_length
+from clippo_core.rendering import TextRasters, TextRenderer
+from clippo_core.rendering.unifont import GLYPH_PX
+
+
+def as_open_clip(
+    path: str | Path, *, image_size_px: int | None = None, font: str | None = None
+) -> tuple[OpenClipModel, OpenClipTransform, OpenClipTokenizer]:
+    """Load a checkpoint for programs that were written for open_clip.
+
+    Args:
+        path: a native folder or a big_vision `.npz`, on this disk.
+        image_size_px: canvas to use instead of the stored one.
+        font: see `load_checkpoint`.
+
+    Returns:
+        The model, on the CPU; what turns a PIL image into its input; and what turns texts into it.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
+        RenderError: if the font is not the one that it was trained with.
+    """
+    clippo = load_checkpoint(path, image_size_px=image_size_px, font=font)
+    transform = OpenClipTransform(clippo.config.image, clippo.config.render.image_size_px)
+    return OpenClipModel(clippo).eval(), transform, OpenClipTokenizer(clippo.renderer)
+
+
+@dataclass(frozen=True)
+class OpenClipTransform:
+    """A picture onto the canvas, as the checkpoint says; pixels stay grey levels of 8 bits.
+
+    The model scales them itself. So a batch takes a quarter of the room of float32, and pixels
+    that a client casts to a float type, even bfloat16, are the same afterwards.
+    """
+
+    image: ImageConfig
+    image_size_px: int
+
+    def __call__(self, picture: Image.Image) -> UInt8[Tensor, "3 height_px width_px"]:
+        """Fit one picture of any mode and size."""
+        pixels = fit_image(picture, self.image, image_size_px=self.image_size_px)
+        return torch.from_numpy(np.moveaxis(pixels, -1, 0).copy())
+
+
+class OpenClipTokenizer:
+    """Renders texts; the "tokens" are the text rows of the canvas, one bit per pixel."""
+
+    def __init__(self, renderer: TextRenderer):
+        """Of a checkpoint."""
+        self._renderer = renderer
+
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int | None = None
+    ) -> Int16[Tensor, "text text_row width_px"]:
+        """Render texts.
+
+        Args:
+            texts: one, or many.
+            context_length: taken for compatibility; the canvas is the limit.
+
+        Returns:
+            Bit `y` of an element is the pixel `y` rows down in its text row; blank rows are 0.
+        """
+        del context_length
+        texts = [texts] if isinstance(texts, str) else texts
+        rasters, num_rows = self._renderer.render_batch(texts), _num_rows(self._renderer.config)
+        rows = np.zeros((len(rasters), num_rows, rasters.columns.shape[1]), np.uint16)
+        rows[np.arange(num_rows) < rasters.occupied_rows[:, None]] = rasters.columns
+        return torch.from_numpy(rows.view(np.int16))
+
+
+class OpenClipModel(nn.Module):
+    """CLIPPO with open_clip's methods.
+
+    Embeddings always have unit length, with `normalize=False` too: a CLIPPO embedding is its
+    direction, and its length was never trained.
+    """
+
+    def __init__(self, clippo: Clippo):
+        super().__init__()
+        self.clippo = clippo
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The logarithm of what similarities are multiplied by, as open_clip's `logit_scale` is."""
+        return self.clippo.log_logit_scale
+
+    def encode_image(
+        self, image: Shaped[Tensor, "image 3 height_px width_px"], normalize: bool = False
+    ) -> Float[Tensor, "image embed"]:
+        """Embed pictures that `OpenClipTransform` made, in any number type.
+
+        Raises:
+            ConfigError: if their values are not whole grey levels, as when another transform made
+                them.
+        """
+        del normalize
+        pixels = image.round().clamp(0, 255).to(torch.uint8)
+        if not torch.equal(pixels.to(image.dtype), image):
+            raise ConfigError(
+                f"pictures hold values from {float(image.min()):.3g} to {float(image.max()):.3g}; "
+                "expected whole grey levels from 0 to 255, as the transform of as_open_clip makes"
+            )
+        return to_unit_length(self.clippo.encoder(pixels.permute(0, 2, 3, 1).contiguous()))
+
+    def encode_text(
+        self, text: Int16[Tensor, "text text_row width_px"], normalize: bool = False
+    ) -> Float[Tensor, "text embed"]:
+        """Embed texts that `OpenClipTokenizer` made."""
+        del normalize
+        return self.clippo.embed_rasters(unpack_rows(text, self.clippo.config.render))
+
+    def forward(
+        self,
+        image: Shaped[Tensor, "image 3 height_px width_px"] | None = None,
+        text: Int16[Tensor, "text text_row width_px"] | None = None,
+    ) -> tuple[
+        Float[Tensor, "image embed"] | None, Float[Tensor, "text embed"] | None, Float[Tensor, "1"]
+    ]:
+        """Embeddings of what is given, and the positive scale."""
+        images = None if image is None else self.encode_image(image)
+        texts = None if text is None else self.encode_text(text)
+        return images, texts, self.clippo.logit_scale
+
+
+def unpack_rows(rows: Int16[Tensor, "text text_row width_px"], config: RenderConfig) -> TextRasters:
+    """Rasters of what the tokenizer made.
+
+    Raises:
+        ConfigError: if rows are of another canvas.
+    """
+    expected = (_num_rows(config), config.image_size_px)
+    if tuple(rows.shape[1:]) != expected:
+        raise ConfigError(
+            f"texts of {tuple(rows.shape[1:])} rows and columns for a canvas of {expected}; use "
+            "the tokenizer that as_open_clip returned with the model"
+        )
+    packed: UInt16[np.ndarray, "text text_row width_px"] = rows.cpu().numpy().view(np.uint16)
+    text, row = np.nonzero(np.bitwise_or.reduce(packed, axis=2))
+    # In order of the rows, so that a text's last inked one is what stays.
+    occupied = np.zeros(len(packed), np.int64)
+    occupied[text] = row + 1
+    offsets = np.concatenate([[0], np.cumsum(occupied)]).astype(np.int32)
+    columns = packed[np.arange(packed.shape[1]) < occupied[:, None]]
+    return TextRasters(columns, offsets, config)
+
+
+def _num_rows(config: RenderConfig) -> int:
+    return config.image_size_px // GLYPH_PX

@@ -1,0 +1,149 @@
+"""Behaviour of a trained model: what must not matter, and what must.
+
+Capitals, and hardly a typo, should change what a caption finds; a caption upside down, blank, or of
+another picture must find nothing.
+"""
+
+# NumPy leaves types of shapes unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.retrieval import retrieval_recall
+from clippo_core.modeling import Clippo
+from clippo_core.rendering import TextRasters
+
+EncodeTexts = Callable[[Sequence[str]], Float32[np.ndarray, "text embed"]]
+
+
+def with_typos(text: str, *, num_typos: int = 1, seed: int = 0) -> str:
+    """Letters swapped, left out, doubled, or replaced by another of the text, here and there.
+
+    A text of fewer than two characters stays as it is.
+    """
+    generator, letters = np.random.default_rng(seed), list(text)
+    for _ in range(num_typos):
+        if len(letters) < 2:
+            break
+        at = int(generator.integers(len(letters) - 1))
+        kind = generator.integers(4)
+        if kind == 0:
+            letters[at], letters[at + 1] = letters[at + 1], letters[at]
+        elif kind == 1:
+            del letters[at]
+        elif kind == 2:
+            letters.insert(at, letters[at])
+        else:
+            letters[at] = letters[int(generator.integers(len(letters)))]
+    return "".join(letters)
+
+
+def upside_down(rasters: TextRasters) -> TextRasters:
+    """Each text turned by 180 degrees within the rows it occupies: the same ink, unreadable."""
+    text = np.repeat(np.arange(len(rasters)), rasters.occupied_rows)
+    # Row k of a text becomes its last but k.
+    starts, ends = rasters.row_offsets[text], rasters.row_offsets[text + 1]
+    reversed_rows = starts + ends - 1 - np.arange(len(rasters.columns))
+    columns = _reversed_bits(rasters.columns[reversed_rows][:, ::-1])
+    return TextRasters(columns, rasters.row_offsets, rasters.config)
+
+
+def _reversed_bits(columns: np.ndarray) -> np.ndarray:
+    """Bit 0 of each uint16 becomes bit 15, and so on."""
+    for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
+        low, high = np.uint16(mask), np.uint16(~mask & 0xFFFF)
+        columns = (columns & low) << np.uint16(shift) | (columns & high) >> np.uint16(shift)
+    return columns
+
+
+def mean_similarity(encode: EncodeTexts, texts: Sequence[str], changed: Sequence[str]) -> float:
+    """Mean cosine of texts and their changed selves, for any encoder: CLIPPO's, or a BPE model's.
+
+    Compare it with `random_similarity`: a model that embeds everything alike scores 1 in both.
+
+    Raises:
+        ConfigError: if there are not as many changed texts.
+    """
+    if len(texts) != len(changed):
+        raise ConfigError(f"{len(texts)} texts, but {len(changed)} changed ones")
+    return float((encode(texts) * encode(changed)).sum(axis=1).mean())
+
+
+def random_similarity(encode: EncodeTexts, texts: Sequence[str]) -> float:
+    """Mean cosine of each text and the next: the floor of `mean_similarity`."""
+    embeddings = encode(texts)
+    return float((embeddings * np.roll(embeddings, 1, axis=0)).sum(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class ChangedCaptions:
+    """What a change of the captions does.
+
+    Attributes:
+        recall: text-to-image recall@1 with the changed captions.
+        similarity: mean cosine of the changed captions with the ones as they were.
+    """
+
+    recall: float
+    similarity: float
+
+
+def changed_captions(
+    model: Clippo,
+    image_embeddings: Float32[np.ndarray, "image embed"],
+    captions: Sequence[str],
+    *,
+    num_typos: int = 1,
+    seed: int = 0,
+) -> dict[str, ChangedCaptions]:
+    """Retrieve pictures by their captions as they are, and changed.
+
+    Args:
+        model: encodes texts.
+        image_embeddings: unit length.
+        captions: one for each image, all different.
+        num_typos: in each caption of "typos".
+        seed: of the typos.
+
+    Returns:
+        By change: "none", "upper_case", "typos", which should find as much or nearly so;
+        "upside_down", "blank", "swapped" (each picture gets its neighbour's caption), which should
+        find no more than `1 / images`.
+
+    Raises:
+        ConfigError: if there are not as many captions as images, or fewer than two.
+    """
+    if len(captions) != len(image_embeddings) or len(captions) < 2:
+        raise ConfigError(f"{len(captions)} captions for {len(image_embeddings)} images")
+    typos = [with_typos(c, num_typos=num_typos, seed=seed + i) for i, c in enumerate(captions)]
+    rasters = model.renderer.render_batch(captions)
+    changes: dict[str, Sequence[str] | TextRasters] = {
+        "none": rasters,
+        "upper_case": [caption.upper() for caption in captions],
+        "typos": typos,
+        "upside_down": upside_down(rasters),
+        "blank": [""] * len(captions),
+        "swapped": [*captions[1:], captions[0]],
+    }
+    embeddings = {name: model.encode_texts(changed) for name, changed in changes.items()}
+    return {
+        name: ChangedCaptions(
+            recall=_recall(image_embeddings, changed),
+            similarity=float((embeddings["none"] * changed).sum(axis=1).mean()),
+        )
+        for name, changed in embeddings.items()
+    }
+
+
+def _recall(
+    images: Float32[np.ndarray, "image embed"], texts: Float32[np.ndarray, "image embed"]
+) -> float:
+    found = retrieval_recall(images, texts, np.arange(len(images)), ks=(1,))
+    return found["text_to_image_recall@1"]

@@ -1,0 +1,155 @@
+"""GLUE's metrics, and those of any other labelled or scored texts; the average over its tasks."""
+
+# scikit-learn and SciPy leave types unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from scipy import stats
+from sklearn import metrics
+
+from clippo_core.errors import ConfigError, SampleError
+from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval
+
+Labels = Int[np.ndarray, " sample"]
+Scores = Float[np.ndarray, " sample"]
+Metric = Callable[[Shaped[np.ndarray, " sample"], Shaped[np.ndarray, " sample"]], float]
+
+
+def accuracy(predictions: Labels, labels: Labels) -> float:
+    """Share of predictions that are right."""
+    return float(metrics.accuracy_score(labels, predictions))
+
+
+def f1(predictions: Labels, labels: Labels) -> float:
+    """Harmonic mean of precision and recall of class 1; 0 where nothing of it is predicted."""
+    return float(metrics.f1_score(labels, predictions, zero_division=0.0))
+
+
+def matthews(predictions: Labels, labels: Labels) -> float:
+    """Matthews' correlation, from -1 to 1; 0 where all predictions are the same."""
+    return float(metrics.matthews_corrcoef(labels, predictions))
+
+
+def pearson(predictions: Scores, scores: Scores) -> float:
+    """Linear correlation; 0 where all predictions, or all scores, are the same."""
+    return _correlation(stats.pearsonr, predictions, scores)
+
+
+def spearman(predictions: Scores, scores: Scores) -> float:
+    """Correlation of ranks; 0 where all predictions, or all scores, are the same."""
+    return _correlation(stats.spearmanr, predictions, scores)
+
+
+def _correlation(of: Callable[..., tuple[float, float]], one: Scores, other: Scores) -> float:
+    # SciPy warns and gives NaN for what cannot be told: a constant goes with nothing.
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(of(one, other)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueTask:
+    """How a task is scored.
+
+    Attributes:
+        metrics: by name; the first is the task's score in the average.
+        sets: for evaluation, as `prepare glue` names them; each is a column of the table.
+        is_regression: labels are scores, not classes.
+    """
+
+    metrics: Mapping[str, Metric]
+    sets: tuple[str, ...] = ("dev",)
+    is_regression: bool = False
+
+
+_ACCURACY: Mapping[str, Metric] = {"accuracy": accuracy}
+_F1: Mapping[str, Metric] = {"f1": f1, "accuracy": accuracy}
+
+#: By the names that `prepare glue` gives them. Which metric counts: BERT (arXiv:1810.04805, table
+#: 1) and PIXEL (arXiv:2207.06991, table 2), whom the paper compares itself with.
+GLUE_TASKS: dict[str, GlueTask] = {
+    "mnli": GlueTask(metrics=_ACCURACY, sets=("dev_matched", "dev_mismatched")),
+    "qqp": GlueTask(metrics=_F1),
+    "qnli": GlueTask(metrics=_ACCURACY),
+    "sst-2": GlueTask(metrics=_ACCURACY),
+    "cola": GlueTask(metrics={"matthews": matthews, "accuracy": accuracy}),
+    "sts-b": GlueTask(metrics={"spearman": spearman, "pearson": pearson}, is_regression=True),
+    "mrpc": GlueTask(metrics=_F1),
+    "rte": GlueTask(metrics=_ACCURACY),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TextScores:
+    """Scores on one set.
+
+    Attributes:
+        scores: by metric.
+        intervals: 95 %, by metric.
+        floors: what always giving the most frequent class (or the mean score) gets, by metric.
+    """
+
+    scores: dict[str, float]
+    intervals: dict[str, Interval]
+    floors: dict[str, float]
+
+
+def score_texts(
+    predictions: Shaped[np.ndarray, " sample"],
+    labels: Shaped[np.ndarray, " _"],
+    task: GlueTask,
+    *,
+    seed: int = 0,
+) -> TextScores:
+    """All metrics of a task, with intervals and floors.
+
+    Args:
+        predictions: class numbers, or scores where the task is a regression.
+        labels: alike.
+        task: one of `GLUE_TASKS`, or any other.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: if there are not as many predictions as labels, or none.
+        SampleError: if predicted scores are no finite numbers.
+    """
+    if len(predictions) != len(labels) or not len(labels):
+        raise ConfigError(f"{len(predictions)} predictions for {len(labels)} labels")
+    if not np.isfinite(predictions).all():
+        raise SampleError("predictions hold NaN or infinite numbers; the model is broken")
+    constant = labels.mean() if task.is_regression else np.bincount(labels).argmax()
+    always = np.full(len(labels), constant)
+    found = task.metrics.items()
+    return TextScores(
+        scores={name: metric(predictions, labels) for name, metric in found},
+        intervals={
+            name: bootstrap_interval(metric, predictions, labels, seed=seed)
+            for name, metric in found
+        },
+        floors={name: metric(always, labels) for name, metric in found},
+    )
+
+
+def glue_average(scores: Mapping[tuple[str, str], float]) -> float:
+    """Mean over the table's nine columns, both sets of MNLI counted.
+
+    PIXEL's published average (arXiv:2207.06991, table 2) is such a mean of columns. WNLI, on which
+    nobody beats the majority, is left out as in the paper.
+
+    Args:
+        scores: of each (task, set), on its first metric.
+
+    Raises:
+        ConfigError: if a column is missing: an average of other columns compares with nothing.
+    """
+    columns = [(name, split) for name, task in GLUE_TASKS.items() for split in task.sets]
+    missing = [f"{name}/{split}" for name, split in columns if (name, split) not in scores]
+    if missing:
+        raise ConfigError(f"the GLUE average needs all tasks; missing are {missing}")
+    return float(np.mean([scores[column] for column in columns]))

@@ -1,0 +1,140 @@
+"""Tokens, for the baselines that read text as CLIP does: a SentencePiece vocabulary."""
+
+# SentencePiece leaves types unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int, Int32
+
+from clippo_core.errors import ConfigError, SampleError
+
+END_ID, UNKNOWN_ID = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTexts:
+    """A batch of texts as token numbers, every one as long as the longest allowed.
+
+    Attributes:
+        ids: of the text, then ends for the rest.
+        vocabulary_sha256: of the vocabulary that the numbers belong to.
+    """
+
+    ids: Int32[np.ndarray, "text token"]
+    vocabulary_sha256: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the batch takes in memory and on the wire."""
+        return self.ids.nbytes
+
+    def take(self, texts: Int[np.ndarray, " chosen"]) -> TokenTexts:
+        """The chosen texts, in the order given."""
+        return TokenTexts(self.ids[texts], self.vocabulary_sha256)
+
+    @staticmethod
+    def concatenate(batches: Sequence[TokenTexts]) -> TokenTexts:
+        """One batch of several.
+
+        Raises:
+            ConfigError: if they come from different vocabularies.
+        """
+        if len({batch.vocabulary_sha256 for batch in batches}) != 1:
+            raise ConfigError("texts of different vocabularies cannot form one batch")
+        ids = np.concatenate([batch.ids for batch in batches])
+        return TokenTexts(ids, batches[0].vocabulary_sha256)
+
+
+class Vocabulary:
+    """Texts to token numbers, by a trained SentencePiece model."""
+
+    def __init__(self, model: bytes):
+        """Load a model that `train_vocabulary` made.
+
+        Raises:
+            ConfigError: if it is none.
+        """
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ConfigError(f"these {len(model)} bytes are no vocabulary: {error}") from None
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are, both special ones among them."""
+        return self._processor.GetPieceSize()
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without the end; for `evaluation.sequence_length`."""
+        return len(self._processor.EncodeAsIds(text))
+
+    def encode(self, texts: Sequence[str], *, max_tokens: int) -> TokenTexts:
+        """Token numbers of texts; what is longer than `max_tokens`, the end included, is cut.
+
+        The last token is an end always, as big_vision's tokenizer has it (`eos="sticky"`, padding
+        with ends).
+        """
+        ids = np.full((len(texts), max_tokens), END_ID, np.int32)
+        for row, found in zip(ids, self._processor.EncodeAsIds(list(texts)), strict=True):
+            kept = found[: max_tokens - 1]
+            row[: len(kept)] = kept
+        return TokenTexts(ids, self.sha256)
+
+
+def train_vocabulary(
+    texts: Iterable[str], *, size: int = 32_000, max_texts: int = 1_000_000, seed: int = 0
+) -> bytes:
+    """Train a unigram vocabulary, as the paper's CLIP* has one of 32,000 tokens.
+
+    Letters are folded to lower case, since CLIPPO's renderer draws them so.
+
+    Args:
+        texts: the corpus; more than `max_texts` are sampled.
+        size: at most; a small corpus has fewer pieces.
+        max_texts: texts to train on.
+        seed: of the sample.
+
+    Returns:
+        A SentencePiece model.
+
+    Raises:
+        SampleError: if there is no text.
+    """
+    written = io.BytesIO()
+    try:
+        sentencepiece.set_random_generator_seed(seed)
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=iter(texts),
+            model_writer=written,
+            vocab_size=size,
+            model_type="unigram",
+            hard_vocab_limit=False,
+            input_sentence_size=max_texts,
+            shuffle_input_sentence=True,
+            normalization_rule_name="nmt_nfkc_cf",
+            byte_fallback=True,
+            # The result depends on how the corpus is cut into threads' parts.
+            num_threads=1,
+            pad_id=-1,
+            eos_id=END_ID,
+            unk_id=UNKNOWN_ID,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise SampleError(f"no vocabulary of {size} tokens comes of these texts: {error}") from None
+    return written.getvalue()

@@ -1,0 +1,121 @@
+"""CLIP* and 1T-CLIP, and the vocabulary that they read with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from clippo_core.config import ClippoConfig, VitConfig
+from clippo_core.contrastive import contrastive_loss
+from clippo_core.errors import ConfigError, SampleError
+from clippo_core.evaluation.sequence_length import sequence_lengths
+from clippo_core.modeling import Clippo
+from clippo_core.modeling.baselines import Baseline, BaselineConfig, count_parameters
+from clippo_core.modeling.sizes import vit_config
+from clippo_core.modeling.vocabulary import (
+    END_ID,
+    TokenTexts,
+    Vocabulary,
+    train_vocabulary,
+)
+from clippo_core.rendering import TextRenderer
+
+TINY = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+CORPUS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "boat")]
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary(train_vocabulary(CORPUS * 20, size=320))
+
+
+def baseline(towers: str, vocabulary: Vocabulary, **changes) -> Baseline:
+    torch.manual_seed(0)
+    settings = {"vit": TINY, "image_size_px": 64, "vocabulary_size": 320, "max_tokens": 16}
+    return Baseline(BaselineConfig(towers=towers, **(settings | changes)), vocabulary)
+
+
+def test_the_same_corpus_makes_the_same_vocabulary(vocabulary: Vocabulary):
+    assert train_vocabulary(CORPUS * 20, size=320) == vocabulary.model
+    assert vocabulary.size <= 320
+
+
+def test_texts_are_cut_or_filled_with_ends(vocabulary: Vocabulary):
+    ids = vocabulary.encode(["a red car", "", "a red car " * 19], max_tokens=16).ids
+    num = vocabulary.count_tokens("a red car")
+    assert (ids[0, :num] > END_ID).all()
+    assert (ids[0, num:] == END_ID).all()
+    assert (ids[1] == END_ID).all()
+    assert ids[2, -1] == END_ID
+    assert (ids[2, :-1] > END_ID).all()
+    assert 2 <= num < 16
+
+
+def test_capitals_and_scripts_never_seen_have_tokens_too(vocabulary: Vocabulary):
+    one, shouted, foreign = vocabulary.encode(["a red car", "A RED CAR", "语"], max_tokens=16).ids
+    np.testing.assert_array_equal(one, shouted)
+    assert (foreign > END_ID).sum() >= 3
+
+
+def test_what_is_no_vocabulary_or_no_corpus_is_refused():
+    with pytest.raises(ConfigError, match="no vocabulary"):
+        Vocabulary(b"nonsense")
+    with pytest.raises(SampleError, match="no vocabulary of 320"):
+        train_vocabulary([], size=320)
+
+
+def test_texts_of_another_vocabulary_are_refused(vocabulary: Vocabulary):
+    model, foreign = baseline("two", vocabulary), TokenTexts(np.zeros((1, 16), np.int32), "other")
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        model.embed_tokens(foreign)
+    with pytest.raises(ConfigError, match="different vocabularies"):
+        TokenTexts.concatenate([foreign, vocabulary.encode(["a"], max_tokens=16)])
+    with pytest.raises(ConfigError, match="vocabulary_size is 10"):
+        baseline("two", vocabulary, vocabulary_size=10)
+
+
+@pytest.mark.parametrize("towers", ["one", "two"])
+def test_a_baseline_learns_pairs_by_heart(towers: str, vocabulary: Vocabulary):
+    model = baseline(towers, vocabulary)
+    images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    texts = vocabulary.encode(CORPUS, max_tokens=16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        left, right, scale = model(images, texts)
+        loss = contrastive_loss(left, right, scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    similarity = model.encode_images(images.numpy()) @ model.encode_texts(CORPUS, batch_size=4).T
+    assert (similarity.argmax(1) == np.arange(6)).all()
+
+
+def test_pairs_of_texts_follow_those_with_a_picture(vocabulary: Vocabulary):
+    model = baseline("one", vocabulary)
+    images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    texts, left = (vocabulary.encode(CORPUS[:n], max_tokens=16) for n in (5, 3))
+    with torch.no_grad():
+        found, right, _ = model(images, texts, left)
+    np.testing.assert_allclose(found[2:].numpy(), right[:3].numpy(), atol=1e-6)
+    np.testing.assert_allclose(right.numpy(), model.encode_texts(CORPUS[:5]), atol=1e-6)
+
+
+def test_parameters_can_be_set_side_by_side(vocabulary: Vocabulary):
+    vit = vit_config("B/16")
+    with torch.device("meta"):
+        counts = {
+            "clippo": count_parameters(Clippo(ClippoConfig(vit=vit))),
+            "two": count_parameters(Baseline(BaselineConfig(vit=vit), vocabulary)),
+            "one": count_parameters(Baseline(BaselineConfig(vit=vit, towers="one"), vocabulary)),
+        }
+    millions = {name: round(count / 1e6) for name, count in counts.items()}
+    assert millions == {"clippo": 93, "two": 204, "one": 119}
+
+
+def test_its_tokens_can_be_held_against_patches(vocabulary: Vocabulary):
+    found = sequence_lengths({"en": CORPUS}, TextRenderer(), {"ours": vocabulary.count_tokens})
+    expected = np.mean([vocabulary.count_tokens(text) for text in CORPUS])
+    assert found["en"].mean["ours"] == expected
