@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clippo_core.errors import ClippoError
 
@@ -42,8 +42,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"no command is called {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"pipelines.cli.{argv[0]}")
+    return exit_code_of(lambda: module.run(list(argv[1:])))
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do what a command does; its errors become a message, and the exit code that `main` names."""
     try:
-        module.run(list(argv[1:]))
+        work()
         return 0
     except ClippoError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -6,14 +6,12 @@ import dataclasses
 import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -40,6 +38,7 @@ from pipelines.storage import (
     whole_checkpoints,
 )
 from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
+from pipelines.tracking.origin import run_tags
 from pipelines.training.monitor import Progress, start_monitor
 from pipelines.training.worker import HOPELESS, WorkerJob, train_on_rank
 
@@ -294,7 +293,7 @@ def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
         "clippo.run": run.uri,
         "clippo.preset": config.preset,
         "clippo.font_sha256": resolved.renderer.font.sha256,
-        **git_tags(),
+        **run_tags(),
     }
     tracker = RunTracker.open(
         config.tracking.uri,
@@ -337,20 +336,3 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)
-
-
-def git_tags() -> dict[str, str]:
-    """The code's commit, and whether it was changed since; nothing outside a git checkout."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        run = subprocess.run(
-            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
-        )
-        return run.stdout.strip()
-
-    try:
-        is_dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.dirty": str(is_dirty)}
-    except (OSError, subprocess.CalledProcessError):
-        return {}

@@ -1,0 +1,87 @@
+"""`python -m cluster.job COMMAND …`: a command of `pipelines`, as the driver of a Ray job.
+
+Three things differ from typing the command on the head: sealed secrets are opened, files that were
+packed with the code are found, and `train` goes on with a run that an earlier job began, since a
+job may be tried more than once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clippo_core.errors import ClippoError
+from cluster.package import FILES_FOLDER
+from cluster.sealing import open_sealed
+from pipelines.cli import exit_code_of
+from pipelines.cli import main as run_command
+from pipelines.cli.configs import load_base, parse
+from pipelines.cli.resume import check_overrides
+from pipelines.cli.train import TrainArguments
+from pipelines.ingest.prepare.registry import prepare_missing
+from pipelines.resolve import RUN_FILE, read_run_config, resolve
+from pipelines.schema import RunConfig
+from pipelines.storage import Location
+
+#: Starts a word that names a packed file.
+PACKED_PREFIX = "packed:"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.job", description=__doc__)
+    parser.add_argument("--folder", help="to work in; for clusters of one machine")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="a command of python -m pipelines")
+    options = parser.parse_args(argv)
+    if code := exit_code_of(open_sealed):
+        return code
+    if options.folder is not None:
+        os.chdir(options.folder)
+    words = [_unpacked(word) for word in options.words]
+    try:
+        begun = _begun_run(words)
+    except ClippoError:
+        begun = None  # the command will meet it too, and say so
+    return run_command(words) if begun is None else exit_code_of(lambda: go_on(begun))
+
+
+def go_on(config: RunConfig) -> None:
+    """Train on, if the run that has begun under this name is the one that is asked for.
+
+    Raises:
+        ConfigError: if it is another.
+    """
+    from pipelines.cli.summary import print_summary
+    from pipelines.training.driver import train
+
+    prepare_missing([*config.data.sources, *(t.partition(":")[2] for t in config.evaluation.tasks)])
+    resolved = resolve(config)
+    check_overrides(read_run_config(resolved.run), resolved.config)
+    print(f"{resolved.run.uri} has begun; going on with it")
+    print_summary(train(resolved, is_resumed=True))
+
+
+def _begun_run(words: list[str]) -> RunConfig | None:
+    """Of a `train` whose run is there already; None for all else."""
+    if words[:1] != ["train"] or len(words) < 2:
+        return None
+    default = TrainArguments(load_base(words[1]))
+    arguments = parse(TrainArguments, words[2:], command="train", default=default)
+    storage = arguments.config.storage
+    if storage.run is None or arguments.dry_run:
+        return None
+    has_begun = (Location.of(storage.root) / storage.run / RUN_FILE).exists()
+    return arguments.config if has_begun else None
+
+
+def _unpacked(word: str) -> str:
+    if not word.startswith(PACKED_PREFIX):
+        return word
+    return str(Path(__file__).parents[1] / FILES_FOLDER / word.removeprefix(PACKED_PREFIX))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

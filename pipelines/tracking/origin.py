@@ -1,0 +1,55 @@
+"""Where a run comes from: the code's commit, the cluster, the job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import ray
+
+#: Set by `cluster.submit`: the package that it uploads is no git checkout.
+COMMIT_VARIABLE = "CLIPPO_GIT_COMMIT"
+DIRTY_VARIABLE = "CLIPPO_GIT_DIRTY"
+#: Set by Ray in the driver of a job.
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def run_tags() -> dict[str, str]:
+    """Tags of a run: commit, whether the code was changed since, cluster and job, where known."""
+    return {**git_tags(), **_cluster_tags()}
+
+
+def git_tags() -> dict[str, str]:
+    """The code's commit, and whether it was changed since; nothing where nobody knows."""
+    commit = os.environ.get(COMMIT_VARIABLE)
+    if commit:
+        dirty = os.environ.get(DIRTY_VARIABLE, "unknown")
+        return {"mlflow.source.git.commit": commit, "git.dirty": dirty}
+    try:
+        is_dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return {"mlflow.source.git.commit": _git("rev-parse", "HEAD"), "git.dirty": str(is_dirty)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _git(*words: str) -> str:
+    folder = Path(__file__).parent
+    run = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout.strip()
+
+
+def job_id() -> str | None:
+    """Submission id of the Ray job that this process drives; None outside of one."""
+    config = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}"))
+    return config.get("metadata", {}).get("job_submission_id")
+
+
+def _cluster_tags() -> dict[str, str]:
+    tags: dict[str, str] = {}
+    if ray.is_initialized():
+        tags["clippo.cluster"] = ray.get_runtime_context().gcs_address
+    if (job := job_id()) is not None:
+        tags["clippo.job_id"] = job
+    return tags
