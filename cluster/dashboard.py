@@ -20,7 +20,7 @@ _TIMEOUT_S = 10.0
 
 
 def use_token_mode() -> None:
-    """Have Ray speak with a token, unless the person set RAY_AUTH_MODE; before Ray is imported."""
+    """Identify ourselves by the cluster's token, unless the person set RAY_AUTH_MODE."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -49,6 +49,12 @@ def auth_token() -> str | None:
         return None
     except OSError as error:
         raise ConfigError(f"the token file {token_path()} cannot be read: {error}") from None
+
+
+def auth_headers() -> dict[str, str]:
+    """What identifies us to a dashboard."""
+    token = auth_token() if is_token_mode() else None
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def dashboard_address(given: str | None) -> str:
@@ -106,9 +112,7 @@ class Dashboard:
         Raises:
             StorageError: if it does not answer, or refuses the token.
         """
-        request = urllib.request.Request(f"{self.address}{path}")
-        if is_token_mode() and (token := auth_token()):
-            request.add_header("Authorization", f"Bearer {token}")
+        request = urllib.request.Request(f"{self.address}{path}", headers=auth_headers())
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
                 return json.loads(answer.read())
@@ -132,7 +136,7 @@ class Dashboard:
         listed = self.ask("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
         return [
             Node(
-                node["node_name"],
+                node["node_ip"],
                 node.get("labels") or {},
                 node["resources_total"],
                 bool(node.get("is_head_node")),
@@ -141,14 +145,20 @@ class Dashboard:
             if node["state"] == "ALIVE"
         ]
 
-    def hosts(self) -> set[str]:
-        """Names that the machines give themselves."""
-        summary = self.ask("/nodes?view=summary")["data"]["summary"]
-        return {node["hostname"] for node in summary if node.get("hostname")}
-
     def is_this_machine(self) -> bool:
         """Whether the cluster is this machine alone: paths mean the same there."""
-        return self.hosts() == {socket.gethostname()}
+        return all(_is_own_address(node.host) for node in self.nodes())
+
+
+def _is_own_address(host: str) -> bool:
+    """Whether an IP address is one of this machine's: only those can be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+        return True
 
 
 def _refusal(address: str) -> str:

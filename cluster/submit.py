@@ -25,6 +25,7 @@ import tyro
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from cluster.dashboard import (
     Dashboard,
+    auth_headers,
     auth_token,
     dashboard_address,
     use_token_mode,
@@ -149,7 +150,8 @@ def _client(dashboard: Dashboard) -> JobSubmissionClient:
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return JobSubmissionClient(dashboard.address)
+    # Ray itself settled at its import whether it uses a token; so it is told of ours.
+    return JobSubmissionClient(dashboard.address, headers=auth_headers())
 
 
 def _submit_or_attach(client: JobSubmissionClient, job: Job, named: str | None) -> str:
