@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from clippo_core.errors import ConfigError, StorageError
 
+#: What this code is made for, as in requirements.txt.
+RAY_RELEASE = "2.60."
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
-_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TIMEOUT_S = 10.0
 
 
@@ -63,7 +67,7 @@ def dashboard_address(given: str | None) -> str:
     Raises:
         StorageError: if a cluster is named by another address and does not answer there.
     """
-    named = given or next(filter(None, map(os.environ.get, _ADDRESS_VARIABLES)), LOCAL_DASHBOARD)
+    named = given or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), LOCAL_DASHBOARD)
     if named.startswith(("http://", "https://")):
         return named.rstrip("/")
     # Ray's own addresses (auto, HOST:6379): the cluster itself says where its dashboard is.
@@ -83,6 +87,19 @@ def is_loopback(url: str) -> bool:
     """Whether a URL names the machine that it is used on."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the job will run.
+
+    Attributes:
+        address: of the dashboard.
+        is_here: whether the cluster is this machine alone, so that paths mean the same there.
+    """
+
+    address: str
+    is_here: bool
 
 
 @dataclass(frozen=True)
@@ -112,10 +129,14 @@ class Dashboard:
         Raises:
             StorageError: if it does not answer, or refuses the token.
         """
+        return self._fetch(path)[0]
+
+    def _fetch(self, path: str) -> tuple[Any, str | None]:
+        """JSON, and the time that the answer says it was given."""
         request = urllib.request.Request(f"{self.address}{path}", headers=auth_headers())
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-                return json.loads(answer.read())
+                return json.loads(answer.read()), answer.headers.get("Date")
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
                 raise StorageError(_refusal(self.address)) from None
@@ -130,6 +151,17 @@ class Dashboard:
     def ray_version(self) -> str:
         """Of the cluster."""
         return str(self.ask("/api/version")["ray_version"])
+
+    def python_version(self) -> str:
+        """Of the head."""
+        return str(self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"])
+
+    def clock_skew_s(self) -> float:
+        """How far the head's clock is from this machine's, to about a second."""
+        said = self._fetch("/api/version")[1]
+        if said is None:
+            return 0.0
+        return abs(parsedate_to_datetime(said).timestamp() - time.time())
 
     def nodes(self) -> list[Node]:
         """The living machines."""

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from clippo_core.errors import ConfigError
-from cluster.dashboard import auth_token, is_loopback, is_token_mode
-from cluster.plan import Place
+from cluster.dashboard import Place, auth_token, is_loopback, is_token_mode
 
 #: Where things are: shown, since a person who looks into a job wants to see them.
 PLACES = (

@@ -1,4 +1,4 @@
-"""`python make_bucket.py NAME`: make a bucket in an S3 store that starts beside us, if it is not there.
+"""`python make_bucket.py NAME`: make a bucket in a store that starts beside us, if it is missing.
 
 Alone in its image (mlflow-compose.yaml), so it knows nothing of the project.
 """
@@ -21,7 +21,8 @@ def make_bucket(name: str) -> None:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    store = boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+    place, said = os.environ["MLFLOW_S3_ENDPOINT_URL"], None
+    store = boto3.client("s3", endpoint_url=place)
     for _ in range(ATTEMPTS):
         try:
             if name not in {bucket["Name"] for bucket in store.list_buckets()["Buckets"]}:
@@ -30,7 +31,7 @@ def make_bucket(name: str) -> None:
         except (BotoCoreError, ClientError) as error:
             said = error
             time.sleep(1)
-    sys.exit(f"the store at {os.environ['MLFLOW_S3_ENDPOINT_URL']} makes no bucket {name}: {said}")
+    sys.exit(f"the store at {place} makes no bucket {name}: {said}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clippo_core.errors import CheckpointError, ConfigError, SampleError, StorageError
+from cluster.dashboard import Place
 from cluster.job import PACKED_PREFIX
 from pipelines.cli import COMMANDS
 from pipelines.cli.configs import load_base, parse
@@ -21,19 +22,6 @@ from pipelines.schema import RunConfig
 from pipelines.storage import Location
 
 _DIGEST_CHARS = 8
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the job will run.
-
-    Attributes:
-        address: of the dashboard.
-        is_here: whether the cluster is this machine alone, so that paths mean the same there.
-    """
-
-    address: str
-    is_here: bool
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ import tyro
 
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from cluster.dashboard import (
+    RAY_RELEASE,
     Dashboard,
+    Place,
     auth_headers,
     auth_token,
     dashboard_address,
@@ -32,14 +34,14 @@ from cluster.dashboard import (
 )
 from cluster.environment import JobEnvironment, job_environment, refuse_secrets
 from cluster.package import CodePackage, pack
-from cluster.plan import JobPlan, Place, name_job, plan_job
 from cluster.sealing import SEALED_VARIABLE, SETUP_HOOK, seal
 from pipelines.tracking.origin import COMMIT_VARIABLE, DIRTY_VARIABLE, git_tags
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-RAY_RELEASE = "2.60."
+    from cluster.plan import JobPlan
+
 #: A stopped run writes its checkpoint first; Ray would give it three seconds.
 STOP_WAIT_S = 600
 _RECONNECT_S = 2.0
@@ -101,6 +103,9 @@ def submit(options: SubmitArguments, words: list[str]) -> int:
     if not words:
         assert options.submission_id is not None
         return _attach(_client(dashboard), options.submission_id, follows=options.follow)
+    # Here, because it imports what a run needs, and a job is followed without.
+    from cluster.plan import name_job, plan_job
+
     plan = plan_job(words, place)
     package = pack(files=plan.files)
     plan = name_job(plan, package.digest)
@@ -207,7 +212,7 @@ def _send(client: JobSubmissionClient, job: Job, submission_id: str) -> str:
     with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
         archive = Path(folder) / "code.zip"
         archive.write_bytes(job.package.content)
-        runtime_env = {"working_dir": str(archive), **_process_environment(job.environment)}
+        runtime_env = {"working_dir": str(archive), **process_environment(job.environment)}
         try:
             return client.submit_job(
                 entrypoint=_entrypoint(job.plan),
@@ -225,7 +230,8 @@ def _entrypoint(plan: JobPlan) -> str:
     return "exec " + shlex.join(["python", "-m", "cluster.job", *folder, *plan.words])
 
 
-def _process_environment(environment: JobEnvironment) -> dict[str, Any]:
+def process_environment(environment: JobEnvironment) -> dict[str, Any]:
+    """Ray's `runtime_env` of a job but for its code: variables, and secrets under their seal."""
     tags = git_tags()
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),

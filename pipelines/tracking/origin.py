@@ -7,8 +7,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import ray
-
 #: Set by `cluster.submit`: the package that it uploads is no git checkout.
 COMMIT_VARIABLE = "CLIPPO_GIT_COMMIT"
 DIRTY_VARIABLE = "CLIPPO_GIT_DIRTY"
@@ -47,6 +45,9 @@ def job_id() -> str | None:
 
 
 def _cluster_tags() -> dict[str, str]:
+    # Here, because it takes a second, and the submitting side asks for the commit alone.
+    import ray
+
     tags: dict[str, str] = {}
     if ray.is_initialized():
         tags["clippo.cluster"] = ray.get_runtime_context().gcs_address

@@ -7,18 +7,19 @@ from pathlib import Path
 import pytest
 
 from cluster import doctor
+from tests.deployment.dashboards import HEAD, TOKEN, dashboard, node
 
 
 def test_it_names_every_check_and_what_to_fix(capsys, monkeypatch: pytest.MonkeyPatch):
     def check_that_fails() -> str | None:
         return "turn it off and on again"
 
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, check_that_fails))
+    monkeypatch.setattr(doctor, "MACHINE_CHECKS", (doctor.check_python, check_that_fails))
     assert doctor.main() == 4
     assert capsys.readouterr().out == (
         "ok  python\nFIX that_fails\n      turn it off and on again\n"
     )
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_python, doctor.check_ray))
+    monkeypatch.setattr(doctor, "MACHINE_CHECKS", (doctor.check_python, doctor.check_ray))
     assert doctor.main() == 0
 
 
@@ -32,3 +33,61 @@ def test_a_cache_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLIPPO_DATA", str(tmp_path / "file" / "cache"))
     assert "set CLIPPO_DATA" in (doctor.check_data_cache() or "")
+
+
+def test_a_place_for_runs_is_tried_and_left_clean(tmp_path: Path):
+    assert doctor.check_place(str(tmp_path)) is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert "file/" in (doctor.check_place(str(tmp_path / "file")) or "")
+
+
+def test_a_token_that_others_can_read_is_told_with_the_command(monkeypatch, tmp_path: Path):
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setattr(Path, "parents", property(lambda _: ()))
+    token.chmod(0o644)
+    assert doctor.check_token() == (
+        f"others on this machine can read Ray's token: chmod 600 {token}"
+    )
+    token.chmod(0o600)
+    assert doctor.check_token() is None
+
+
+def cluster_report(
+    nodes: list, capsys, monkeypatch: pytest.MonkeyPatch, **versions: str
+) -> tuple[int, str]:
+    monkeypatch.setattr(doctor, "MACHINE_CHECKS", ())
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.delenv("CLIPPO_DATA")
+    with dashboard(nodes, **versions) as address:
+        code = doctor.main(["--address", address])
+    return code, capsys.readouterr().out
+
+
+def test_a_cluster_in_order_is_found_so(capsys, monkeypatch: pytest.MonkeyPatch):
+    head = HEAD | {"resources_total": {"CPU": 0.0}}
+    nodes = [head, node("renderer", ray_subcluster="renderer"), node("trainer")]
+    code, output = cluster_report(nodes, capsys, monkeypatch)
+    assert (code, output) == (0, "ok  cluster\n    1 head, 1 renderer, 1 trainer\nok  nodes\n")
+
+
+def test_wrong_labels_a_busy_head_and_other_versions_are_told(capsys, monkeypatch):
+    nodes = [HEAD, node("renderer"), node("trainer", ray_subcluster="renderer")]
+    code, output = cluster_report(nodes, capsys, monkeypatch, ray="2.49.0", python="3.12.1")
+    assert code == 4
+    assert "runs Ray 2.49.0" in output
+    assert "runs Python 3.12.1" in output
+    assert "the head takes work" in output
+    assert "a renderer without the label ray-subcluster=renderer" in output
+    assert "a trainer with ray-subcluster=renderer" in output
+
+
+def test_a_cluster_that_does_not_answer_is_a_thing_to_fix(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "MACHINE_CHECKS", ())
+    monkeypatch.delenv("CLIPPO_DATA")
+    assert doctor.main(["--address", "http://127.0.0.1:9"]) == 4
+    assert "no Ray dashboard answers" in capsys.readouterr().out
