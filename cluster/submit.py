@@ -24,6 +24,7 @@ import tyro
 
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from cluster.dashboard import (
+    ADDRESS_VARIABLES,
     RAY_RELEASE,
     Dashboard,
     Place,
@@ -33,6 +34,7 @@ from cluster.dashboard import (
     use_token_mode,
 )
 from cluster.environment import JobEnvironment, job_environment, refuse_secrets
+from cluster.following import follow_job
 from cluster.package import CodePackage, pack
 from cluster.sealing import SEALED_VARIABLE, SETUP_HOOK, seal
 from pipelines.tracking.origin import COMMIT_VARIABLE, DIRTY_VARIABLE, git_tags
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 
 #: A stopped run writes its checkpoint first; Ray would give it three seconds.
 STOP_WAIT_S = 600
-_RECONNECT_S = 2.0
 _EXIT_STOPPED = 130
 
 
@@ -149,14 +150,19 @@ def _place(dashboard: Dashboard, *, is_needed: bool) -> Place:
 
 
 def _client(dashboard: Dashboard) -> JobSubmissionClient:
-    # Ray prefers these to the address that it is given.
-    os.environ["RAY_API_SERVER_ADDRESS"] = dashboard.address
     from ray.job_submission import JobSubmissionClient
 
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ray itself settled at its import whether it uses a token; so it is told of ours.
-    return JobSubmissionClient(dashboard.address, headers=auth_headers())
+    # Ray prefers the variables to the address that it is given, and has settled at its import
+    # whether it uses a token; so it is told.
+    hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
+    try:
+        return JobSubmissionClient(dashboard.address, headers=auth_headers())
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"the cluster at {dashboard.address} takes no jobs: {error}") from error
+    finally:
+        os.environ.update(hidden)
 
 
 def _submit_or_attach(client: JobSubmissionClient, job: Job, named: str | None) -> str:
@@ -263,49 +269,20 @@ def _attach(client: JobSubmissionClient, submission_id: str, *, follows: bool) -
     Raises:
         ConfigError: if there is no such job.
     """
+    try:
+        client.get_job_info(submission_id)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no job {submission_id}: {error}") from error
     if not follows:
         print(f"its log: python -m cluster.submit --follow --submission-id {submission_id}")
         print(submission_id)
         return 0
-    try:
-        details = asyncio.run(follow_job(client, submission_id))
-    except RuntimeError as error:
-        raise ConfigError(f"job {submission_id} cannot be followed: {error}") from error
+    details = asyncio.run(follow_job(client, submission_id))
     code = exit_code(details)
     if code:
         print(f"\njob {submission_id} {details.status.lower()}, exit code {code}", file=sys.stderr)
     print(submission_id)
     return code
-
-
-async def follow_job(client: JobSubmissionClient, submission_id: str) -> JobDetails:
-    """Print a job's log as it grows, through lost connections, until the job ends."""
-    printed, said = 0, ""
-    while True:
-        details = client.get_job_info(submission_id)
-        if details.status == "PENDING":
-            if details.message and details.message != said:
-                said = details.message
-                print(f"pending: {said}", file=sys.stderr)
-        else:
-            printed = await _print_log(client, submission_id, printed)
-            details = client.get_job_info(submission_id)
-            if details.status.is_terminal():
-                return details
-        await asyncio.sleep(_RECONNECT_S)
-
-
-async def _print_log(client: JobSubmissionClient, submission_id: str, printed: int) -> int:
-    """Print what comes after the first `printed` characters; how many that makes in all."""
-    seen = 0
-    try:
-        async for chunk in client.tail_job_logs(submission_id):
-            new = chunk[max(printed - seen, 0) :]
-            seen += len(chunk)
-            print(new, end="", flush=True)
-    except (RuntimeError, OSError) as error:
-        print(f"the connection to the log was lost ({error}); trying again", file=sys.stderr)
-    return max(printed, seen)
 
 
 def exit_code(details: JobDetails) -> int:

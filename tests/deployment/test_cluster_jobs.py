@@ -61,7 +61,7 @@ def test_a_job_is_submitted_once_stopped_with_a_checkpoint_and_resumed(
     config = make_config(train={"steps": 300, "checkpoint_every": 10}, storage={"run": None})
     (tmp_path / "tiny.json").write_text(to_json(config))
     words = ["--env", "MINE", "--", "train", str(tmp_path / "tiny.json")]
-    first = cluster.submit(*words)
+    first = cluster.submit(*words, **SECRETS)
     assert first.returncode == 0, first.stderr
     name = first.stdout.splitlines()[-1]
     run = Location.of(config.storage.root) / name
@@ -81,7 +81,7 @@ def test_a_job_is_submitted_once_stopped_with_a_checkpoint_and_resumed(
     assert submit.main([*to_cluster, *words]) == 2
     assert f"-- resume {run.uri}" in capsys.readouterr().err
 
-    resumed = cluster.submit("--follow", "--env", "MINE", "--", "resume", run.uri)
+    resumed = cluster.submit("--follow", "--env", "MINE", "--", "resume", run.uri, **SECRETS)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert resumed.stdout.splitlines()[-1] == f"{name}-resume-1"
     assert whole_checkpoints(run)[-1][0] == 300
