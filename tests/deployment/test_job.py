@@ -1,0 +1,61 @@
+"""`python -m cluster.job`: what is tried again goes on, if it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clippo_core.codec import to_json
+from cluster import job, make_bucket
+from pipelines.resolve import RUN_FILE, resolve
+from pipelines.training import driver
+
+
+@pytest.fixture
+def begun(make_config, tmp_path: Path) -> list[str]:
+    """The command of a run that has begun."""
+    config = make_config()
+    (tmp_path / "run.json").write_text(to_json(config))
+    resolved = resolve(config)
+    (resolved.run / RUN_FILE).write_bytes(to_json(resolved.config).encode())
+    return ["train", str(tmp_path / "run.json")]
+
+
+def test_a_job_that_is_tried_again_goes_on_with_its_run(begun, monkeypatch: pytest.MonkeyPatch):
+    resumed = []
+    monkeypatch.setattr("pipelines.cli.summary.print_summary", lambda summary: None)
+    monkeypatch.setattr(
+        driver,
+        "train",
+        lambda resolved, is_resumed: resumed.append((resolved.run.name, is_resumed)),
+    )
+    assert job.main(begun) == 0
+    assert resumed == [("run", True)]
+
+
+def test_another_run_of_the_same_name_is_refused(begun, capsys):
+    assert job.main([*begun, "--train.seed", "7"]) == 2
+    assert "cannot change train.seed" in capsys.readouterr().err
+
+
+def test_a_job_works_in_the_folder_that_it_is_told(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    assert job.main(["--folder", "there", "render", "a", "--out", "a.png"]) == 0
+    assert (tmp_path / "there" / "a.png").exists()
+
+
+def test_the_bucket_of_the_tracking_server_is_made_once(monkeypatch: pytest.MonkeyPatch):
+    import boto3
+    from moto import mock_aws
+
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "https://s3.amazonaws.com")
+    with mock_aws():
+        make_bucket.make_bucket("mlflow")
+        make_bucket.make_bucket("mlflow")
+        buckets = boto3.client("s3").list_buckets()["Buckets"]
+    assert [bucket["Name"] for bucket in buckets] == ["mlflow"]
