@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Float64, Int, UInt8
 from PIL import Image
 
 from clippo_core.errors import ConfigError, SampleError
@@ -29,23 +29,20 @@ LEVERAGE_EPSILON = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class FewShotResult:
-    """Accuracy on the test samples for each regulariser.
+    """Accuracy on the test samples.
 
     Attributes:
-        l2: the regularisers.
-        test_accuracy: of each.
-        left_out_accuracy: of each on the training samples, every one predicted from all others.
+        accuracy: with the regulariser that is best on the training samples, each predicted from
+            all others (the largest of several).
+        chosen_l2: that regulariser.
+        l2: all that were tried.
+        test_accuracy: of each, in the authors' arithmetic.
     """
 
+    accuracy: float
+    chosen_l2: float
     l2: tuple[float, ...]
     test_accuracy: tuple[float, ...]
-    left_out_accuracy: tuple[float, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """With the regulariser that is best on the training samples (the largest of several)."""
-        best = max(zip(self.left_out_accuracy, self.l2, self.test_accuracy, strict=True))
-        return best[2]
 
     @property
     def best_accuracy(self) -> float:
@@ -121,7 +118,8 @@ def few_shot(
         _accuracy(x_test @ ((lhs / (eigenvalues + np.float32(strength))) @ rhs), test_labels)
         for strength in l2
     ]
-    return FewShotResult(tuple(l2), tuple(test_accuracy), _left_out_accuracy(x, y, labels, l2))
+    chosen, scores = _choose_l2(x, y, labels, x_test, l2)
+    return FewShotResult(_accuracy(scores, test_labels), chosen, tuple(l2), tuple(test_accuracy))
 
 
 def _whiten(
@@ -135,27 +133,30 @@ def _whiten(
     return x, x_test
 
 
-def _left_out_accuracy(
+def _choose_l2(
     x: Float32[np.ndarray, "sample column"],
     y: Float32[np.ndarray, "sample label"],
     labels: Int[np.ndarray, " sample"],
+    x_test: Float32[np.ndarray, "test column"],
     l2: Sequence[float],
-) -> tuple[float, ...]:
-    """Accuracy of predicting each sample by the fit to all others, without fitting again.
+) -> tuple[float, Float64[np.ndarray, "test label"]]:
+    """The regulariser that predicts left-out samples best, and its scores of the test samples.
 
     A ridge's residual of a left-out sample is its own divided by one less its leverage (Allen's
-    PRESS); in float64, as both go to nothing for small regularisers.
+    PRESS). In float64: small regularisers may be the best, and in float32 they are mostly noise.
     """
-    left, singular, _ = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+    left, singular, right = np.linalg.svd(x.astype(np.float64), full_matrices=False)
     projected = left.T @ y
-    accuracies: list[float] = []
+    found: list[tuple[float, float]] = []
     for strength in l2:
         shrinkage = singular**2 / (singular**2 + strength)
         residual = y - (left * shrinkage) @ projected
         leverage = (left**2 * shrinkage).sum(axis=1, keepdims=True)
         left_out = y - residual / np.maximum(1 - leverage, LEVERAGE_EPSILON)
-        accuracies.append(_accuracy(left_out, labels))
-    return tuple(accuracies)
+        found.append((_accuracy(left_out, labels), strength))
+    chosen = max(found)[1]
+    weights = (right.T * (singular / (singular**2 + chosen))) @ projected
+    return chosen, x_test @ weights
 
 
 def _accuracy(

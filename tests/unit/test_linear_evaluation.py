@@ -44,6 +44,7 @@ def test_it_equals_the_normal_equations_and_leaving_each_sample_out(width: int):
     l2 = (0.1, 10.0, 1000.0)
     found = few_shot(x, labels, x_test, test_labels, num_classes=3, l2=l2)
     x, x_test = whiten(x, x), whiten(x, x_test)
+    left_out_accuracy = {}
     for number, strength in enumerate(l2):
         right = scores_slowly(x, labels, x_test, strength).argmax(1) == test_labels
         assert found.test_accuracy[number] == right.mean()
@@ -51,8 +52,9 @@ def test_it_equals_the_normal_equations_and_leaving_each_sample_out(width: int):
             scores_slowly(np.delete(x, i, 0), np.delete(labels, i), x[i : i + 1], strength).argmax()
             for i in range(30)
         ]
-        assert found.left_out_accuracy[number] == (left_out == labels).mean()
-    assert found.accuracy in found.test_accuracy
+        left_out_accuracy[strength] = ((left_out == labels).mean(), strength)
+    assert found.chosen_l2 == max(left_out_accuracy, key=lambda s: left_out_accuracy[s])
+    assert found.accuracy == found.test_accuracy[l2.index(found.chosen_l2)]
     assert found.best_accuracy == max(found.test_accuracy)
 
 
@@ -61,9 +63,22 @@ def test_the_regulariser_is_chosen_without_the_test_samples():
     x_test, test_labels = clusters(60, width=5, seed=2)
     found = few_shot(x, labels, x_test, (test_labels + 1) % 3, num_classes=3)
     same = few_shot(x, labels, x_test, test_labels, num_classes=3)
-    assert found.left_out_accuracy == same.left_out_accuracy
+    assert found.chosen_l2 == same.chosen_l2
     assert found.accuracy < 0.2 < 0.6 < same.accuracy
     assert len(found.l2) == len(L2_GRID)
+
+
+def test_features_that_repeat_each_other_are_fitted_all_the_same():
+    x, labels = clusters(60, width=5, seed=1)
+    x_test, test_labels = clusters(60, width=5, seed=2)
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(5, 40)).astype(np.float32)
+    x, x_test = (
+        part @ mixing + 1e-4 * generator.normal(size=(60, 40)).astype(np.float32)
+        for part in (x, x_test)
+    )
+    found = few_shot(x, labels, x_test, test_labels, num_classes=3)
+    assert found.accuracy > 0.6
 
 
 def test_shots_are_drawn_class_by_class_with_the_seed():
