@@ -57,11 +57,21 @@ class ServedPage:
 def start_page(*words: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> ServedPage:
     """Start `serve` on a free port and wait for the address."""
     process = start_command("serve", *words, "--port", "0", cwd=cwd, env=env)
+    try:
+        said = _lines_up_to_address(process)
+    except BaseException:
+        # Such as a test that takes too long: nothing is left behind.
+        process.kill()
+        process.communicate()
+        raise
+    return ServedPage(process, int(said[-1].rstrip("/").rpartition(":")[2]), said)
+
+
+def _lines_up_to_address(process: subprocess.Popen[str]) -> list[str]:
     assert process.stdout is not None
-    said = []
+    said: list[str] = []
     for line in process.stdout:
-        said.append(line.rstrip("\n"))
+        said.append(line.strip())
         if line.startswith("http"):
-            return ServedPage(process, int(line.strip().rstrip("/").rpartition(":")[2]), said)
-    process.wait()
+            return said
     raise AssertionError("\n".join(said))
