@@ -8,6 +8,8 @@ from typing import Any
 
 import ray
 
+from pipelines.training.bottleneck import StreamFigures
+
 
 @dataclass
 class Progress:
@@ -15,6 +17,7 @@ class Progress:
 
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    stream: StreamFigures | None = None
     checkpoints: list[str] = field(default_factory=list)
     heard_at: float | None = None
 
@@ -26,9 +29,12 @@ class RunMonitor:
         self._progress = Progress()
         self._is_stop_wanted = False
 
-    def update(self, step: int, metrics: dict[str, float]) -> bool:
-        """Rank 0 reports a step; the answer is whether to stop."""
+    def update(
+        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
+    ) -> bool:
+        """Rank 0 reports a step, and the stream so far; the answer is whether to stop."""
         self._progress.step, self._progress.metrics = step, metrics
+        self._progress.stream = stream or self._progress.stream
         self._progress.heard_at = time.monotonic()
         return self._is_stop_wanted
 
@@ -58,14 +64,16 @@ class MonitorClient:
         self._pending: Any = None
         self._is_stop_wanted = False
 
-    def update(self, step: int, metrics: dict[str, float]) -> bool:
+    def update(
+        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
+    ) -> bool:
         """Report a step unless the last report is still under way; whether to stop."""
         if self._pending is not None:
             done, _ = ray.wait([self._pending], timeout=0)
             if not done:
                 return self._is_stop_wanted
             self._is_stop_wanted = ray.get(done[0])
-        self._pending = self._monitor.update.remote(step, metrics)
+        self._pending = self._monitor.update.remote(step, metrics, stream)
         return self._is_stop_wanted
 
     def checkpoint_committed(self, uri: str) -> None:
