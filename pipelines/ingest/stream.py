@@ -1,4 +1,4 @@
-"""The sample plan as a Ray Data stream: a unit of work is a block is a rank's batches of some steps.
+"""The sample plan as a Ray Data stream: a unit of work, one block, is a rank's batch of some steps.
 
 Blocks of equal size, in order, are dealt to the ranks round robin: block `number * ranks + rank`
 reaches `rank`. So each rank gets whole batches, without copies, and the stream is the same for any
@@ -84,7 +84,7 @@ def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = Non
 
 
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
-    """A generous estimate of a rank's batch in the object store: pictures, four rows of text each."""
+    """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
     size = spec.render.image_size_px
     return spec.plan.batch_size // num_ranks * size * (size * 3 + 4 * 2)
 
@@ -134,18 +134,28 @@ class PlannedBatches(Datasource):
 
 
 def _read_unit(spec: StreamSpec, unit: Unit, num_ranks: int) -> Iterator[pa.Table]:
+    node = ray.get_runtime_context().get_node_id()
+    yield in_background(make_block, spec, unit, num_ranks, node=node)
+
+
+def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:
+    """A unit's batches, one after the other.
+
+    Args:
+        spec: of the stream.
+        unit: which steps, and whose part of them.
+        num_ranks: that the batches are divided over.
+        node: of the cluster, for the batches' notes.
+    """
     rows = spec.plan.batch_size // num_ranks
     mine = slice(unit.rank * rows, (unit.rank + 1) * rows)
-    batches = [
-        in_background(prepare_batch, spec, spec.plan.batch(step)[mine], step=step)
-        for step in unit.steps
-    ]
-    node, now = ray.get_runtime_context().get_node_id(), time.time()
-    efforts = [dataclasses.replace(batch.effort, node=node, finished_at=now) for batch in batches]
-    yield pa.concat_tables(
-        to_block(dataclasses.replace(batch, effort=effort))
-        for batch, effort in zip(batches, efforts, strict=True)
-    ).combine_chunks()
+    batches = [prepare_batch(spec, spec.plan.batch(step)[mine], step=step) for step in unit.steps]
+    now = time.time()
+    tables = []
+    for batch in batches:
+        effort = dataclasses.replace(batch.effort, node=node, finished_at=now)
+        tables.append(to_block(dataclasses.replace(batch, effort=effort)))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def stream_dataset(

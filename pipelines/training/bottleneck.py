@@ -44,15 +44,13 @@ class StreamWindow:
     elapsed_s: float = 0.0
     wait_s: float = 0.0
     sums: Counter[str] = field(default_factory=Counter)
-    nodes: set[str] = field(default_factory=set)
 
-    def add(self, sums: Mapping[str, float], *, elapsed_s: float, wait_s: float, node: str) -> None:
-        """Count a step: `sums` over all ranks, `wait_s` on average, and a node that rendered."""
+    def add(self, sums: Mapping[str, float], *, elapsed_s: float, wait_s: float) -> None:
+        """Count a step: `sums` over all ranks, `wait_s` on average."""
         self.steps += 1
         self.elapsed_s += elapsed_s
         self.wait_s += wait_s
         self.sums.update(sums)  # pyright: ignore[reportArgumentType] - a Counter of seconds
-        self.nodes.add(node)
 
     def figures(self, batch_size: int) -> StreamFigures:
         """Rates and averages.
@@ -66,7 +64,6 @@ class StreamWindow:
             rows_per_s=rows / elapsed_s,
             workers=sum(self.sums[f"{stage}_s"] for stage in STAGES) / elapsed_s,
             queue_batches=self.sums["ready_s"] / elapsed_s,
-            nodes=len(self.nodes),
             wait_ratio=self.wait_s / elapsed_s,
             ms_per_row={stage: 1000 * self.sums[f"{stage}_s"] / rows for stage in STAGES},
             cpu_ms_per_row={stage: 1000 * self.sums[f"{stage}_cpu_s"] / rows for stage in STAGES},
@@ -81,7 +78,6 @@ class StreamFigures:
         rows_per_s: samples that were trained on per second.
         workers: render tasks at work, on average.
         queue_batches: ranks' batches that lay ready, on average.
-        nodes: on which rank 0's batches were made.
         wait_ratio: share of the time that ranks waited for a batch.
         ms_per_row: of a render task's time, by stage.
         cpu_ms_per_row: of a processor's time, by stage; less where a task waited for storage or for
@@ -91,7 +87,6 @@ class StreamFigures:
     rows_per_s: float
     workers: float
     queue_batches: float
-    nodes: int
     wait_ratio: float
     ms_per_row: Mapping[str, float]
     cpu_ms_per_row: Mapping[str, float]
@@ -102,7 +97,6 @@ class StreamFigures:
             "stream/rows_per_s": self.rows_per_s,
             "stream/workers": self.workers,
             "stream/queue_batches": self.queue_batches,
-            "stream/nodes": float(self.nodes),
             "data/wait_ratio": self.wait_ratio,
         }
         found |= {f"stream/{s}_ms_per_row": value for s, value in self.ms_per_row.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.training.bottleneck import StreamFigures
 
@@ -53,7 +54,9 @@ class RunMonitor:
 
 def start_monitor() -> Any:
     """Start the actor; it ends with the process that owns it."""
-    return ray.remote(RunMonitor).options(num_cpus=0).remote()
+    # Beside that process: an actor that needs no CPU would go to any node, and be lost with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(RunMonitor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class MonitorClient:

@@ -52,6 +52,8 @@ MIN_SAMPLES_BEFORE_ABORT = 1000
 #: How often ranks ask whether a node of theirs is about to be taken away; notices come 30 s or more
 #: before.
 PREEMPTION_POLL_S = 2.0
+#: Of rank 0; the nodes that made them are those that render now.
+RECENT_BATCHES = 32
 #: Steps over which the mean loss is taken when judging whether training diverges.
 DIVERGENCE_WINDOW = 50
 
@@ -302,6 +304,7 @@ class Reporter:
         self._commit: Future[None] | None = None
         self._window, self._all = StreamWindow(), StreamWindow()
         self._figures: StreamFigures | None = None
+        self._nodes: deque[str] = deque(maxlen=RECENT_BATCHES)
         self._start_up: dict[str, float] = {}
 
     def first_batch_came(self, wait_s: float) -> None:
@@ -313,8 +316,9 @@ class Reporter:
     ) -> bool:
         """Tell MLflow and the driver of a step; whether the driver wants to stop."""
         train = self._job.config.train
+        self._nodes.append(totals.node)
         for window in (self._window, self._all):
-            window.add(totals.effort, elapsed_s=elapsed_s, wait_s=totals.wait_s, node=totals.node)
+            window.add(totals.effort, elapsed_s=elapsed_s, wait_s=totals.wait_s)
         if step % train.log_every == 0 or step == train.steps:
             figures = self._window.figures(train.global_batch_size)
             chance = math.log(train.global_batch_size)
@@ -331,6 +335,7 @@ class Reporter:
                 }
                 | {f"rejected/{name}": count for name, count in totals.rejected.items()}
                 | figures.metrics()
+                | {"stream/nodes": float(len(set(self._nodes)))}
                 | self._start_up,
             )
             self._window, self._start_up = StreamWindow(), {}
