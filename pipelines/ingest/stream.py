@@ -92,10 +92,11 @@ def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
 class PlannedBatches(Datasource):
     """Ray Data's view of a stream: one read task per unit, in the plan's order."""
 
-    def __init__(self, spec: StreamSpec, steps: StreamRange):
+    def __init__(self, spec: StreamSpec, steps: StreamRange, *, beside_ranks: bool = True):
         super().__init__()
         self._spec = spec
         self._steps = steps
+        self._beside_ranks = beside_ranks
 
     def get_name(self) -> str:
         """What Ray calls the operator."""
@@ -121,7 +122,9 @@ class PlannedBatches(Datasource):
         rows, size_bytes = spec.plan.batch_size // num_ranks, batch_bytes(spec, num_ranks)
         return [
             ReadTask(
-                functools.partial(_read_unit, spec, unit, num_ranks),
+                functools.partial(
+                    _read_unit, spec, unit, num_ranks, beside_ranks=self._beside_ranks
+                ),
                 BlockMetadata(
                     num_rows=len(unit.steps) * rows,
                     size_bytes=len(unit.steps) * size_bytes,
@@ -133,9 +136,14 @@ class PlannedBatches(Datasource):
         ]
 
 
-def _read_unit(spec: StreamSpec, unit: Unit, num_ranks: int) -> Iterator[pa.Table]:
+def _read_unit(
+    spec: StreamSpec, unit: Unit, num_ranks: int, *, beside_ranks: bool
+) -> Iterator[pa.Table]:
     node = ray.get_runtime_context().get_node_id()
-    yield in_background(make_block, spec, unit, num_ranks, node=node)
+    if beside_ranks:
+        yield in_background(make_block, spec, unit, num_ranks, node=node)
+    else:
+        yield make_block(spec, unit, num_ranks, node=node)
 
 
 def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:
@@ -164,6 +172,7 @@ def stream_dataset(
     scaling: ScalingConfig,
     *,
     selector: Mapping[str, str] | None = None,
+    beside_ranks: bool = True,
 ) -> ray.data.Dataset:
     """The dataset to hand to a trainer; each iteration over it delivers the next segment.
 
@@ -172,6 +181,7 @@ def stream_dataset(
         steps: what to deliver.
         scaling: how many render tasks there may be, and of how many CPUs.
         selector: labels of the nodes that render; None: any node.
+        beside_ranks: whether ranks may be on the same cores, to which render tasks then yield.
     """
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
@@ -182,7 +192,7 @@ def stream_dataset(
     # A block above 1.5 times this size would be split, and its batch with it.
     context.target_max_block_size = max(2 * block_bytes, 128 * 2**20)
     return ray.data.read_datasource(
-        PlannedBatches(spec, steps),
+        PlannedBatches(spec, steps, beside_ranks=beside_ranks),
         override_num_blocks=1,
         num_cpus=scaling.renderer_cpus,
         compute=TaskPoolStrategy(size=scaling.max_renderers),

@@ -91,8 +91,9 @@ class StreamDataConfig(ray.train.DataConfig):
                 job.stream, world_size, wanted=config.data.steps_per_task
             ),
         )
+        renderer = self._placement.renderer
         dataset = stream_dataset(
-            job.stream, steps, config.scaling, selector=self._placement.renderer
+            job.stream, steps, config.scaling, selector=renderer, beside_ranks=renderer is None
         )
         return super().configure({DATASET: dataset}, world_size, *args, **kwargs)
 

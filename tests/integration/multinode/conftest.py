@@ -10,7 +10,14 @@ from tests.integration.multinode.local_cluster import LocalCluster
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
+def _head() -> Iterator[LocalCluster]:
     cluster = LocalCluster()
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def cluster(_head: LocalCluster) -> Iterator[LocalCluster]:
+    """A head without nodes; what a test adds is gone after it."""
+    yield _head
+    _head.remove_nodes()

@@ -25,6 +25,14 @@ _SYSTEM_CONFIG = {
     "health_check_timeout_ms": 10_000,
     "health_check_failure_threshold": 3,
 }
+#: As on the command line, but a run that may resize looks every few seconds.
+_TRAIN = """
+import sys
+from pipelines.cli import main
+from pipelines.training import trainer
+trainer.RESIZE_EVERY_S = 3.0
+sys.exit(main(["train", sys.argv[1]]))
+"""
 _STORE_BYTES = 100_000_000
 _PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION
 
@@ -63,6 +71,10 @@ class LocalCluster:
         """By SIGKILL, with all that runs on it."""
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def remove_nodes(self) -> None:
+        for node in list(self._cluster.worker_nodes):
+            self.kill(node)
+
     def announce_preemption(self, node: Any, *, deadline_s: float) -> None:
         """As a cloud announces that it takes a spot machine back."""
         deadline_ms = int((time.time() + deadline_s) * 1000)
@@ -74,7 +86,7 @@ class LocalCluster:
     def start_train(self, config_file: Path, log: Path) -> subprocess.Popen[str]:
         with log.open("w") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "pipelines", "train", str(config_file)],
+                [sys.executable, "-c", _TRAIN, str(config_file)],
                 cwd=ROOT,
                 env=os.environ | {"RAY_ADDRESS": self.address},
                 text=True,
@@ -106,8 +118,11 @@ class Follower:
         return self.newest()
 
     def newest(self) -> int:
-        whole = whole_checkpoints(self.run)
-        return whole[-1][0] if whole else 0
+        return max(self.steps(), default=0)
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are kept."""
+        return [step for step, _ in whole_checkpoints(self.run)]
 
     def wait_for_end(self, *, timeout_s: float = 200.0) -> str:
         self.driver.wait(timeout=timeout_s)

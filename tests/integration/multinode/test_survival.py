@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 from mlflow import MlflowClient
 
@@ -26,10 +29,11 @@ def planned_keys(config: RunConfig) -> dict[int, list[str]]:
     return {s: [f"s{row:04d}" for row in plan.batch(s).row] for s in range(config.train.steps)}
 
 
-def history(run: Location, metric: str) -> list[float]:
+def history(run: Location, metric: str) -> list[Any]:
+    """The metric's points, by step."""
     tracked = (run / "mlflow.json").read_json()
     points = MlflowClient(tracked["uri"]).get_metric_history(tracked["run_id"], metric)
-    return [point.value for point in sorted(points, key=lambda point: point.step)]
+    return sorted(points, key=lambda point: point.step)
 
 
 def test_a_run_outlives_its_nodes(cluster: LocalCluster, make_config, tmp_path):
@@ -48,10 +52,49 @@ def test_a_run_outlives_its_nodes(cluster: LocalCluster, make_config, tmp_path):
     following.wait_for_step(250)
     cluster.kill(trainer)
     cluster.add_trainer()
-    output = following.wait_for_end()
+    following.wait_for_end()
     seen, _ = samples_per_step(following.run)
     assert seen == planned_keys(config)
-    nodes = history(following.run, "stream/nodes")
-    print(output)
-    print(nodes)
-    print(history(following.run, "stream/rows_per_s"))
+    nodes = [point.value for point in history(following.run, "stream/nodes")]
+    # Recent batches come from both, then from one, then from two again.
+    assert max(nodes[:50]) == 2
+    drop = next(step for step in range(50, 250) if nodes[step] == 1)
+    assert 2 in nodes[drop:250]
+    rates = history(following.run, "stream/rows_per_s")
+    assert [point.step for point in rates] == list(range(1, config.train.steps + 1))
+
+
+def test_ranks_come_and_go_and_a_notice_of_preemption_is_heeded(
+    cluster: LocalCluster, make_config, tmp_path
+):
+    """Two ranks, then one, then two again; no failure is allowed, and the notice counts as none."""
+    cluster.add_renderer()
+    trainers = [cluster.add_trainer(), cluster.add_trainer()]
+    config = make_config(
+        train={"steps": 600, "checkpoint_every": 20, "global_batch_size": 64},
+        scaling={
+            "num_ranks": 2,
+            "min_ranks": 1,
+            "renderer_cpus": 1,
+            "max_renderers": None,
+            "max_failures": 0,
+        },
+    )
+    following = start(cluster, config, tmp_path)
+    following.wait_for_step(20)
+    announced = following.newest()
+    gone_at = time.time() + 8.0
+    cluster.announce_preemption(trainers[0], deadline_s=8.0)
+    following.wait_until(lambda: any(step % 20 for step in following.steps()))
+    # Ray gives the ranks up at the deadline. A node that dies before it did counts as a failure.
+    following.wait_until(lambda: time.time() > gone_at + 3.0)
+    cluster.kill(trainers[0])
+    following.wait_for_step(announced + 60)
+    cluster.add_trainer()
+    following.wait_for_end()
+    seen, sizes = samples_per_step(following.run)
+    assert seen == planned_keys(config)
+    used = [max(sizes[step]) for step in sorted(sizes)]
+    # The first steps by two, some by one, the last by two again.
+    assert (used[0], used[-1]) == (2, 2)
+    assert 1 in used
