@@ -31,7 +31,6 @@ from pipelines.schema import RunConfig
 TASK_OVERHEAD_S = 0.008
 #: Of the one process that deals the blocks out, for a block.
 DEALING_S = 0.016
-MEASURED_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class SizingArguments:
     pairs_per_gpu_s: float | None = None
     """Pairs per second of one GPU; None: as measured here, on a GPU if there is one, else on the
     cores of this machine."""
+    seconds: float = 10.0
+    """That each measurement goes on for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class RendererRate:
 
 
 def measure_renderer(
-    spec: StreamSpec, num_ranks: int, num_steps: int, *, seconds: float = MEASURED_S
+    spec: StreamSpec, num_ranks: int, num_steps: int, *, seconds: float
 ) -> RendererRate:
     """Make blocks in a process of its own on one core, as a render task does.
 
@@ -144,7 +145,7 @@ def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Predict
     )
 
 
-def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float = MEASURED_S) -> float:
+def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     """Pairs per second of the training step on this machine's GPU, or on its cores.
 
     Args:
@@ -227,10 +228,11 @@ def main(argv: list[str]) -> int:
         steps = steps_per_unit(spec, gpus, wanted=resolved.config.data.steps_per_task)
         size = steps * batch_bytes(spec, gpus)
         print(f"measuring blocks of {steps} steps, {size / 1e6:.0f} MB at most", file=sys.stderr)
-        rate = measure_renderer(spec, gpus, steps)
+        rate = measure_renderer(spec, gpus, steps, seconds=arguments.seconds)
         speed, where = arguments.pairs_per_gpu_s, "as given"
         if speed is None:
-            speed = measure_step(resolved, rows=min(spec.plan.batch_size // gpus, 32))
+            rows = min(spec.plan.batch_size // gpus, 32)
+            speed = measure_step(resolved, rows=rows, seconds=arguments.seconds)
             where = "measured here"
     except ClippoError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -7,7 +7,8 @@ from typing import Any
 import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.preemption import _get_draining_nodes
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
 from pipelines.ingest.stream import (
     DATASET,
@@ -120,11 +121,21 @@ class WholeBatchPolicy(ElasticScalingPolicy):
         """Of a run."""
         super().__init__(scaling_config)
         self._global_batch_size = global_batch_size
+        self._leaving: set[str] = set()
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Leave out the nodes that are about to be taken away, which Ray counts on."""
+        self._leaving = set(_get_draining_nodes())
+        try:
+            return super().make_decision_for_non_running_worker_group()
+        finally:
+            # Ranks that run stay on such a node to the end: they save first.
+            self._leaving = set()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return whole_batch_ranks(
-            super()._count_possible_workers(reserved_resources), self._global_batch_size
-        )
+        staying = {n: found for n, found in reserved_resources.items() if n not in self._leaving}
+        possible = super()._count_possible_workers(staying)
+        return whole_batch_ranks(possible, self._global_batch_size)
 
 
 def whole_batch_ranks(possible: int, global_batch_size: int) -> int:
