@@ -1,7 +1,8 @@
 """Sizing's prediction beside the stream that it predicts: `python -m tests.benchmarks.sizing`.
 
 Predicts from one render worker in a process of its own, then measures the stream through Ray Data
-with one worker and with two into a consumer that does nothing; in turn, medians of some rounds.
+with one worker and with two into a consumer that does nothing; in turn, medians of some rounds. And
+what a block costs Ray, in CPU time of all its processes: of one step, and of as many as fill it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import argparse
 import statistics
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import ray
 
 from clippo_core.config import ClippoConfig, RenderConfig
@@ -50,10 +54,30 @@ def stream_spec(folder: Path, image_size_px: int) -> StreamSpec:
     return resolve(config).stream
 
 
-def rows_per_s(spec: StreamSpec, workers: int, seconds: float) -> float:
-    """Of the stream, into a consumer that does nothing."""
+def cpu_seconds() -> float:
+    """Of this process and all that it started, Ray's included."""
+    total = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+class Measured(NamedTuple):
+    """Of the stream: rows per second, and CPU time of a row over all processes."""
+
+    rows_per_s: float
+    cpu_ms_per_row: float
+
+
+def measure(
+    spec: StreamSpec, workers: int, seconds: float, per_unit: int | None = None
+) -> Measured:
+    """The stream, into a consumer that does nothing."""
     scaling = ScalingConfig(max_renderers=workers, renderer_cpus=1)
-    per_unit = steps_per_unit(spec, 1)
+    per_unit = steps_per_unit(spec, 1, wanted=per_unit)
     steps = StreamRange(0, 10**5, 1, steps_per_unit=per_unit)
     dataset = stream_dataset(spec, steps, scaling, beside_ranks=False)
     (shard,) = dataset.streaming_split(1, equal=True)
@@ -61,14 +85,14 @@ def rows_per_s(spec: StreamSpec, workers: int, seconds: float) -> float:
     # From one block's first batch to another's: within a block they come at once.
     for _ in range(max(WARM_UP // per_unit, workers + 1) * per_unit + 1):
         next(batches)
-    started, count = time.perf_counter(), 0
+    started, cpu_started, count = time.perf_counter(), cpu_seconds(), 0
     while time.perf_counter() - started < seconds:
         for _ in range(per_unit):
             next(batches)
         count += per_unit * BATCH
-    elapsed = time.perf_counter() - started
+    elapsed, cpu = time.perf_counter() - started, cpu_seconds() - cpu_started
     batches.close()
-    return count / elapsed
+    return Measured(count / elapsed, 1000 * cpu / count)
 
 
 def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
@@ -77,7 +101,7 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     for _ in range(rounds):
         rates.append(measure_renderer(spec, 1, steps_per_unit(spec, 1), seconds=seconds))
         for workers in WORKERS:
-            measured[workers].append(rows_per_s(spec, workers, seconds))
+            measured[workers].append(measure(spec, workers, seconds).rows_per_s)
     one = statistics.median(rate.rows_per_s_in_ray for rate in rates)
     figures = {
         "rows_per_block": float(rates[0].rows_per_block),
@@ -94,6 +118,25 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     return figures
 
 
+def cost_of_blocks(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
+    """CPU time of a row: in a plain process, in Ray with blocks of one step, and with full ones."""
+    full = steps_per_unit(spec, 1)
+    found: dict[str, list[float]] = {"plain": [], "1 step": [], f"{full} steps": []}
+    for _ in range(rounds):
+        rate = measure_renderer(spec, 1, full, seconds=seconds)
+        found["plain"].append(1000 * rate.cpu_share / rate.rows_per_s)
+        for steps in (1, full):
+            name = "1 step" if steps == 1 else f"{full} steps"
+            found[name].append(measure(spec, 1, seconds, steps).cpu_ms_per_row)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    costs = {f"cpu_ms_per_row, {name}": value for name, value in medians.items()}
+    return costs | {
+        f"plain over {name}": medians["plain"] / medians[name]
+        for name in medians
+        if name != "plain"
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -106,11 +149,15 @@ def main() -> None:
             figures[f"320x240 JPEG to {size} px"] = compare(
                 spec, arguments.rounds, arguments.seconds
             )
+            if size == 64:
+                figures[f"cost of a block, {size} px"] = cost_of_blocks(
+                    spec, arguments.rounds, arguments.seconds
+                )
         ray.shutdown()
     for name, values in figures.items():
         print(name)
         for key, value in values.items():
-            print(f"  {key:<34}{value:>12,.2f}")
+            print(f"  {key:<34}{value:>12,.3f}")
     report.write("sizing", figures)
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    _AutoscalingCoordinatorActor,
+)
 
 from pipelines import placement
-from pipelines.placement import Capacity, Placement, await_capacity
+from pipelines.placement import Capacity, ClusterWatch, Placement, await_capacity
 from pipelines.schema import RunConfig, ScalingConfig
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.trainer import whole_batch_ranks
@@ -150,3 +154,60 @@ def test_the_verdict_names_the_stage_and_what_to_raise(changes, cap, expected):
         dataclasses.replace(FIGURES, **changes), ScalingConfig(max_renderers=cap), CAPACITY
     )
     assert re.search(expected, found), found
+
+
+class Handle:
+    """Of an actor that is an object in this process."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._target, name))
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Ray Data's own coordinator over nodes of our making, what it sends, and a watch of it."""
+    nodes = [node(2, TRAINER), node(4, RENDERER)]
+    sent: list[Any] = []
+    coordinator = _AutoscalingCoordinatorActor(
+        send_resources_request=lambda bundles, label_selectors=None: sent.append(
+            (bundles, label_selectors)
+        ),
+        get_cluster_nodes=lambda: nodes,
+    )
+    coordinator.request_resources(
+        "data", [], 100.0, ["CPU"], subcluster_selector=dict(placement.RENDERER)
+    )
+    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(
+        placement, "get_or_create_autoscaling_coordinator", lambda: Handle(coordinator)
+    )
+    watch = ClusterWatch(ScalingConfig(min_renderers=8), Placement.of(nodes))
+    return nodes, sent, coordinator, watch
+
+
+def cpus_of_stream(coordinator: Any) -> float:
+    reserved = coordinator.get_reserved_resources("data")
+    return sum(resources["CPU"] for resources in reserved.values())
+
+
+def test_the_fewest_renderers_are_asked_of_the_autoscaler_and_cost_the_stream_no_cpu(watched):
+    _, sent, coordinator, watch = watched
+    watch.poll()
+    assert sent[-1] == ([{"CPU": 1}] * 8, [placement.RENDERER] * 8)
+    assert cpus_of_stream(coordinator) == 4
+
+
+def test_a_node_that_comes_or_goes_counts_at_the_next_look(watched):
+    nodes, _, coordinator, watch = watched
+    watch.poll()
+    nodes.append(node(4, RENDERER))
+    assert cpus_of_stream(coordinator) == 4, "by itself it would look in 20 s"
+    watch.poll()
+    assert cpus_of_stream(coordinator) == 8
+    assert watch.capacity.render_tasks == 8
+    nodes[1]["Alive"] = False
+    watch.poll()
+    assert cpus_of_stream(coordinator) == 4
