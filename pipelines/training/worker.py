@@ -142,7 +142,7 @@ class Rank:
         part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)
         self._reject_rows = JsonLines(job.run / "rejects", part)
-        self._reporter = Reporter(job) if self._is_first else None
+        self._reporter = Reporter(job, self._num_ranks) if self._is_first else None
         self._recent_losses: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
         self._preemption = PreemptionNotice()
 
@@ -295,9 +295,9 @@ class PreemptionNotice:
 class Reporter:
     """Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
 
-    def __init__(self, job: WorkerJob) -> None:
+    def __init__(self, job: WorkerJob, num_ranks: int) -> None:
         """Start the logging thread."""
-        self._job = job
+        self._job, self._num_ranks = job, num_ranks
         self._monitor = MonitorClient(job.monitor)
         self._logger = StepLogger(job.tracked, spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -335,7 +335,7 @@ class Reporter:
                 }
                 | {f"rejected/{name}": count for name, count in totals.rejected.items()}
                 | figures.metrics()
-                | {"stream/nodes": float(len(set(self._nodes)))}
+                | {"stream/nodes": len(set(self._nodes)), "train/num_ranks": self._num_ranks}
                 | self._start_up,
             )
             self._window, self._start_up = StreamWindow(), {}

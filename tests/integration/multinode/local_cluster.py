@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlflow import MlflowClient
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
@@ -117,6 +118,22 @@ class Follower:
         self.wait_until(lambda: self.newest() >= step)
         return self.newest()
 
+    def wait_for_metric(self, name: str, value: float) -> None:
+        """Until MLflow's newest point of a metric has that value."""
+
+        def has_come() -> bool:
+            time.sleep(0.2)
+            points = self.history(name)
+            return bool(points) and points[-1].value == value
+
+        self.wait_until(has_come)
+
+    def history(self, metric: str) -> list[Any]:
+        """The metric's points, by step."""
+        tracked = (self.run / "mlflow.json").read_json()
+        points = MlflowClient(tracked["uri"]).get_metric_history(tracked["run_id"], metric)
+        return sorted(points, key=lambda point: point.step)
+
     def newest(self) -> int:
         return max(self.steps(), default=0)
 
@@ -124,11 +141,9 @@ class Follower:
         """Of the checkpoints that are kept."""
         return [step for step, _ in whole_checkpoints(self.run)]
 
-    def wait_for_end(self, *, timeout_s: float = 200.0) -> str:
+    def wait_for_end(self, *, exit_code: int = 0, timeout_s: float = 300.0) -> None:
         self.driver.wait(timeout=timeout_s)
-        output = self.log.read_text()
-        assert self.driver.returncode == 0, output
-        return output
+        assert self.driver.returncode == exit_code, self.log.read_text()
 
 
 def samples_per_step(run: Location) -> tuple[dict[int, list[str]], dict[int, set[int]]]:
