@@ -82,12 +82,14 @@ def measure_renderer(
         seconds: to go on for, after a block that warms up.
     """
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_take_one_core) as pool:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_like_a_worker) as pool:
         return pool.submit(_make_blocks, spec, num_ranks, num_steps, seconds).result()
 
 
-def _take_one_core() -> None:
+def _be_like_a_worker() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    # As Ray's workers are; where other programs run beside, it gets as little as they do.
+    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so named by Ray
 
 
 def _make_blocks(spec: StreamSpec, ranks: int, num_steps: int, seconds: float) -> RendererRate:
