@@ -33,6 +33,7 @@ demo: $(VENV)/.runtime
 bench: install
 	$(RUN) -m tests.benchmarks.rendering
 	$(RUN) -m tests.benchmarks.stream
+	$(RUN) -m tests.benchmarks.sizing
 
 docs: install
 	$(VENV)/bin/pdoc clippo_core pipelines cluster --output-directory build/docs

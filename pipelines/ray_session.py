@@ -21,25 +21,37 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
 
+#: How soon Ray notices what it should recover from. Its own values suit other runs.
+_RECOVERY = {
+    # After a node died, Ray may still count on it; the first group of ranks then waits for a place
+    # that is gone, for 60 s by default, before it is placed anew.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # A spot node is announced 30 to 120 s before it goes; 5 s are much of that.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+    # Ranks agree on a notice of preemption at a barrier of Ray's, which waits for ever by default.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+}
+
 
 @contextmanager
-def ray_session(*, cpus: float, gpus: int = 0) -> Iterator[None]:
+def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
     """Connect or start; what was started here is shut down at the end.
 
     Args:
         cpus: that the work needs. On this machine at least so many are declared, since they are
             Ray's bookkeeping and not cores; a cluster must have them.
-        gpus: that the work needs.
+        may_wait: whether the caller waits for nodes itself.
 
     Raises:
-        ConfigError: if there are fewer.
+        ConfigError: if there are fewer, unless the caller waits.
         StorageError: if it does not answer.
     """
     if ray.is_initialized():
-        check_resources(cpus, gpus)
+        if not may_wait:
+            check_cpus(cpus)
         yield
         return
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET | _RECOVERY).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     try:
@@ -49,7 +61,8 @@ def ray_session(*, cpus: float, gpus: int = 0) -> Iterator[None]:
         raise StorageError(f"{where} does not start or answer: {error}") from error
     _quiet_ray_data()
     try:
-        check_resources(cpus, gpus)
+        if not may_wait:
+            check_cpus(cpus)
         yield
     finally:
         ray.shutdown()
@@ -74,21 +87,15 @@ def _quiet_ray_data() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def check_resources(cpus: float, gpus: int) -> None:
+def check_cpus(cpus: float) -> None:
     """Make sure that the work fits; without this, it would wait for ever and say nothing.
 
     Raises:
         ConfigError: naming what to lower.
     """
-    resources = ray.cluster_resources()
-    if resources.get("GPU", 0) < gpus:
+    found = ray.cluster_resources().get("CPU", 0)
+    if found < cpus:
         raise ConfigError(
-            f"there are {resources.get('GPU', 0):g} GPUs, but the run needs {gpus}, one per rank; "
-            "lower scaling.num-ranks, or train on CPUs with --scaling.no-use-gpu"
-        )
-    if resources.get("CPU", 0) < cpus:
-        raise ConfigError(
-            f"the cluster has {resources.get('CPU', 0):g} CPUs, but the run needs {cpus:g}: "
-            "num_ranks x cpus_per_rank, one render task (renderer_cpus), and one evaluation "
-            "(evaluation.cpus); lower these or add machines"
+            f"the cluster has {found:g} CPUs, but {cpus:g} are needed; ask for fewer (--cpus), or "
+            "add machines"
         )

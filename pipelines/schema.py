@@ -25,6 +25,9 @@ class DataConfig(Config):
     sources of pictures and among those of texts. None: as the weights say."""
     run_length: int = 64
     """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
+    steps_per_task: int | None = None
+    """Steps whose part of a rank's batch one render task makes; None: as many as fill 32 MiB, at
+    most 16. More of them cost less per sample, and let the first batch wait longer."""
     max_reject_ratio: float = 0.05
     """Abort when more than this share of the samples could not be used."""
     record_keys: bool = False
@@ -32,6 +35,10 @@ class DataConfig(Config):
 
     def __post_init__(self) -> None:
         require(self.run_length >= 1, f"data.run_length={self.run_length}; expected 1 or more")
+        steps = self.steps_per_task
+        require(
+            steps is None or steps >= 1, f"data.steps_per_task={steps}; expected 1 or more, or None"
+        )
         ratio = self.max_reject_ratio
         require(0 <= ratio <= 1, f"data.max_reject_ratio={ratio}; expected a share from 0 to 1")
         share = self.text_share
@@ -78,6 +85,9 @@ class ScalingConfig(Config):
 
     num_ranks: int = 1
     """Training processes. The batch is divided over them; what is seen does not depend on it."""
+    min_ranks: int | None = None
+    """Train with as few ranks as this where nodes are missing, and with up to num_ranks as they
+    come; a number of them that does not divide the batch is not used. None: num_ranks, always."""
     use_gpu: bool = False
     """One GPU per rank (nccl) instead of CPUs (gloo)."""
     cpus_per_rank: float = 1
@@ -86,8 +96,13 @@ class ScalingConfig(Config):
     """Threads of a rank's matrix products; None: the machine's cores over the ranks on it."""
     renderer_cpus: float = 1
     """CPUs that Ray sets aside for one render task; fractions let several share a core."""
+    min_renderers: int = 1
+    """Render tasks at a time that the autoscaler is asked to keep room for, and that training waits
+    for before it starts."""
     max_renderers: int | None = None
     """At most so many render tasks at a time; None: as many as there are free CPUs."""
+    start_timeout_s: float = 600
+    """Seconds to wait for the nodes of a cluster before giving up; on one machine none can come."""
     max_failures: int = 3
     """Restarts of the training workers after a failure, each from the last checkpoint."""
 
@@ -96,6 +111,21 @@ class ScalingConfig(Config):
         for name in ("cpus_per_rank", "renderer_cpus"):
             value = getattr(self, name)
             require(value > 0, f"scaling.{name}={value}; expected above 0")
+        fewest = self.min_ranks
+        require(
+            fewest is None or 1 <= fewest <= self.num_ranks,
+            f"scaling.min_ranks={fewest}; expected None, or 1 to num_ranks={self.num_ranks}",
+        )
+        lower, upper = self.min_renderers, self.max_renderers
+        require(
+            lower >= 1 and (upper is None or lower <= upper),
+            f"scaling.min_renderers={lower}; expected 1 or more, and at most "
+            f"scaling.max_renderers={upper}",
+        )
+        require(
+            self.start_timeout_s >= 0,
+            f"scaling.start_timeout_s={self.start_timeout_s}; expected 0 or more",
+        )
         for name in ("threads_per_rank", "max_renderers"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"scaling.{name}={value}; expected 1 or more")

@@ -14,6 +14,8 @@ def print_summary(summary: RunSummary) -> None:
             if report.picture_png is not None:
                 folder = summary.run / "evaluations" / summary.checkpoint.name
                 print(f"picture: {(folder / f'{file_name(report)}.png').uri}")
+    if summary.bottleneck:
+        print(f"limited by {summary.bottleneck}")
     tracked = summary.tracked
     if tracked.uri.startswith("http"):
         print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")

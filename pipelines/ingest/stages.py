@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -65,6 +67,44 @@ class RejectedRow:
     row: int
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a batch took to prepare, where and when; a run's figures of its stream are made of it.
+
+    Attributes:
+        seconds: on the clock, by stage: read, decode, render.
+        cpu_seconds: of the process, by stage; less than on the clock where it waited.
+        node: of the cluster that did it.
+        finished_at: Unix time; 0 outside of a stream.
+    """
+
+    seconds: Mapping[str, float]
+    cpu_seconds: Mapping[str, float]
+    node: str = ""
+    finished_at: float = 0.0
+
+
+class StageClock:
+    """Adds up what each stage takes."""
+
+    def __init__(self) -> None:
+        """Nothing has been done yet."""
+        self._seconds: Counter[str] = Counter()
+        self._cpu_seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what is done meanwhile to a stage."""
+        started, cpu_started = time.perf_counter(), time.process_time()
+        yield
+        self._seconds[name] += time.perf_counter() - started  # pyright: ignore[reportArgumentType]
+        self._cpu_seconds[name] += time.process_time() - cpu_started  # pyright: ignore
+
+    def effort(self) -> Effort:
+        """What was counted."""
+        return Effort(dict(self._seconds), dict(self._cpu_seconds))
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
     """One rank's batch, ready for the device: pairs of a picture and a text, then of two texts.
@@ -76,7 +116,7 @@ class PreparedBatch:
         left_texts: left sides of the other pairs, rendered.
         texts: right sides of all pairs, rendered.
         rejected: samples that were replaced.
-        seconds: that reading, decoding and rendering took.
+        effort: that it took.
     """
 
     step: int
@@ -85,7 +125,7 @@ class PreparedBatch:
     left_texts: TextRasters
     texts: TextRasters
     rejected: list[RejectedRow]
-    seconds: Mapping[str, float]
+    effort: Effort
 
 
 def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> PreparedBatch:
@@ -94,54 +134,54 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     Raises:
         SampleError: if a whole reserve was rejected, or a data set changed since the run began.
     """
-    started = time.perf_counter()
+    clock = StageClock()
     renderer = open_renderer(spec.render, spec.font_uri)
-    chosen = _choose_samples(spec, renderer, planned, step=step)
+    chosen = _choose_samples(spec, renderer, planned, clock, step=step)
     # Stable: pictures first, otherwise in the plan's order.
     usable = sorted(chosen.samples, key=lambda sample: isinstance(sample.left, str))
-    decoded = time.perf_counter()
-    left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
-    texts = renderer.render_batch([sample.caption for sample in usable])
-    seconds = {
-        "read": chosen.read_s,
-        "decode": decoded - started - chosen.read_s,
-        "render": time.perf_counter() - decoded,
-    }
+    with clock.stage("render"):
+        left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
+        texts = renderer.render_batch([sample.caption for sample in usable])
     size = spec.render.image_size_px
     images = np.empty((len(usable) - len(left_texts), size, size, 3), np.uint8)
     for slot in range(len(images)):
         images[slot] = usable[slot].left
     keys = [sample.key for sample in usable]
-    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, seconds)
+    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, clock.effort())
 
 
 class ChosenSamples(NamedTuple):
-    """A usable sample for each planned one, what was rejected for it, and seconds of reading."""
+    """A usable sample for each planned one, and what was rejected for it."""
 
     samples: list[UsableSample]
     rejected: list[RejectedRow]
-    read_s: float
 
 
 def _choose_samples(
-    spec: StreamSpec, renderer: TextRenderer, planned: PlannedSamples, *, step: int
+    spec: StreamSpec,
+    renderer: TextRenderer,
+    planned: PlannedSamples,
+    clock: StageClock,
+    *,
+    step: int,
 ) -> ChosenSamples:
     """The planned samples, rejected ones replaced in rounds, whose reserves are read together."""
     usable: dict[int, UsableSample] = {}
     rejected: list[RejectedRow] = []
-    waiting, visits, read_s = np.arange(len(planned)), planned, 0.0
+    waiting, visits = np.arange(len(planned)), planned
     for attempt in range(1, spec.plan.run_length + 2):
-        before = time.perf_counter()
-        samples = read_planned(spec, visits)
-        read_s += time.perf_counter() - before
+        with clock.stage("read"):
+            samples = read_planned(spec, visits)
         drawn = [
             Visit(sample, spec.sources[source].kind, draw)
             for sample, source, draw in zip(
                 samples, visits.source.tolist(), visits.draw.tolist(), strict=True
             )
         ]
+        with clock.stage("decode"):
+            outcomes = prepare_samples(spec, renderer, drawn)
         refused: list[int] = []
-        for slot, outcome in enumerate(prepare_samples(spec, renderer, drawn)):
+        for slot, outcome in enumerate(outcomes):
             if isinstance(outcome, UsableSample):
                 usable[int(waiting[slot])] = outcome
                 continue
@@ -150,7 +190,7 @@ def _choose_samples(
             key, row = samples[slot].key, int(visits.row[slot])
             rejected.append(RejectedRow(key, name, outcome.reason, outcome.detail, step, row))
         if not refused:
-            return ChosenSamples([usable[slot] for slot in range(len(planned))], rejected, read_s)
+            return ChosenSamples([usable[slot] for slot in range(len(planned))], rejected)
         waiting = waiting[refused]
         visits = spec.plan.reserve(planned.take(waiting), attempt)
     last = rejected[-1]
@@ -293,7 +333,7 @@ def to_block(batch: PreparedBatch) -> pa.Table:
     left_rows = np.concatenate([np.zeros(num_images, np.int32), batch.left_texts.row_offsets])
     notes = {
         "step": batch.step,
-        "seconds": dict(batch.seconds),
+        "effort": asdict(batch.effort),
         "rejected": [asdict(row) for row in batch.rejected],
     }
     return pa.table(
@@ -325,7 +365,8 @@ def from_block(block: pa.Table, render: RenderConfig) -> PreparedBatch:
     notes = json.loads(block.column("note")[0].as_py())
     rejected = [RejectedRow(**row) for row in notes["rejected"]]
     keys = block.column("key").to_pylist()
-    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, notes["seconds"])
+    effort = Effort(**notes["effort"])
+    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, effort)
 
 
 def _row_bytes(texts: TextRasters) -> int:

@@ -1,6 +1,6 @@
-"""The sample plan as a Ray Data stream: one unit of work is one rank's batch is one block.
+"""The sample plan as a Ray Data stream: a unit of work, one block, is a rank's batch of some steps.
 
-Blocks of equal size, in order, are dealt to the ranks round robin: block `step * ranks + rank`
+Blocks of equal size, in order, are dealt to the ranks round robin: block `number * ranks + rank`
 reaches `rank`. So each rank gets whole batches, without copies, and the stream is the same for any
 number of render workers. Read by Ray's documentation and source at 2.60; tests/integration hold it
 to that.
@@ -8,11 +8,15 @@ to that.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
 from ray.data.block import BlockMetadata
@@ -31,6 +35,9 @@ from pipelines.schema import ScalingConfig
 DATASET = "pairs"
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
 NO_PROGRESS_TIMEOUT_S = 24 * 3600
+#: A block holds the batches of several steps where they are small: up to so many bytes, and steps.
+FULL_BLOCK_BYTES = 32 * 2**20
+MAX_STEPS_PER_UNIT = 16
 
 
 @dataclass(frozen=True)
@@ -39,28 +46,57 @@ class StreamRange:
 
     Ray Data plans all units of an iteration before the first batch, about 1 ms each; so a run is
     delivered in segments of whole steps, one iteration each, which costs 0.2 s between them.
+
+    A unit of work covers a rank's batches of `steps_per_unit` steps: a task costs Ray about 30 ms
+    of CPU time whatever it does, more than a small batch takes to prepare.
     """
 
     start_step: int
     total_steps: int
     num_ranks: int
     units_per_segment: int = 1024
+    steps_per_unit: int = 1
 
-    def segment(self, number: int) -> range:
+    def segment(self, number: int) -> list[Unit]:
         """Units of the segment: every step of it, every rank."""
-        length = max(self.units_per_segment // self.num_ranks, 1) * self.num_ranks
-        start = self.start_step * self.num_ranks + number * length
-        end = self.total_steps * self.num_ranks
-        return range(min(start, end), min(start + length, end))
+        length = max(self.units_per_segment // self.num_ranks, 1) * self.steps_per_unit
+        start = self.start_step + number * length
+        end = min(start + length, self.total_steps)
+        return [
+            Unit(range(step, min(step + self.steps_per_unit, end)), rank)
+            for step in range(start, end, self.steps_per_unit)
+            for rank in range(self.num_ranks)
+        ]
+
+
+class Unit(NamedTuple):
+    """What one render task makes: a rank's batches of consecutive steps."""
+
+    steps: range
+    rank: int
+
+
+def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = None) -> int:
+    """As many as `wanted`, else as fill a block."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(MAX_STEPS_PER_UNIT, FULL_BLOCK_BYTES // batch_bytes(spec, num_ranks)))
+
+
+def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
+    """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
+    size = spec.render.image_size_px
+    return spec.plan.batch_size // num_ranks * size * (size * 3 + 4 * 2)
 
 
 class PlannedBatches(Datasource):
     """Ray Data's view of a stream: one read task per unit, in the plan's order."""
 
-    def __init__(self, spec: StreamSpec, steps: StreamRange):
+    def __init__(self, spec: StreamSpec, steps: StreamRange, *, beside_ranks: bool = True):
         super().__init__()
         self._spec = spec
         self._steps = steps
+        self._beside_ranks = beside_ranks
 
     def get_name(self) -> str:
         """What Ray calls the operator."""
@@ -82,48 +118,92 @@ class PlannedBatches(Datasource):
         which its own shuffles use in the same way. Without a context Ray is only planning.
         """
         segment = getattr(data_context, "_execution_idx", 0) if data_context is not None else 0
-        size = self._spec.render.image_size_px
-        rows = self._spec.plan.batch_size // self._steps.num_ranks
-        metadata = BlockMetadata(
-            num_rows=rows, size_bytes=rows * size * size * 3, input_files=None, exec_stats=None
-        )
+        spec, num_ranks = self._spec, self._steps.num_ranks
+        rows, size_bytes = spec.plan.batch_size // num_ranks, batch_bytes(spec, num_ranks)
         return [
             ReadTask(
-                functools.partial(_read_unit, self._spec, unit, self._steps.num_ranks), metadata
+                functools.partial(
+                    _read_unit, spec, unit, num_ranks, beside_ranks=self._beside_ranks
+                ),
+                BlockMetadata(
+                    num_rows=len(unit.steps) * rows,
+                    size_bytes=len(unit.steps) * size_bytes,
+                    input_files=None,
+                    exec_stats=None,
+                ),
             )
             for unit in self._steps.segment(segment)
         ]
 
 
-def _read_unit(spec: StreamSpec, unit: int, num_ranks: int) -> Iterator[pa.Table]:
-    step, rank = divmod(unit, num_ranks)
+def _read_unit(
+    spec: StreamSpec, unit: Unit, num_ranks: int, *, beside_ranks: bool
+) -> Iterator[pa.Table]:
+    node = ray.get_runtime_context().get_node_id()
+    if beside_ranks:
+        yield in_background(make_block, spec, unit, num_ranks, node=node)
+    else:
+        yield make_block(spec, unit, num_ranks, node=node)
+
+
+def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:
+    """A unit's batches, one after the other.
+
+    Args:
+        spec: of the stream.
+        unit: which steps, and whose part of them.
+        num_ranks: that the batches are divided over.
+        node: of the cluster, for the batches' notes.
+    """
     rows = spec.plan.batch_size // num_ranks
-    planned = spec.plan.batch(step)[rank * rows : (rank + 1) * rows]
-    yield to_block(in_background(prepare_batch, spec, planned, step=step))
+    mine = slice(unit.rank * rows, (unit.rank + 1) * rows)
+    batches = [prepare_batch(spec, spec.plan.batch(step)[mine], step=step) for step in unit.steps]
+    now = time.time()
+    tables = []
+    for batch in batches:
+        effort = dataclasses.replace(batch.effort, node=node, finished_at=now)
+        tables.append(to_block(dataclasses.replace(batch, effort=effort)))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def stream_dataset(
-    spec: StreamSpec, steps: StreamRange, scaling: ScalingConfig
+    spec: StreamSpec,
+    steps: StreamRange,
+    scaling: ScalingConfig,
+    *,
+    selector: Mapping[str, str] | None = None,
+    beside_ranks: bool = True,
 ) -> ray.data.Dataset:
-    """The dataset to hand to a trainer; each iteration over it delivers the next segment."""
+    """The dataset to hand to a trainer; each iteration over it delivers the next segment.
+
+    Args:
+        spec: of the stream.
+        steps: what to deliver.
+        scaling: how many render tasks there may be, and of how many CPUs.
+        selector: labels of the nodes that render; None: any node.
+        beside_ranks: whether ranks may be on the same cores, to which render tasks then yield.
+    """
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
-    size = spec.render.image_size_px
-    block_bytes = spec.plan.batch_size // steps.num_ranks * size * (size * 3 + 4 * 2)
+    # Here as well as in what a trainer is given: helper tasks of Ray Data look here.
+    context.execution_options = execution_options(selector)
+    block_bytes = steps.steps_per_unit * batch_bytes(spec, steps.num_ranks)
     # A block above 1.5 times this size would be split, and its batch with it.
     context.target_max_block_size = max(2 * block_bytes, 128 * 2**20)
     return ray.data.read_datasource(
-        PlannedBatches(spec, steps),
+        PlannedBatches(spec, steps, beside_ranks=beside_ranks),
         override_num_blocks=1,
         num_cpus=scaling.renderer_cpus,
         compute=TaskPoolStrategy(size=scaling.max_renderers),
     )
 
 
-def execution_options() -> ExecutionOptions:
-    """What a trainer's `DataConfig` needs so that batches keep their order."""
-    return ExecutionOptions(preserve_order=True)
+def execution_options(selector: Mapping[str, str] | None = None) -> ExecutionOptions:
+    """What a trainer's `DataConfig` needs: batches keep their order, tasks keep to their nodes."""
+    return ExecutionOptions(
+        preserve_order=True, label_selector=None if selector is None else dict(selector)
+    )
 
 
 def iterate_batches(

@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
-import ray.train
 from PIL import Image
-from ray.train.torch import TorchTrainer
 from tqdm import tqdm
 
 from clippo_core.codec import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from pipelines.evaluating.registry import EvaluationOptions
 from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks, write_report
-from pipelines.ingest.stream import DATASET, StreamRange, execution_options, stream_dataset
+from pipelines.ingest.stream import batch_bytes, steps_per_unit
+from pipelines.placement import ClusterWatch, await_capacity
 from pipelines.progress import progress
 from pipelines.ray_session import ray_session
 from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
@@ -39,8 +38,10 @@ from pipelines.storage import (
 )
 from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
 from pipelines.tracking.origin import run_tags
+from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
-from pipelines.training.worker import HOPELESS, WorkerJob, train_on_rank
+from pipelines.training.trainer import make_trainer
+from pipelines.training.worker import HOPELESS, WorkerJob
 
 TRACKED_FILE = "mlflow.json"
 _POLL_S = 0.5
@@ -60,6 +61,8 @@ class RunSummary:
     checkpoint: Location
     tracked: TrackedRun
     evaluations: list[EvaluationReport] = field(default_factory=list)
+    bottleneck: str = ""
+    """Which part of the run held up the rest, and what to raise; "" where no step was made."""
 
 
 def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
@@ -82,27 +85,38 @@ def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
     validate(resolved)
-    scaling = resolved.config.scaling
-    gpus = scaling.num_ranks if scaling.use_gpu else 0
-    with ray_session(cpus=needed_cpus(resolved.config), gpus=gpus):
+    with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
+        watch = _await_nodes(resolved)
         tracker = _open_tracker(resolved, is_resumed=is_resumed)
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         _prepare_folder(resolved, tracker.run, attempt)
-        return RunDriver(resolved, tracker, attempt).run()
+        return RunDriver(resolved, tracker, attempt, watch).run()
 
 
 def needed_cpus(config: RunConfig) -> float:
-    """CPUs that must be there for the run not to wait for ever."""
+    """CPUs that Ray on this machine must declare for the run not to wait for ever."""
     scaling = config.scaling
     evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
-    return scaling.num_ranks * scaling.cpus_per_rank + scaling.renderer_cpus + evaluation
+    renderers = scaling.min_renderers * scaling.renderer_cpus
+    return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
+
+
+def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
+    config, spec = resolved.config, resolved.stream
+    ranks = config.scaling.num_ranks
+    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task)
+    placement = await_capacity(config, block_bytes=steps * batch_bytes(spec, ranks), say=tqdm.write)
+    return ClusterWatch(config.scaling, placement)
 
 
 class RunDriver:
     """Follows one attempt at a run."""
 
-    def __init__(self, resolved: ResolvedRun, tracker: RunTracker, attempt: str) -> None:
+    def __init__(
+        self, resolved: ResolvedRun, tracker: RunTracker, attempt: str, watch: ClusterWatch
+    ) -> None:
         """Nothing is started yet."""
+        self._watch, self._bottleneck = watch, ""
         self._resolved, self._tracker = resolved, tracker
         self._config, self._run = resolved.config, resolved.run
         self._monitor = start_monitor()
@@ -113,6 +127,7 @@ class RunDriver:
         )
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
+        self._judged: StreamFigures | None = None
         self._job = WorkerJob(
             self._config, self._run, attempt, resolved.stream, tracker.run, self._monitor
         )
@@ -135,7 +150,8 @@ class RunDriver:
 
     def _fit(self) -> dict[str, Any]:
         """Run the trainer in a thread; follow it from here, where signals arrive."""
-        trainer = _make_trainer(self._job, self._run)
+        self._tracker.set_tag("clippo.placement", str(self._watch.placement))
+        trainer = make_trainer(self._job, self._watch.placement)
         self._start_missing_evaluations()
         thread = _Result(trainer.fit)
         bar = progress("training", unit="step", total=self._config.train.steps)
@@ -147,7 +163,10 @@ class RunDriver:
 
     def _follow(self, bar: Any) -> None:
         """Take in what rank 0 reported and which evaluations ended, and act on it."""
+        self._watch.poll()
         said = cast("Progress", ray.get(self._monitor.progress.remote()))
+        if said.stream is not None and said.stream != self._judged:
+            self._judge(said.stream)
         if said.step > bar.n:
             bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
             bar.update(said.step - bar.n)
@@ -159,6 +178,15 @@ class RunDriver:
         self._collect(ended)
         if new or ended:
             self._prune()
+
+    def _judge(self, figures: StreamFigures) -> None:
+        """Say what limits the run, where that changed."""
+        self._judged = figures
+        found = verdict(figures, self._config.scaling, self._watch.capacity)
+        stage = found.partition(":")[0]
+        if stage != self._bottleneck.partition(":")[0]:
+            self._tracker.set_tag("clippo.bottleneck", found)
+        self._bottleneck = found
 
     def _start_missing_evaluations(self) -> None:
         """Of checkpoints whose evaluations ended with the attempt before."""
@@ -208,6 +236,8 @@ class RunDriver:
     def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
         state = outcome["state"]
         self._tracker.set_tag("clippo.state", outcome["error"] or state)
+        if self._bottleneck:
+            self._tracker.set_tag("clippo.bottleneck", self._bottleneck)
         if state == "failed":
             raise HOPELESS[outcome["error"]](outcome["message"])
         checkpoint = whole_checkpoints(self._run)[-1][1]
@@ -216,7 +246,7 @@ class RunDriver:
                 f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
                 f"  python -m pipelines resume {self._run.uri}"
             )
-        return RunSummary(self._run, checkpoint, self._tracker.run, self._reports)
+        return RunSummary(self._run, checkpoint, self._tracker.run, self._reports, self._bottleneck)
 
 
 class _Result:
@@ -238,38 +268,6 @@ class _Result:
         """Whether it has ended, after waiting for at most `timeout_s`."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-
-def _make_trainer(job: WorkerJob, run: Location) -> TorchTrainer:
-    config, scaling = job.config, job.config.scaling
-
-    def pairs() -> ray.data.Dataset:
-        # Called at every (re)start of the training workers: the stream begins where they will.
-        whole = whole_checkpoints(run)
-        start = whole[-1][0] if whole else 0
-        steps = StreamRange(start, config.train.steps, scaling.num_ranks)
-        return stream_dataset(job.stream, steps, scaling)
-
-    root, filesystem = run.arrow_path()
-    return TorchTrainer(
-        train_on_rank,
-        train_loop_config={"job": job},
-        datasets={DATASET: pairs},
-        dataset_config=ray.train.DataConfig(execution_options=execution_options()),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.num_ranks,
-            use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_rank}
-            | ({"GPU": 1} if scaling.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            # A name of its own for each attempt: Ray keeps no state that another could trip over.
-            name=job.attempt,
-            storage_path=f"{root}/ray",
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-        ),
-    )
 
 
 def _outcome_of(thread: _Result) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.training.bottleneck import StreamFigures
 
 
 @dataclass
@@ -15,6 +18,7 @@ class Progress:
 
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    stream: StreamFigures | None = None
     checkpoints: list[str] = field(default_factory=list)
     heard_at: float | None = None
 
@@ -26,9 +30,12 @@ class RunMonitor:
         self._progress = Progress()
         self._is_stop_wanted = False
 
-    def update(self, step: int, metrics: dict[str, float]) -> bool:
-        """Rank 0 reports a step; the answer is whether to stop."""
+    def update(
+        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
+    ) -> bool:
+        """Rank 0 reports a step, and the stream so far; the answer is whether to stop."""
         self._progress.step, self._progress.metrics = step, metrics
+        self._progress.stream = stream or self._progress.stream
         self._progress.heard_at = time.monotonic()
         return self._is_stop_wanted
 
@@ -47,7 +54,9 @@ class RunMonitor:
 
 def start_monitor() -> Any:
     """Start the actor; it ends with the process that owns it."""
-    return ray.remote(RunMonitor).options(num_cpus=0).remote()
+    # Beside that process: an actor that needs no CPU would go to any node, and be lost with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(RunMonitor).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class MonitorClient:
@@ -58,14 +67,16 @@ class MonitorClient:
         self._pending: Any = None
         self._is_stop_wanted = False
 
-    def update(self, step: int, metrics: dict[str, float]) -> bool:
+    def update(
+        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
+    ) -> bool:
         """Report a step unless the last report is still under way; whether to stop."""
         if self._pending is not None:
             done, _ = ray.wait([self._pending], timeout=0)
             if not done:
                 return self._is_stop_wanted
             self._is_stop_wanted = ray.get(done[0])
-        self._pending = self._monitor.update.remote(step, metrics)
+        self._pending = self._monitor.update.remote(step, metrics, stream)
         return self._is_stop_wanted
 
     def checkpoint_committed(self, uri: str) -> None:

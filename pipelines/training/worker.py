@@ -43,11 +43,17 @@ from pipelines.storage import (
     whole_checkpoints,
 )
 from pipelines.tracking.mlflow_tracker import StepLogger, TrackedRun
+from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.collectives import collect_objects, sum_over_ranks, this_shard
 from pipelines.training.monitor import MonitorClient
 
 #: Below this many samples a few bad ones are no verdict on the data.
 MIN_SAMPLES_BEFORE_ABORT = 1000
+#: How often ranks ask whether a node of theirs is about to be taken away; notices come 30 s or more
+#: before.
+PREEMPTION_POLL_S = 2.0
+#: Of rank 0; the nodes that made them are those that render now.
+RECENT_BATCHES = 32
 #: Steps over which the mean loss is taken when judging whether training diverges.
 DIVERGENCE_WINDOW = 50
 
@@ -126,17 +132,19 @@ class Rank:
         """Restore the newest whole checkpoint, or start afresh."""
         self._job, self._config = job, job.config
         context = ray.train.get_context()
-        self._is_first, self._num_ranks = context.get_world_rank() == 0, context.get_world_size()
+        self._rank, self._num_ranks = context.get_world_rank(), context.get_world_size()
+        self._is_first = self._rank == 0
         check_owner(job.run, job.attempt)
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
         self.state, self._rejected = _restored_state(job, self._device)
         self._forward = ray.train.torch.prepare_model(self.state.model)
-        part = f"{job.attempt}-rank{context.get_world_rank()}"
+        part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)
         self._reject_rows = JsonLines(job.run / "rejects", part)
-        self._reporter = Reporter(job) if self._is_first else None
+        self._reporter = Reporter(job, self._num_ranks) if self._is_first else None
         self._recent_losses: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
+        self._preemption = PreemptionNotice()
 
     def run(self) -> Outcome:
         """Make steps until the run is complete, or the driver wants it to stop."""
@@ -157,7 +165,8 @@ class Rank:
             if self._reporter is not None:
                 is_stop_wanted = self._reporter.report(self.state.step, metrics, totals, elapsed_s)
             is_last = totals.is_stop_wanted or self.state.step == train.steps
-            if is_last or self.state.step % train.checkpoint_every == 0:
+            is_preempted = self._preemption.has_come(totals.wall_s)
+            if is_last or is_preempted or self.state.step % train.checkpoint_every == 0:
                 self._checkpoint()
             if totals.is_stop_wanted:
                 return Outcome("interrupted")
@@ -187,21 +196,30 @@ class Rank:
         self, batch: PreparedBatch, metrics: dict[str, float], wait_s: float, stop: bool
     ) -> Totals:
         """What all ranks need to know of a step; the same on each of them."""
-        prepare_s = sum(batch.seconds.values())
-        values = [metrics["loss"], wait_s, prepare_s, float(stop), float(len(batch.rejected))]
-        loss, waited, prepared, stops, rejects = sum_over_ranks(values, self._device)
-        if rejects:
+        now = time.time()
+        own = {"loss": metrics["loss"], "wait_s": wait_s, "stop": float(stop), "now": now}
+        own |= {"rejected": float(len(batch.rejected))} | effort_of(batch, now)
+        sums = dict(zip(own, sum_over_ranks(list(own.values()), self._device), strict=True))
+        if sums["rejected"]:
             rows = [row for part in collect_objects(batch.rejected) for row in part]
             self._rejected.update(f"{row.source}/{row.reason}" for row in rows)
             if self._is_first:
                 for row in rows:
                     self._reject_rows.add(asdict(row))
         if self._config.data.record_keys:
-            self._keys.add({"step": self.state.step - 1, "keys": batch.keys})
-        self._check_loss(loss, metrics["gradient_norm"])
+            place = {"rank": self._rank, "num_ranks": self._num_ranks}
+            self._keys.add({"step": self.state.step - 1, **place, "keys": batch.keys})
+        self._check_loss(sums["loss"], metrics["gradient_norm"])
         self._check_rejects()
-        wait = waited / self._num_ranks
-        return Totals(loss, wait, prepared, dict(self._rejected), stops > 0)
+        return Totals(
+            loss=sums["loss"],
+            wait_s=sums["wait_s"] / self._num_ranks,
+            wall_s=sums["now"] / self._num_ranks,
+            effort={name: sums[name] for name in effort_of(batch, now)},
+            node=batch.effort.node,
+            rejected=dict(self._rejected),
+            is_stop_wanted=sums["stop"] > 0,
+        )
 
     def _checkpoint(self) -> None:
         """Save; the other ranks go on at once, rank 0 once the state is copied."""
@@ -244,23 +262,49 @@ class Totals:
 
     loss: float
     wait_s: float
-    prepare_s: float
+    wall_s: float
+    """Unix time, on average: one that all ranks agree upon."""
+    effort: dict[str, float]
+    """Of preparing the step's batch, as `effort_of` names it."""
+    node: str
+    """That prepared this rank's part."""
     rejected: dict[str, int]
     """By SOURCE/REASON, since the run began."""
     is_stop_wanted: bool
 
 
+class PreemptionNotice:
+    """Whether a node of this group is about to be taken away."""
+
+    def __init__(self) -> None:
+        self._ask_at = 0.0
+        self._has_come = False
+
+    def has_come(self, wall_s: float) -> bool:
+        """True once, when the notice has come: time for a checkpoint.
+
+        Asking is a barrier. So it is not done at every step, and by a time that all ranks share.
+        """
+        if self._has_come or wall_s < self._ask_at:
+            return False
+        self._ask_at = wall_s + PREEMPTION_POLL_S
+        self._has_come = ray.train.get_preemption_info() is not None
+        return self._has_come
+
+
 class Reporter:
     """Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
 
-    def __init__(self, job: WorkerJob) -> None:
+    def __init__(self, job: WorkerJob, num_ranks: int) -> None:
         """Start the logging thread."""
-        self._job = job
+        self._job, self._num_ranks = job, num_ranks
         self._monitor = MonitorClient(job.monitor)
         self._logger = StepLogger(job.tracked, spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit: Future[None] | None = None
-        self._window = Window()
+        self._window, self._all = StreamWindow(), StreamWindow()
+        self._figures: StreamFigures | None = None
+        self._nodes: deque[str] = deque(maxlen=RECENT_BATCHES)
         self._start_up: dict[str, float] = {}
 
     def first_batch_came(self, wait_s: float) -> None:
@@ -272,9 +316,11 @@ class Reporter:
     ) -> bool:
         """Tell MLflow and the driver of a step; whether the driver wants to stop."""
         train = self._job.config.train
-        self._window.add(totals, elapsed_s)
+        self._nodes.append(totals.node)
+        for window in (self._window, self._all):
+            window.add(totals.effort, elapsed_s=elapsed_s, wait_s=totals.wait_s)
         if step % train.log_every == 0 or step == train.steps:
-            pairs = self._window.steps * train.global_batch_size
+            figures = self._window.figures(train.global_batch_size)
             chance = math.log(train.global_batch_size)
             self._logger.log(
                 step,
@@ -284,16 +330,17 @@ class Reporter:
                     "train/gradient_norm": metrics["gradient_norm"],
                     "train/logit_scale": metrics["logit_scale"],
                     "train/learning_rate": metrics["learning_rate"],
-                    "speed/pairs_per_s": pairs / self._window.elapsed_s,
-                    "data/wait_ratio": self._window.wait_s / self._window.elapsed_s,
-                    "data/prepare_ms_per_sample": 1000 * self._window.prepare_s / pairs,
+                    "speed/pairs_per_s": figures.rows_per_s,
                     "data/rejected": sum(totals.rejected.values()),
                 }
                 | {f"rejected/{name}": count for name, count in totals.rejected.items()}
+                | figures.metrics()
+                | {"stream/nodes": len(set(self._nodes)), "train/num_ranks": self._num_ranks}
                 | self._start_up,
             )
-            self._window, self._start_up = Window(), {}
-        return self._monitor.update(step, {"loss": totals.loss})
+            self._window, self._start_up = StreamWindow(), {}
+            self._figures = self._all.figures(train.global_batch_size)
+        return self._monitor.update(step, {"loss": totals.loss}, self._figures)
 
     def save(self, snapshot: Snapshot, step: int) -> None:
         """Write a checkpoint in the background, after the one before."""
@@ -319,23 +366,6 @@ class Reporter:
     def _wait_for_commit(self) -> None:
         if self._commit is not None:
             self._commit.result()
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last point in the charts."""
-
-    steps: int = 0
-    elapsed_s: float = 0.0
-    wait_s: float = 0.0
-    prepare_s: float = 0.0
-
-    def add(self, totals: Totals, elapsed_s: float) -> None:
-        """Count one step."""
-        self.steps += 1
-        self.elapsed_s += elapsed_s
-        self.wait_s += totals.wait_s
-        self.prepare_s += totals.prepare_s
 
 
 def spool_path(run: Location) -> Path:

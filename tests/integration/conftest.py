@@ -49,7 +49,9 @@ def make_config(tmp_path: Path, colours: Path) -> ConfigMaker:
                 vit=vit, render=RenderConfig(image_size_px=32), text_patches="occupied"
             ),
             optim=OptimConfig(schedule=schedule),
-            data=DataConfig(sources=(str(colours),), run_length=4, record_keys=True),
+            data=DataConfig(
+                sources=(str(colours),), run_length=4, steps_per_task=1, record_keys=True
+            ),
             train=TrainConfig(
                 steps=12, global_batch_size=16, precision="float32", checkpoint_every=5
             ),

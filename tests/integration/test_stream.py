@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from ray.data import DataContext
@@ -39,18 +41,20 @@ def test_any_number_of_renderers_delivers_the_plan_in_segments(
     config = make_config(scaling={"max_renderers": max_renderers, "renderer_cpus": 0.5})
     plan = resolve(config).stream.plan
     expected = [[f"s{row:04d}" for row in plan.batch(step).row] for step in range(3, 12)]
-    for units_per_segment in (4, 1024):
-        steps = StreamRange(3, 12, 1, units_per_segment)
+    for units_per_segment, steps_per_unit in ((4, 1), (1024, 1), (2, 3), (1024, 5)):
+        steps = StreamRange(3, 12, 1, units_per_segment, steps_per_unit)
         assert stream_keys(config, steps) == expected
 
 
 def test_segments_cover_every_unit_once_and_hold_whole_steps():
-    for num_ranks in (1, 2, 3):
-        steps = StreamRange(5, 40, num_ranks, units_per_segment=7)
+    for num_ranks, per_unit in itertools.product((1, 2, 3), (1, 4)):
+        steps = StreamRange(5, 40, num_ranks, units_per_segment=7, steps_per_unit=per_unit)
         segments = [steps.segment(number) for number in range(60)]
-        units = [unit for segment in segments for unit in segment]
-        assert units == list(range(5 * num_ranks, 40 * num_ranks))
-        assert all(len(segment) % num_ranks == 0 for segment in segments)
+        done = [(s, unit.rank) for segment in segments for unit in segment for s in unit.steps]
+        assert sorted(done) == [(step, rank) for step in range(5, 40) for rank in range(num_ranks)]
+        assert [rank for segment in segments for _, rank in segment] == [
+            number % num_ranks for number in range(sum(map(len, segments)))
+        ]
 
 
 def test_ray_is_told_the_segment_by_the_execution_number(make_config):

@@ -31,6 +31,7 @@ from pipelines.storage import (
     whole_checkpoints,
 )
 from tests.integration.colours import colour_samples
+from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.s3.server import S3Server
 from tests.integration.s3.test_formats import tar_of
 
@@ -163,3 +164,30 @@ def test_a_run_lives_in_a_busy_bucket_and_resumes_there(s3, bucket_config, tmp_p
     # Both attempts wrote down what they saw: the second one from step 3 on.
     assert Counter(row["step"] for row in rows) == Counter([*range(6), *range(3, 6)])
     assert all(row["keys"] == expected[row["step"]] for row in rows)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_bucket_that_is_away_during_a_checkpoint_costs_no_step(
+    s3, s3_folder, make_config, tmp_path
+):
+    """No restart is allowed: the checkpoint waits for the bucket, and the ranks with it."""
+    config = make_config(
+        storage={"root": (s3_folder / "runs").uri},
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        train={"steps": 100, "checkpoint_every": 5},
+        scaling={"max_failures": 0},
+    )
+    (tmp_path / "run.json").write_text(to_json(config))
+    run = Location.of(config.storage.root) / "run"
+    process = start_command("train", str(tmp_path / "run.json"))
+    wait_for_checkpoint(run, process)
+    reached = whole_checkpoints(run)[-1][0]
+    assert reached < 50, "it was to be away in mid-training"
+    s3.die_for(5.0).join()
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    plan = resolve(config).stream.plan
+    seen = {row["step"]: row["keys"] for row in read_json_lines(run / "samples")}
+    assert seen == {s: [f"s{row:04d}" for row in plan.batch(s).row] for s in range(100)}
+    assert [step for step, _ in whole_checkpoints(run)] == [90, 95, 100]

@@ -1,0 +1,247 @@
+"""`python -m cluster.sizing PRESET --gpus 8`: how many render workers feed these GPUs.
+
+Measures on this machine what one render worker on one core delivers, from the preset's data, and
+the training step where nobody says how fast the GPUs are. The last line is the number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from clippo_core.errors import ClippoError, ConfigError
+from pipelines.cli.configs import load_base, parse, take_first
+from pipelines.ingest.prepare.registry import prepare_missing
+from pipelines.ingest.stages import StreamSpec
+from pipelines.ingest.stream import Unit, batch_bytes, make_block, steps_per_unit
+from pipelines.placement import BLOCKS_PER_RANK
+from pipelines.resolve import ResolvedRun, resolve
+from pipelines.schema import RunConfig
+
+#: Of a render worker's time, for a task beyond what the task does; tests/benchmarks/sizing.py.
+TASK_OVERHEAD_S = 0.008
+#: Of the one process that deals the blocks out, for a block.
+DEALING_S = 0.016
+
+
+@dataclass(frozen=True)
+class SizingArguments:
+    """Predict the render workers that a number of GPUs needs."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """The preset with these overrides."""
+    gpus: int = 1
+    """GPUs that train, one rank each."""
+    pairs_per_gpu_s: float | None = None
+    """Pairs per second of one GPU; None: as measured here, on a GPU if there is one, else on the
+    cores of this machine."""
+    seconds: float = 10.0
+    """That each measurement goes on for."""
+
+
+@dataclass(frozen=True)
+class RendererRate:
+    """What one render worker on one core does.
+
+    Attributes:
+        rows_per_s: in a render task, without what Ray takes for the task.
+        rows_per_block: that a task makes.
+        bytes_per_row: of the blocks.
+        cpu_share: of the time, that it computed; the rest it waited for storage, or for its core.
+    """
+
+    rows_per_s: float
+    rows_per_block: int
+    bytes_per_row: float
+    cpu_share: float
+
+    @property
+    def rows_per_s_in_ray(self) -> float:
+        """Of a worker in Ray."""
+        return self.rows_per_block / (self.rows_per_block / self.rows_per_s + TASK_OVERHEAD_S)
+
+
+def measure_renderer(
+    spec: StreamSpec, num_ranks: int, num_steps: int, *, seconds: float
+) -> RendererRate:
+    """Make blocks in a process of its own on one core, as a render task does.
+
+    Args:
+        spec: of the stream.
+        num_ranks: over which a batch is divided.
+        num_steps: whose batches form a block.
+        seconds: to go on for, after a block that warms up.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_like_a_worker) as pool:
+        return pool.submit(_make_blocks, spec, num_ranks, num_steps, seconds).result()
+
+
+def _be_like_a_worker() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    # As Ray's workers are; where other programs run beside, it gets as little as they do.
+    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so named by Ray
+
+
+def _make_blocks(spec: StreamSpec, ranks: int, num_steps: int, seconds: float) -> RendererRate:
+    def block(number: int) -> tuple[int, int]:
+        steps = range(number * num_steps, (number + 1) * num_steps)
+        made = make_block(spec, Unit(steps, 0), ranks)
+        return made.num_rows, made.nbytes
+
+    block(0)
+    started, cpu_started = time.perf_counter(), time.process_time()
+    made = [block(1), block(2)]
+    while time.perf_counter() - started < seconds:
+        made.append(block(len(made) + 1))
+    elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    rows = sum(count for count, _ in made)
+    return RendererRate(
+        rows_per_s=rows / elapsed,
+        rows_per_block=made[0][0],
+        bytes_per_row=sum(size for _, size in made) / rows,
+        cpu_share=cpu / elapsed,
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a number of ranks needs.
+
+    Attributes:
+        rows_per_s: that the ranks take.
+        renderers: workers that deliver so much.
+        bytes_per_s: from the renderers to the ranks.
+        object_store_bytes: over all nodes that render.
+        blocks_per_s: to be dealt to the ranks.
+    """
+
+    rows_per_s: float
+    renderers: int
+    bytes_per_s: float
+    object_store_bytes: float
+    blocks_per_s: float
+
+
+def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Prediction:
+    """From the rates of one of each to what all of them need."""
+    rows_per_s = gpus * pairs_per_gpu_s
+    renderers = max(math.ceil(rows_per_s / rate.rows_per_s_in_ray), 1)
+    block_bytes = rate.rows_per_block * rate.bytes_per_row
+    return Prediction(
+        rows_per_s=rows_per_s,
+        renderers=renderers,
+        bytes_per_s=rows_per_s * rate.bytes_per_row,
+        # Ray Data takes half of the store.
+        object_store_bytes=2 * (BLOCKS_PER_RANK * gpus + renderers) * block_bytes,
+        blocks_per_s=rows_per_s / rate.rows_per_block,
+    )
+
+
+def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
+    """Pairs per second of the training step on this machine's GPU, or on its cores.
+
+    Args:
+        resolved: the run.
+        rows: of a rank's batch; with fewer than the run's the logits cost less.
+        seconds: to go on for, after a step that warms up.
+    """
+    # Here, because torch takes seconds to import and a wrong flag should be told of at once.
+    import torch
+
+    from clippo_core.training.state import TrainState
+    from clippo_core.training.step import PairBatch, train_step
+    from pipelines.ingest.stages import prepare_batch
+
+    config, device = resolved.config, "cuda" if torch.cuda.is_available() else "cpu"
+    state = TrainState.create(
+        config.model, config.optim, seed=0, device=torch.device(device), font=resolved.renderer.font
+    )
+    batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(0)[:rows], step=0)
+
+    def step() -> None:
+        pairs = PairBatch(torch.tensor(batch.images, device=device), batch.texts, batch.left_texts)
+        metrics = train_step(
+            state,
+            pairs,
+            config.optim,
+            total_steps=config.train.steps,
+            precision=config.train.precision,
+        )
+        float(metrics["loss"])
+
+    return rows * _calls_per_s(step, seconds)
+
+
+def _calls_per_s(call: Callable[[], Any], seconds: float) -> float:
+    call()
+    started, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - started < seconds:
+        call()
+        count += 1
+    return count / (time.perf_counter() - started)
+
+
+def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpus: int) -> None:
+    waits = 1 - rate.cpu_share
+    print(f"one render worker     {rate.rows_per_s_in_ray:>12,.0f} pairs/s on one core")
+    print(f"  of which it waits   {waits:>12.0%}")
+    print(f"one rank              {speed:>12,.0f} pairs/s {where}")
+    print(f"{gpus} ranks take          {found.rows_per_s:>12,.0f} pairs/s")
+    print(f"  over the network    {found.bytes_per_s / 1e6:>12,.1f} MB/s")
+    print(f"  object stores       {found.object_store_bytes / 1e9:>12,.2f} GB on the render nodes")
+    print(
+        f"  blocks              {found.blocks_per_s:>12,.1f} per s, {rate.rows_per_block} rows each"
+    )
+    if found.blocks_per_s * DEALING_S > 0.5:
+        print(
+            f"  one process deals {1 / DEALING_S:.0f} of them per s at most: make them larger "
+            "(data.steps-per-task, fewer ranks)"
+        )
+    print("render workers (scaling.max-renderers):")
+    print(found.renderers)
+
+
+def main(argv: list[str]) -> int:
+    """Measure, predict, print; 0, or the exit code of an error."""
+    try:
+        name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
+        arguments = parse(
+            SizingArguments, rest, command="sizing", default=SizingArguments(load_base(name))
+        )
+        if arguments.gpus < 1:
+            raise ConfigError(f"--gpus={arguments.gpus}; expected 1 or more")
+        prepare_missing(arguments.config.data.sources)
+        resolved = resolve(arguments.config)
+        gpus, spec = arguments.gpus, resolved.stream
+        if spec.plan.batch_size % gpus:
+            raise ConfigError(
+                f"train.global_batch_size={spec.plan.batch_size} does not divide over {gpus} GPUs"
+            )
+        steps = steps_per_unit(spec, gpus, wanted=resolved.config.data.steps_per_task)
+        size = steps * batch_bytes(spec, gpus)
+        print(f"measuring blocks of {steps} steps, {size / 1e6:.0f} MB at most", file=sys.stderr)
+        rate = measure_renderer(spec, gpus, steps, seconds=arguments.seconds)
+        speed, where = arguments.pairs_per_gpu_s, "as given"
+        if speed is None:
+            rows = min(spec.plan.batch_size // gpus, 32)
+            speed = measure_step(resolved, rows=rows, seconds=arguments.seconds)
+            where = "measured here"
+    except ClippoError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    _report(rate, predict(rate, gpus=gpus, pairs_per_gpu_s=speed), speed, where, gpus)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

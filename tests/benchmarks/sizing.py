@@ -1,0 +1,165 @@
+"""Sizing's prediction beside the stream that it predicts: `python -m tests.benchmarks.sizing`.
+
+Predicts from one render worker in a process of its own, then measures the stream through Ray Data
+with one worker and with two into a consumer that does nothing; in turn, medians of some rounds. And
+what a block costs Ray, in CPU time of all its processes: of one step, and of as many as fill it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import ray
+
+from clippo_core.config import ClippoConfig, RenderConfig
+from cluster.sizing import RendererRate, measure_renderer
+from pipelines.ingest.manifest import ShardWriter
+from pipelines.ingest.stages import StreamSpec
+from pipelines.ingest.stream import (
+    StreamRange,
+    iterate_batches,
+    steps_per_unit,
+    stream_dataset,
+)
+from pipelines.ray_session import ray_session
+from pipelines.resolve import resolve
+from pipelines.schema import DataConfig, RunConfig, ScalingConfig, TrainConfig
+from pipelines.storage import Location
+from tests.benchmarks import report
+from tests.benchmarks.stream import photos
+
+BATCH = 128
+#: Batches that come before the clock starts: processes start, caches fill.
+WARM_UP = 12
+WORKERS = (1, 2)
+
+
+def stream_spec(folder: Path, image_size_px: int) -> StreamSpec:
+    writer = ShardWriter(Location.of(folder), name="photos")
+    for sample in photos(4000):
+        writer.add(sample)
+    writer.close()
+    config = RunConfig(
+        model=ClippoConfig(render=RenderConfig(image_size_px=image_size_px)),
+        data=DataConfig(sources=(str(folder),), run_length=16),
+        train=TrainConfig(steps=10**6, global_batch_size=BATCH),
+    )
+    return resolve(config).stream
+
+
+def cpu_seconds() -> float:
+    """Of this process and all that it started, Ray's included."""
+    total = 0.0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+class Measured(NamedTuple):
+    """Of the stream: rows per second, and CPU time of a row over all processes."""
+
+    rows_per_s: float
+    cpu_ms_per_row: float
+
+
+def measure(
+    spec: StreamSpec, workers: int, seconds: float, per_unit: int | None = None
+) -> Measured:
+    """The stream, into a consumer that does nothing."""
+    scaling = ScalingConfig(max_renderers=workers, renderer_cpus=1)
+    per_unit = steps_per_unit(spec, 1, wanted=per_unit)
+    steps = StreamRange(0, 10**5, 1, steps_per_unit=per_unit)
+    dataset = stream_dataset(spec, steps, scaling, beside_ranks=False)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    batches = iterate_batches(shard, spec, steps)
+    # From one block's first batch to another's: within a block they come at once.
+    for _ in range(max(WARM_UP // per_unit, workers + 1) * per_unit + 1):
+        next(batches)
+    started, cpu_started, count = time.perf_counter(), cpu_seconds(), 0
+    while time.perf_counter() - started < seconds:
+        for _ in range(per_unit):
+            next(batches)
+        count += per_unit * BATCH
+    elapsed, cpu = time.perf_counter() - started, cpu_seconds() - cpu_started
+    batches.close()
+    return Measured(count / elapsed, 1000 * cpu / count)
+
+
+def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
+    rates: list[RendererRate] = []
+    measured: dict[int, list[float]] = {workers: [] for workers in WORKERS}
+    for _ in range(rounds):
+        rates.append(measure_renderer(spec, 1, steps_per_unit(spec, 1), seconds=seconds))
+        for workers in WORKERS:
+            measured[workers].append(measure(spec, workers, seconds).rows_per_s)
+    one = statistics.median(rate.rows_per_s_in_ray for rate in rates)
+    figures = {
+        "rows_per_block": float(rates[0].rows_per_block),
+        "plain_rows_per_s": statistics.median(rate.rows_per_s for rate in rates),
+        "plain_cpu_share": statistics.median(rate.cpu_share for rate in rates),
+    }
+    for workers in WORKERS:
+        found = statistics.median(measured[workers])
+        figures |= {
+            f"predicted_rows_per_s_{workers}": one * workers,
+            f"measured_rows_per_s_{workers}": found,
+            f"measured_over_predicted_{workers}": found / (one * workers),
+        }
+    return figures
+
+
+def cost_of_blocks(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
+    """CPU time of a row: in a plain process, in Ray with blocks of one step, and with full ones."""
+    full = steps_per_unit(spec, 1)
+    found: dict[str, list[float]] = {"plain": [], "1 step": [], f"{full} steps": []}
+    for _ in range(rounds):
+        rate = measure_renderer(spec, 1, full, seconds=seconds)
+        found["plain"].append(1000 * rate.cpu_share / rate.rows_per_s)
+        for steps in (1, full):
+            name = "1 step" if steps == 1 else f"{full} steps"
+            found[name].append(measure(spec, 1, seconds, steps).cpu_ms_per_row)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    costs = {f"cpu_ms_per_row, {name}": value for name, value in medians.items()}
+    return costs | {
+        f"plain over {name}": medians["plain"] / medians[name]
+        for name in medians
+        if name != "plain"
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    arguments = parser.parse_args()
+    figures = {}
+    with tempfile.TemporaryDirectory() as scratch, ray_session(cpus=3):
+        for size in (64, 224):
+            spec = stream_spec(Path(scratch) / f"{size}", size)
+            figures[f"320x240 JPEG to {size} px"] = compare(
+                spec, arguments.rounds, arguments.seconds
+            )
+            if size == 64:
+                figures[f"cost of a block, {size} px"] = cost_of_blocks(
+                    spec, arguments.rounds, arguments.seconds
+                )
+        ray.shutdown()
+    for name, values in figures.items():
+        print(name)
+        for key, value in values.items():
+            print(f"  {key:<34}{value:>12,.3f}")
+    report.write("sizing", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Which nodes do what, and what is said where there are too few."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    _AutoscalingCoordinatorActor,
+)
+
+from pipelines import placement
+from pipelines.placement import Capacity, ClusterWatch, Placement, await_capacity
+from pipelines.schema import RunConfig, ScalingConfig
+from pipelines.training.bottleneck import StreamFigures, verdict
+from pipelines.training.trainer import whole_batch_ranks
+
+RENDERER = {"ray-subcluster": "renderer", "clippo.role": "renderer"}
+TRAINER = {"clippo.role": "trainer"}
+
+
+def node(cpus: float, labels: dict[str, str] | None = None, *, alive: bool = True, gpus=0) -> Any:
+    resources = {"CPU": cpus, "GPU": gpus, "object_store_memory": 1e9}
+    return {
+        "NodeID": uuid.uuid4().hex,
+        "Alive": alive,
+        "Labels": labels,
+        "Resources": resources,
+    }
+
+
+def shortage(config: RunConfig, nodes: list[Any], *, block_bytes: int = 1000) -> str | None:
+    found = Placement.of(nodes)
+    capacity = Capacity.of(nodes, found, config.scaling)
+    return capacity.shortage(config, found, block_bytes=block_bytes)
+
+
+def test_everything_runs_anywhere_on_nodes_without_labels():
+    assert Placement.of([node(2), node(4, {"zone": "a"})]) == Placement(None, None)
+
+
+def test_renderers_and_ranks_go_to_their_nodes_where_nodes_are_labelled():
+    found = Placement.of([node(0), node(2, TRAINER), node(4, RENDERER)])
+    assert (found.renderer, found.trainer) == (placement.RENDERER, TRAINER)
+
+
+def test_a_cluster_whose_renderers_are_still_to_come_is_a_labelled_one():
+    assert Placement.of([node(2, TRAINER)]).renderer == placement.RENDERER
+
+
+def test_ranks_stay_off_renderer_nodes_where_none_is_for_them():
+    nodes = [node(2), node(4, RENDERER)]
+    capacity = Capacity.of(nodes, Placement.of(nodes), ScalingConfig(num_ranks=4))
+    assert (capacity.ranks, capacity.render_tasks) == (2, 4)
+
+
+def test_dead_nodes_count_for_nothing():
+    nodes = [node(2), node(8, alive=False)]
+    assert Capacity.of(nodes, Placement.of(nodes), ScalingConfig()).render_tasks == 1
+
+
+def test_a_rank_and_a_gpu_must_be_on_the_same_node():
+    nodes = [node(0.5, gpus=1), node(8)]
+    scaling = ScalingConfig(use_gpu=True)
+    assert Capacity.of(nodes, Placement.of(nodes), scaling).ranks == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodes", "expected"),
+    [
+        ({}, [node(2)], None),
+        ({"num_ranks": 2}, [node(1), node(1)], "room for 0 render tasks"),
+        ({"num_ranks": 4}, [node(2)], "room for 2 of 4 ranks"),
+        ({"num_ranks": 4, "min_ranks": 1}, [node(2, TRAINER), node(1, RENDERER)], None),
+        ({"min_renderers": 8}, [node(2, TRAINER), node(4, RENDERER)], "for 4 render tasks .*is 8"),
+        ({}, [node(2, TRAINER)], "room for 0 render tasks .*--labels=ray-subcluster=renderer"),
+    ],
+)
+def test_what_is_missing_is_named(make_config, changes, nodes, expected):
+    scaling = {"cpus_per_rank": 1, "renderer_cpus": 1, "max_renderers": None} | changes
+    found = shortage(make_config(scaling=scaling), nodes)
+    assert (found is None) if expected is None else re.search(expected, found or "")
+
+
+def test_blocks_must_fit_into_the_object_store(make_config):
+    found = shortage(make_config(), [node(4)], block_bytes=300_000_000)
+    assert found is not None
+    assert "6 blocks of 3e+08 bytes" in found
+
+
+def test_an_evaluation_must_fit_somewhere(make_config, colours):
+    config = make_config(evaluation={"tasks": (f"retrieval:{colours}",), "cpus": 3})
+    assert "no node has evaluation.cpus=3" in (shortage(config, [node(2)]) or "")
+
+
+def test_nodes_that_come_in_time_are_waited_for(make_config, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    looks = iter([[node(1)], [node(1)], [node(1), node(1)]])
+    asked, said = [], []
+    monkeypatch.setattr(placement.ray, "nodes", lambda: next(looks))
+    monkeypatch.setattr(placement, "_ask_for_machines", lambda *words: asked.append(words))
+    monkeypatch.setattr(placement, "is_autoscaling_enabled", lambda: False)
+    monkeypatch.setattr(placement, "_POLL_S", 0.0)
+    config = make_config(scaling={"renderer_cpus": 1})
+    await_capacity(config, block_bytes=1000, say=said.append)
+    assert len(asked) == len(said) == 1
+    assert "waiting for up to 600 s: there is room for 0 render tasks" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("possible", "batch", "expected"), [(8, 10_240, 8), (7, 10_240, 5), (3, 16, 2), (0, 16, 0)]
+)
+def test_only_numbers_of_ranks_that_divide_the_batch_are_used(possible, batch, expected):
+    assert whole_batch_ranks(possible, batch) == expected
+
+
+FIGURES = StreamFigures(
+    rows_per_s=1000,
+    workers=4,
+    queue_batches=0.1,
+    wait_ratio=0.5,
+    ms_per_row={"read": 1.0, "decode": 2.5, "render": 0.5},
+    cpu_ms_per_row={"read": 0.5, "decode": 2.5, "render": 0.5},
+)
+CAPACITY = Capacity(1, 16, 1e9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cap", "expected"),
+    [
+        ({"wait_ratio": 0.01}, 4, "device: ranks wait for data 1.0% of the time"),
+        # 1000 rows/s in half of the time are 2000 when nobody waits; each takes 4 ms.
+        ({}, 4, "decode: .* renderers: raise scaling.max-renderers to 8"),
+        ({"workers": 16.0}, None, "decode: .* add nodes for 1 more render tasks"),
+        ({"workers": 1.0}, 4, "decode: .* though 1.0 of 4 render tasks are at work"),
+        (
+            {"ms_per_row": {"read": 9.0, "decode": 1.0, "render": 0.1}},
+            4,
+            "read: .* waiting for storage; raise data.run-length",
+        ),
+        (
+            {"ms_per_row": {"read": 1.0, "decode": 9.0, "render": 0.1}},
+            4,
+            "decode: .* waiting for ranks on the same cores",
+        ),
+    ],
+)
+def test_the_verdict_names_the_stage_and_what_to_raise(changes, cap, expected):
+    found = verdict(
+        dataclasses.replace(FIGURES, **changes), ScalingConfig(max_renderers=cap), CAPACITY
+    )
+    assert re.search(expected, found), found
+
+
+class Handle:
+    """Of an actor that is an object in this process."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._target, name))
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Ray Data's own coordinator over nodes of our making, what it sends, and a watch of it."""
+    nodes = [node(2, TRAINER), node(4, RENDERER)]
+    sent: list[Any] = []
+    coordinator = _AutoscalingCoordinatorActor(
+        send_resources_request=lambda bundles, label_selectors=None: sent.append(
+            (bundles, label_selectors)
+        ),
+        get_cluster_nodes=lambda: nodes,
+    )
+    coordinator.request_resources(
+        "data", [], 100.0, ["CPU"], subcluster_selector=dict(placement.RENDERER)
+    )
+    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(
+        placement, "get_or_create_autoscaling_coordinator", lambda: Handle(coordinator)
+    )
+    watch = ClusterWatch(ScalingConfig(min_renderers=8), Placement.of(nodes))
+    return nodes, sent, coordinator, watch
+
+
+def cpus_of_stream(coordinator: Any) -> float:
+    reserved = coordinator.get_reserved_resources("data")
+    return sum(resources["CPU"] for resources in reserved.values())
+
+
+def test_the_fewest_renderers_are_asked_of_the_autoscaler_and_cost_the_stream_no_cpu(watched):
+    _, sent, coordinator, watch = watched
+    watch.poll()
+    assert sent[-1] == ([{"CPU": 1}] * 8, [placement.RENDERER] * 8)
+    assert cpus_of_stream(coordinator) == 4
+
+
+def test_a_node_that_comes_or_goes_counts_at_the_next_look(watched):
+    nodes, _, coordinator, watch = watched
+    watch.poll()
+    nodes.append(node(4, RENDERER))
+    assert cpus_of_stream(coordinator) == 4, "by itself it would look in 20 s"
+    watch.poll()
+    assert cpus_of_stream(coordinator) == 8
+    assert watch.capacity.render_tasks == 8
+    nodes[1]["Alive"] = False
+    watch.poll()
+    assert cpus_of_stream(coordinator) == 4
