@@ -1,7 +1,7 @@
 """FLOPs of the matrix products of the model: the arithmetic that a step cannot do without.
 
-A product of [m, k] and [k, n] counts 2 m k n. Norms, activations and the softmax are left out, as is
-usual in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B); so is whatever is computed
+A product of [m, k] and [k, n] counts 2 m k n. Norms, activations and the softmax are left out, as
+is usual in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B); so is whatever is computed
 twice to save memory.
 """
 
