@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 STEP_TAG = "clippo.step"
+#: On a version; MLflow's own field comes back empty from a search.
+MODEL_TAG = "clippo.model_id"
 #: What clippo_core imports.
 _PACKAGES = ("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping")
 #: Of all metrics here, more is better but for those with such a word in their name.
@@ -61,10 +63,12 @@ class CheckpointModels:
     def publish(self, checkpoint: str, *, params: Mapping[str, Any]) -> None:
         """Log a checkpoint as a model, and register it."""
         name = Location.of(checkpoint).name
-        self._tracker.outbox.add(
-            f"model of {name}",
-            lambda: self._publish(checkpoint, {k: str(v) for k, v in params.items()}),
-        )
+        step = checkpoint_step(name) or 0
+        texts = {key: str(value) for key, value in params.items()}
+        add = self._tracker.outbox.add
+        add(f"model of {name}", lambda: self._publish(checkpoint, step, texts))
+        if self._name is not None:
+            add(f"version of {self._name} of {name}", lambda: self._register(step))
 
     def judge(
         self,
@@ -107,9 +111,8 @@ class CheckpointModels:
             }
         return self._known
 
-    def _publish(self, checkpoint: str, params: dict[str, str]) -> None:
+    def _publish(self, checkpoint: str, step: int, params: dict[str, str]) -> None:
         place = Location.of(checkpoint)
-        step = checkpoint_step(place.name) or 0
         self._being_read = checkpoint
         try:
             # A checkpoint that was removed while the server was away is not asked for any more.
@@ -119,8 +122,6 @@ class CheckpointModels:
                 model = self._upload(path, Path(folder) / "model", step, params, checkpoint)
         finally:
             self._being_read = None
-        if self._name is not None:
-            self._register(model.model_id, step)
         self._models()[step] = model.model_id
 
     def _upload(
@@ -143,15 +144,19 @@ class CheckpointModels:
         self._client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
         return model
 
-    def _register(self, model_id: str, step: int) -> None:
+    def _register(self, step: int) -> None:
         assert self._name is not None
+        model_id = self._models().get(step)
+        if model_id is None or self._version_of(step) is not None:
+            return
         if not self._client.search_registered_models(f"name='{self._name}'"):
             self._client.create_registered_model(self._name)
         self._client.create_model_version(
             self._name,
-            source=f"models:/{model_id}",
+            # Not models:/ID: that is looked up where the process' own MLflow points to.
+            source=self._client.get_logged_model(model_id).artifact_location,
             run_id=self._tracker.run.run_id,
-            tags={STEP_TAG: str(step)},
+            tags={STEP_TAG: str(step), MODEL_TAG: model_id},
             model_id=model_id,
         )
 
@@ -165,23 +170,20 @@ class CheckpointModels:
     def _compare(self, step: int, metric: str, data_set: DataSet) -> None:
         """Move the alias to the model of a step if its metric, on the same data, is better."""
         assert self._name is not None
-        model_id = self._models().get(step)
-        version = self._version_of(model_id)
-        if version is None:
-            return
+        version, model_id = self._version_of(step), self._models().get(step)
         value = self._value(model_id, metric, data_set)
-        aliases = self._client.get_registered_model(self._name).aliases
-        if CHAMPION in aliases:
+        if version is None or value is None:
+            return
+        note = f"version {version}: {metric} {value:.6g} at step {step}"
+        if CHAMPION in self._client.get_registered_model(self._name).aliases:
             held_by = self._client.get_model_version_by_alias(self._name, CHAMPION)
-            best = self._value(held_by.model_id, metric, data_set)
+            best = self._value(held_by.tags.get(MODEL_TAG), metric, data_set)
+            if best is not None and not is_better(metric, value, best):
+                return
             if best is None:
                 note = f"not compared: version {held_by.version} has no {metric} on this data"
-                self._client.set_tag(self._tracker.run.run_id, f"clippo.{CHAMPION}", note)
-                return
-            if value is None or not is_better(metric, value, best):
-                return
+                version = held_by.version
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
-        note = f"version {version}: {metric} {value:.6g} at step {step}"
         self._client.set_tag(self._tracker.run.run_id, f"clippo.{CHAMPION}", note)
 
     def _value(self, model_id: str | None, metric: str, data_set: DataSet) -> float | None:
@@ -191,23 +193,22 @@ class CheckpointModels:
         of_data = [m.value for m in found if (m.key, m.dataset_digest) == (metric, data_set.digest)]
         return of_data[-1] if of_data else None
 
-    def _version_of(self, model_id: str | None) -> str | None:
-        if model_id is None or self._name is None:
-            return None
+    def _version_of(self, step: int) -> str | None:
         versions = self._client.search_model_versions(
             f"name='{self._name}' and run_id='{self._tracker.run.run_id}'"
         )
-        return next((v.version for v in versions if v.model_id == model_id), None)
+        return next((v.version for v in versions if v.tags.get(STEP_TAG) == str(step)), None)
 
     def _retire(self, checkpoint: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        step = checkpoint_step(checkpoint)
-        model_id = self._models().get(step) if step is not None else None
-        if model_id is None or step is None:
+        step = checkpoint_step(checkpoint) or 0
+        model_id = self._models().get(step)
+        if model_id is None:
             return
-        version = self._version_of(model_id)
-        if version is not None and self._name is not None:
+        version = self._version_of(step) if self._name is not None else None
+        if version is not None:
+            assert self._name is not None
             if self._client.get_model_version(self._name, version).aliases:
                 return
             self._client.delete_model_version(self._name, version)
