@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,7 +237,10 @@ def write_model(
         run_id: that it came from.
         model_id: of the logged model.
     """
-    import mlflow.pyfunc
+    with warnings.catch_warnings():
+        # MLflow warns of type hints of its own.
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
