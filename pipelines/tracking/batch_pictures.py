@@ -8,8 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from clippo_core.checkpoints import load_checkpoint
-from pipelines.ingest.stages import StreamSpec, prepare_batch
-from pipelines.storage import Location, checkpoint_step, fetched
+from clippo_core.modeling import Clippo
+from clippo_core.training.state import TrainState
+from pipelines.ingest.stages import StreamSpec, open_renderer, prepare_batch
+from pipelines.schema import RunConfig
+from pipelines.storage import Location, checkpoint_step, fetched, find_checkpoint
 from pipelines.tracking.figures import (
     encode_pngs,
     grey_to_rgb,
@@ -22,20 +25,19 @@ from pipelines.tracking.figures import (
 SHOWN_PAIRS = 24
 
 
-def draw_batch(spec: StreamSpec, checkpoint: str) -> dict[str, bytes]:
-    """Draw pairs of the last batch before a checkpoint.
+def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> dict[str, bytes]:
+    """Draw pairs of the last batch before a checkpoint; without one, of the first batch.
 
     Returns:
         PNG files by name: `rendered_texts`, `pairs`, `similarity`.
     """
-    place = Location.of(checkpoint)
-    step = checkpoint_step(place.name) or 1
-    planned = spec.plan.batch(step - 1)
+    step = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
+    drawn = max(step - 1, 0)
+    planned = spec.plan.batch(drawn)
     # Evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
-    batch = prepare_batch(spec, planned.take(shown), step=step - 1)
-    with fetched(place) as path:
-        model = load_checkpoint(path)
+    batch = prepare_batch(spec, planned.take(shown), step=drawn)
+    model = _model_at(checkpoint, spec, config)
     lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
     similarity = np.concatenate(lefts) @ model.encode_texts(batch.texts).T
     left = np.concatenate([batch.images, grey_to_rgb(batch.left_texts.to_pixels())])
@@ -47,3 +49,15 @@ def draw_batch(spec: StreamSpec, checkpoint: str) -> dict[str, bytes]:
         "similarity": similarity_matrix(left, texts, similarity, title=f"step {step}"),
     }
     return encode_pngs(pictures)
+
+
+def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Clippo:
+    """The model of a checkpoint; without one, as it was before training."""
+    start = checkpoint or config.train.init_from
+    if start is not None:
+        with fetched(find_checkpoint(start)) as path:
+            return load_checkpoint(path, image_size_px=config.model.render.image_size_px)
+    font = open_renderer(spec.render, spec.font_uri).font
+    return TrainState.create(
+        config.model, config.optim, seed=config.train.seed, font=font
+    ).model.eval()

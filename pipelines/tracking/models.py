@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import json
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,7 @@ class CheckpointModels:
             return
         if not self._client.search_registered_models(f"name='{self._name}'"):
             self._client.create_registered_model(self._name)
-        self._client.create_model_version(
+        made = self._client.create_model_version(
             self._name,
             # Not models:/ID: that is looked up where the process' own MLflow points to.
             source=self._client.get_logged_model(model_id).artifact_location,
@@ -160,6 +161,9 @@ class CheckpointModels:
             tags={STEP_TAG: str(step), MODEL_TAG: model_id},
             model_id=model_id,
         )
+        # As MLflow's own registering does; its page of models reads it.
+        versions = json.dumps([{"name": self._name, "version": made.version}])
+        self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
 
     def _log_metrics(self, step: int, metrics: Mapping[str, float], data_set: DataSet) -> None:
         model_id, run_id = self._models().get(step), self._tracker.run.run_id

@@ -15,7 +15,8 @@ from pipelines.background import in_background
 from pipelines.evaluating.tasks import EvaluationReport
 from pipelines.ingest.stages import StreamSpec
 from pipelines.resolve import ResolvedRun, flatten
-from pipelines.storage import Location, checkpoint_step
+from pipelines.schema import RunConfig
+from pipelines.storage import Location, checkpoint_step, whole_checkpoints
 from pipelines.tracking.batch_pictures import draw_batch
 from pipelines.tracking.child_runs import log_evaluation
 from pipelines.tracking.mlflow_tracker import DataSet, RunTracker
@@ -38,7 +39,9 @@ class RunRecord:
         self._models = CheckpointModels(
             tracker, resolved.config.model, registered_model=tracking.registered_model
         )
-        self._pictures = _PictureTasks(resolved.stream)
+        self._pictures = _PictureTasks(resolved.stream, resolved.config)
+        # MLflow's charts of pictures open at step 0, and are blank where it has none.
+        self._is_start_drawn = bool(whole_checkpoints(resolved.run))
         self._cluster = ClusterMetrics(tracker.run)
         self._looked_at = 0.0
 
@@ -91,15 +94,19 @@ class RunRecord:
     def follow(self, step: int) -> None:
         """Look at the cluster from time to time, once training has begun."""
         for checkpoint, outcome in self._pictures.finished():
-            place = Location.of(checkpoint)
+            at = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
             if isinstance(outcome, str):
-                self.problem(f"pictures.{place.name}", outcome)
+                self.problem(f"pictures.step_{at}", outcome)
                 continue
             for name, png in outcome.items():
-                at = checkpoint_step(place.name) or 0
                 self._tracker.log_picture(png, f"batch/{name}", step=at)
         # Not before the first step: until then every core is needed to get there.
-        if step < 1 or time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+        if step < 1:
+            return
+        if not self._is_start_drawn:
+            self._is_start_drawn = True
+            self._pictures.start(None)
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
         self._cluster.follow()
@@ -144,31 +151,33 @@ def object_store_gb() -> float:
     return (total.get(name, 0.0) - free.get(name, 0.0)) / 1e9
 
 
-def _draw_in_background(spec: StreamSpec, checkpoint: str) -> dict[str, bytes]:
-    return in_background(draw_batch, spec, checkpoint)
+def _draw_in_background(
+    spec: StreamSpec, config: RunConfig, checkpoint: str | None
+) -> dict[str, bytes]:
+    return in_background(draw_batch, spec, config, checkpoint)
 
 
 class _PictureTasks:
     """Ray tasks that draw the batches of checkpoints, out of the time that is left over."""
 
-    def __init__(self, spec: StreamSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
+        self._spec, self._config = spec, config
         # No CPU of their own: they must not wait for one where training has taken them all.
         self._task = ray.remote(_draw_in_background).options(num_cpus=0, max_retries=1)
-        self._running: dict[Any, str] = {}
+        self._running: dict[Any, str | None] = {}
 
     @property
     def checkpoints_in_use(self) -> set[str]:
-        return set(self._running.values())
+        return {checkpoint for checkpoint in self._running.values() if checkpoint is not None}
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
-    def start(self, checkpoint: str) -> None:
-        self._running[self._task.remote(self._spec, checkpoint)] = checkpoint
+    def start(self, checkpoint: str | None) -> None:
+        self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
 
-    def finished(self) -> list[tuple[str, Mapping[str, bytes] | str]]:
+    def finished(self) -> list[tuple[str | None, Mapping[str, bytes] | str]]:
         """Checkpoints and their pictures, or why there are none."""
         if not self._running:
             return []

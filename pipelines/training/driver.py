@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import getpass
 import os
 import signal
 import sys
@@ -297,6 +298,9 @@ def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
     tags = {
         "clippo.run": run.uri,
         "clippo.preset": config.preset,
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": f"pipelines train {config.preset}",
+        "mlflow.source.type": "LOCAL",
         "clippo.font_sha256": resolved.renderer.font.sha256,
         **run_tags(),
     }

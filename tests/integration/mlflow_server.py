@@ -16,8 +16,9 @@ import psutil
 class MlflowServer:
     """On SQLite, with artifacts that go through it; at the same port after every start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, database: Path | None = None) -> None:
         self.folder = folder
+        self._database = folder / "server.db" if database is None else database
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -27,7 +28,7 @@ class MlflowServer:
     def start(self) -> None:
         words = [
             *("server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{self.folder}/server.db"),
+            *("--backend-store-uri", f"sqlite:///{self._database}"),
             *("--artifacts-destination", str(self.folder / "artifacts")),
         ]
         self._process = subprocess.Popen(
