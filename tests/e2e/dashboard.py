@@ -36,6 +36,7 @@ SIZE = {"width": 1600, "height": 1000}
 #: MLflow loads charts and pictures as they come into view.
 SETTLE_MS = 8_000
 COLOURS = 128
+MAX_STEPS_OF_SLIDER = 10
 
 
 @contextmanager
@@ -80,9 +81,17 @@ def shoot_run(page: Page, server: str, tracked: TrackedRun, model: str, out: Pat
     shoot(page, out / "charts.png")
     show_section(page, "embedding")
     shoot(page, out / "embedding.png")
+    show_section(page, "train")
+    shoot(page, out / "train.png")
+    visit(page, run, "Child runs")
+    shoot(page, out / "overview.png")
+    visit(page, f"{run}/model-metrics", "train")
     show_pictures(page)
     shoot(page, out / "pictures.png")
     visit(page, f"{run}/system-metrics", "System metrics")
+    # The tab shows pictures too; only the search leaves them out.
+    page.get_by_placeholder("Search metric charts").fill("utilization|memory|network")
+    page.wait_for_timeout(SETTLE_MS)
     shoot(page, out / "machines.png")
     visit(page, f"{experiment}/runs", "demo|step_")
     expand_children(page)
@@ -96,7 +105,8 @@ def show_pictures(page: Page) -> None:
     show_section(page, "batch")
     for slider in page.get_by_role("slider").all()[:3]:
         slider.focus()
-        page.keyboard.press("End")
+        for _ in range(MAX_STEPS_OF_SLIDER):
+            page.keyboard.press("ArrowRight")
     page.wait_for_timeout(SETTLE_MS)
 
 
@@ -108,11 +118,9 @@ def show_section(page: Page, name: str) -> None:
 
 
 def expand_children(page: Page) -> None:
-    """Open the child runs under their parents."""
-    button = page.get_by_role("button", name=re.compile("expand", re.IGNORECASE))
-    if button.count():
-        button.first.click()
-        page.wait_for_timeout(SETTLE_MS)
+    """Open the child runs under their parent: the plus sign before its name."""
+    page.locator("[role=row] [role=gridcell] button").first.click()
+    page.wait_for_timeout(SETTLE_MS)
 
 
 def main() -> None:
