@@ -24,10 +24,11 @@ def in_background(function: Callable[..., Result], *args: Any, **kwargs: Any) ->
 
 @functools.cache
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="background", initializer=_yield_to_others)
+    return ThreadPoolExecutor(1, thread_name_prefix="background", initializer=yield_to_others)
 
 
-def _yield_to_others() -> None:
+def yield_to_others() -> None:
+    """Have the calling thread run only while a core is idle, as far as the system allows it."""
     # Threads that this one starts, such as torch's, inherit it.
     with suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -23,6 +23,7 @@ from pipelines.schema import (
     EvaluationConfig,
     RunConfig,
     ScalingConfig,
+    TrackingConfig,
     TrainConfig,
 )
 
@@ -45,6 +46,7 @@ def demo() -> RunConfig:
             templates=("{}", "the {}", "one {}", "photo of the {}", "a photo of a {}"),
             cpus=0.5,
         ),
+        tracking=TrackingConfig(registered_model="clippo-demo"),
     )
 
 
@@ -71,6 +73,7 @@ def registry_small() -> RunConfig:
         evaluation=EvaluationConfig(
             tasks=("multilingual_retrieval:tuxpaint", "retrieval:clipart/test"), cpus=1
         ),
+        tracking=TrackingConfig(registered_model="clippo-registry-small"),
     )
 
 
@@ -93,6 +96,7 @@ def registry_full() -> RunConfig:
                 "multilingual_retrieval:emoji/twitter/heldout_vendor",
             ),
         ),
+        tracking=TrackingConfig(registered_model="clippo-registry-full"),
     )
 
 

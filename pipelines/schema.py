@@ -78,6 +78,10 @@ class TrainConfig(Config):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}={value}; expected 1 or more")
 
+    def is_logged(self, step: int) -> bool:
+        """Whether the update that ends at `step` is a point in the charts."""
+        return step % self.log_every == 0 or step == self.steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(Config):
@@ -162,6 +166,12 @@ class TrackingConfig(Config):
     MLFLOW_TRACKING_URI where that is set."""
     experiment: str = "clippo"
     """MLflow experiment."""
+    registered_model: str | None = None
+    """Name in MLflow's registry; each checkpoint becomes a version of it. None: checkpoints are
+    logged as models of the run, and not registered."""
+    champion_metric: str | None = None
+    """TASK/SOURCE/METRIC that moves the alias "champion" of the registered model, whenever a
+    checkpoint beats the one that has it; None: the first metric of the first evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +230,14 @@ class RunConfig(Config):
             size % ranks == 0,
             f"train.global_batch_size={size} does not divide over {ranks} ranks; the largest below "
             f"it that does is {size // ranks * ranks}",
+        )
+        metric = self.tracking.champion_metric
+        tasks = [task.partition(":")[0] for task in self.evaluation.tasks]
+        require(
+            metric is None or (metric.count("/") >= 2 and metric.partition("/")[0] in tasks),
+            f"tracking.champion_metric={metric!r}; expected TASK/SOURCE/METRIC of one of "
+            f"evaluation.tasks, {list(self.evaluation.tasks)}, such as "
+            "zero_shot/fashion_mnist-test/accuracy",
         )
         schedule, steps = self.optim.schedule, self.train.steps
         ramps = (schedule.warmup_steps or 0) + (schedule.cooldown_steps or 0)

@@ -11,9 +11,9 @@ def print_summary(summary: RunSummary) -> None:
     for report in summary.evaluations:
         if report.checkpoint == summary.checkpoint.uri and report.status == "ok":
             print("\n".join(result_lines(report)))
-            if report.picture_png is not None:
-                folder = summary.run / "evaluations" / summary.checkpoint.name
-                print(f"picture: {(folder / f'{file_name(report)}.png').uri}")
+            folder = summary.run / "evaluations" / summary.checkpoint.name
+            for name in report.pictures:
+                print(f"picture: {(folder / f'{file_name(report)}-{name}.png').uri}")
     if summary.bottleneck:
         print(f"limited by {summary.bottleneck}")
     tracked = summary.tracked

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.evaluation.prompts import fill
@@ -20,12 +20,13 @@ from clippo_core.modeling import Clippo
 from clippo_core.rejected import Rejected
 from pipelines.ingest.manifest import RawSample
 from pipelines.ingest.sources import Source
-from pipelines.tracking.figures import label_sheet
+from pipelines.tracking.figures import confusion_matrix, gallery, label_sheet
 
 BATCH_SIZE = 256
 #: Fewer make no test of a language.
 MIN_IMAGES_PER_LANGUAGE = 100
 _IMAGES_IN_PICTURE = 40
+_QUERIES_IN_PICTURE, _FOUND_IN_PICTURE = 8, 5
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class TaskResult:
         num_samples: images that took part.
         num_rejected: images that could not be decoded.
         details: further JSON, such as accuracy per class.
-        picture: something to look at.
+        pictures: something to look at, by name.
     """
 
     metrics: dict[str, float]
     num_samples: int
     num_rejected: int
     details: dict[str, Any] = field(default_factory=dict)
-    picture: UInt8[np.ndarray, "height_px width_px 3"] | None = None
+    pictures: Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]] = field(
+        default_factory=dict[str, Any]
+    )
 
 
 Evaluation = Callable[[Clippo, Source, EvaluationOptions], TaskResult]
@@ -91,7 +94,12 @@ def zero_shot(model: Clippo, source: Source, options: EvaluationOptions) -> Task
             "accuracy_per_class": dict(zip(names, right.tolist(), strict=True)),
             "confusion": result.confusion.tolist(),
         },
-        picture=label_sheet(embedded.shown[: len(captions)], captions),
+        pictures={
+            "predictions": label_sheet(embedded.shown[: len(captions)], captions),
+            "confusion": confusion_matrix(
+                result.confusion, names, title=f"{source.name}: class (row) taken for (column)"
+            ),
+        },
     )
 
 
@@ -107,13 +115,50 @@ def retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> Task
     if bare:
         raise SampleError(f"{source.name}: {len(bare)} pictures have no caption, e.g. {bare[0]}")
     image_of_text = np.repeat(np.arange(len(captions)), [len(found) for found in captions])
-    texts = model.encode_texts(list(itertools.chain(*captions)), batch_size=BATCH_SIZE)
+    queries = list(itertools.chain(*captions))
+    texts = model.encode_texts(queries, batch_size=BATCH_SIZE)
     recalls = retrieval_recall(embedded.images, texts, image_of_text)
+    shown = _evenly(len(queries))
+    picture = draw_gallery(
+        model, embedded, [queries[n] for n in shown], texts[shown], image_of_text[shown]
+    )
     return TaskResult(
         metrics=recalls | {"chance_text_to_image_recall@1": 1 / len(captions)},
         num_samples=len(captions),
         num_rejected=embedded.num_rejected,
         details={"num_texts": len(image_of_text)},
+        pictures={"gallery": picture},
+    )
+
+
+def _evenly(count: int) -> Int[np.ndarray, " shown"]:
+    """Numbers of the queries that a gallery shows."""
+    chosen = np.linspace(0, count - 1, min(count, _QUERIES_IN_PICTURE))
+    return np.unique(chosen.round().astype(int))
+
+
+def draw_gallery(
+    model: Clippo,
+    embedded: EmbeddedSource,
+    queries: Sequence[str],
+    texts: Float32[np.ndarray, "query embed"],
+    image_of_text: Int[np.ndarray, " query"],
+) -> UInt8[np.ndarray, "height_px width_px 3"]:
+    """Texts and the pictures nearest to them; right is the picture that the text describes."""
+    similarity = texts @ embedded.images.T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_FOUND_IN_PICTURE]
+    size = model.config.render.image_size_px
+    found = [
+        decode_image(embedded.samples[number].image, model.config.image, image_size_px=size)
+        for number in nearest.flat
+    ]
+    pixels = np.stack([p for p in found if not isinstance(p, Rejected)])
+    return gallery(
+        queries,
+        pixels.reshape(*nearest.shape, *pixels.shape[1:]),
+        nearest == image_of_text[:, None],
+        np.take_along_axis(similarity, nearest, axis=1),
+        title=f"queries, and the nearest of {len(embedded.images)} pictures with their cosine",
     )
 
 
@@ -153,7 +198,23 @@ def multilingual_retrieval(model: Clippo, source: Source, options: EvaluationOpt
         num_samples=len(embedded.samples),
         num_rejected=embedded.num_rejected,
         details={"per_language": per_language},
+        pictures={"gallery": _gallery_of_languages(model, embedded, captions, list(per_language))},
     )
+
+
+def _gallery_of_languages(
+    model: Clippo,
+    embedded: EmbeddedSource,
+    captions: Mapping[str, Sequence[tuple[int, str]]],
+    languages: Sequence[str],
+) -> UInt8[np.ndarray, "height_px width_px 3"]:
+    """One query in each of some languages, all for different pictures where there are enough."""
+    chosen = [languages[int(number)] for number in _evenly(len(languages))]
+    pairs = [captions[name][n % len(captions[name])] for n, name in enumerate(chosen)]
+    queries = [text for _, text in pairs]
+    labels = [f"{text} [{language}]" for text, language in zip(queries, chosen, strict=True)]
+    images = np.array([number for number, _ in pairs])
+    return draw_gallery(model, embedded, labels, model.encode_texts(queries), images)
 
 
 def _recall_in(

@@ -5,21 +5,20 @@ A missing data set, a crash or a hang fails that task and nothing else.
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import ray
 import ray.exceptions
-from PIL import Image
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from pipelines.background import in_background
 from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
 from pipelines.ingest.sources import locate_source, open_source
 from pipelines.storage import Location, fetched
+from pipelines.tracking.figures import encode_pngs
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class EvaluationReport:
         status: "ok", or what went wrong.
         result: numbers and what they rest on, as JSON; empty unless ok.
         message: of the failure.
-        picture_png: something to look at, where there is something.
+        seconds: from its start to its end, waiting for a CPU included.
+        pictures: PNG files to look at, by name.
     """
 
     checkpoint: str
@@ -57,7 +57,8 @@ class EvaluationReport:
     status: Literal["ok", "failed", "timeout"]
     result: dict[str, Any]
     message: str = ""
-    picture_png: bytes | None = None
+    seconds: float = 0.0
+    pictures: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
     @property
     def name(self) -> str:
@@ -86,11 +87,13 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
         "details": found.details,
         "seconds": round(time.monotonic() - started, 2),
     }
-    buffer = io.BytesIO()
-    if found.picture is not None:
-        Image.fromarray(found.picture).save(buffer, "PNG")
     return EvaluationReport(
-        checkpoint, benchmark, "ok", result, picture_png=buffer.getvalue() or None
+        checkpoint,
+        benchmark,
+        "ok",
+        result,
+        seconds=result["seconds"],
+        pictures=encode_pngs(found.pictures),
     )
 
 
@@ -104,6 +107,7 @@ def _evaluate_in_background(
 class _Running:
     checkpoint: str
     benchmark: Benchmark
+    started: float
     deadline: float
 
 
@@ -128,8 +132,9 @@ class EvaluationTasks:
         """Start all benchmarks on a checkpoint."""
         for benchmark in self._benchmarks:
             reference = self._task.remote(checkpoint, benchmark, self._options)
-            deadline = time.monotonic() + self._timeout_s
-            self._running[reference] = _Running(checkpoint, benchmark, deadline)
+            now = time.monotonic()
+            deadline = now + self._timeout_s
+            self._running[reference] = _Running(checkpoint, benchmark, now, deadline)
 
     @property
     def checkpoints_in_use(self) -> set[str]:
@@ -173,16 +178,17 @@ def _report_of(reference: Any, running: _Running) -> EvaluationReport:
 def _failure(
     running: _Running, status: Literal["failed", "timeout"], message: str
 ) -> EvaluationReport:
-    return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message)
+    seconds = time.monotonic() - running.started
+    return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message, seconds)
 
 
 def write_report(report: EvaluationReport, folder: Location) -> Location:
-    """Store a report: `folder/TASK/SOURCE.json`, and a picture beside it where there is one."""
+    """Store a report: `folder/TASK/SOURCE.json`, and its pictures beside it."""
     place = folder / f"{file_name(report)}.json"
     content = report.result or {"checkpoint": report.checkpoint, **asdict(report.benchmark)}
     place.write_json({"status": report.status, "message": report.message} | content)
-    if report.picture_png is not None:
-        (folder / f"{file_name(report)}.png").write_bytes(report.picture_png)
+    for name, png in report.pictures.items():
+        (folder / f"{file_name(report)}-{name}.png").write_bytes(png)
     return place
 
 

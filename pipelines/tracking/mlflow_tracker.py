@@ -1,48 +1,46 @@
-"""What goes to MLflow, and from where.
+"""An MLflow run from the driver's side: opened, described, ended with its true status.
 
-The driver opens the run, logs params and pictures, and ends it; rank 0 logs the metrics of steps.
-MLflow being down or slow never holds training up: points are sent from a thread, and wait in a
-spool file until they can be sent.
+One writer for each kind of thing: rank 0 logs the steps (`step_logger`), a thread of each machine
+its load (`node_metrics`), the driver everything else, through an `Outbox` that keeps the order and
+waits for a server that is away.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import re
-import threading
 import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from clippo_core.errors import StorageError
 from pipelines.storage import Location
+from pipelines.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from PIL import Image
+    from mlflow.entities import DatasetInput, Metric
 
-#: The metric that every logged step has; its last step says how far a run was logged.
-STEP_METRIC = "train/loss"
-_METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
+TAG_CHARS = 5000
 #: MLflow would show a page for language-model applications otherwise.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-_SEND_EVERY_S = 1.0
-_RETRY_EVERY_S = 5.0
+#: How long the end of a run waits for a server that is away.
+PATIENCE_AT_END_S = 30.0
 #: Without these, one call to a server that is down blocks for minutes.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,15 @@ class TrackedRun:
     uri: str
     run_id: str
     experiment_id: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as MLflow shows it: what a run read, or a metric was measured on."""
+
+    name: str
+    digest: str
+    uri: str
 
 
 def connect(uri: str) -> MlflowClient:
@@ -66,20 +73,42 @@ def connect(uri: str) -> MlflowClient:
     # After the import, which sets them to INFO: making a database would print a page.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def reach(uri: str) -> MlflowClient:
+    """A client whose server has answered, or whose database has been made.
+
+    Raises:
+        StorageError: if MLflow does not answer.
+    """
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = connect(uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:
+        raise _unreachable(uri, error) from error
+    return client
+
+
+def _unreachable(uri: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"MLflow at {uri} does not answer: {error}; start it, or name another place with "
+        "--tracking.uri (a SQLite file needs no server: sqlite:///runs/mlflow.db)"
+    )
 
 
 class RunTracker:
     """The driver's side of an MLflow run.
 
-    Only `open` may fail; whatever is logged later is tried, and a failure is warned of once.
+    Only `open` may fail. Everything else returns at once; `finish` tells what never got there.
     """
 
     def __init__(self, run: TrackedRun) -> None:
         """Of a run that `open` made; nothing is sent yet."""
-        self.run = run
-        self._client = connect(run.uri)
-        self.num_failures = 0
+        self.run, self.client = run, connect(run.uri)
+        self.outbox = Outbox(run.uri, lambda: self.client.get_run(run.run_id))
 
     @staticmethod
     def open(
@@ -97,10 +126,8 @@ class RunTracker:
         Raises:
             StorageError: if MLflow does not answer.
         """
+        client = reach(uri)
         try:
-            if uri.startswith("sqlite:///"):
-                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             place = None if uri.startswith("http") else artifacts.uri
             experiment_id = (
@@ -110,10 +137,7 @@ class RunTracker:
             )
             run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
         except Exception as error:
-            raise StorageError(
-                f"MLflow at {uri} does not answer: {error}; start it, or name another place with "
-                "--tracking.uri (a SQLite file needs no server: sqlite:///runs/mlflow.db)"
-            ) from error
+            raise _unreachable(uri, error) from error
         return RunTracker(TrackedRun(uri, run.info.run_id, experiment_id))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -123,129 +147,86 @@ class RunTracker:
         entries = [Param(key, str(value)[:_PARAM_CHARS]) for key, value in params.items()]
         for start in range(0, len(entries), _PARAMS_PER_CALL):
             chunk = entries[start : start + _PARAMS_PER_CALL]
-            self._try(lambda chunk=chunk: self._client.log_batch(self.run.run_id, params=chunk))
+            self._send("params", lambda run, chunk=chunk: self.client.log_batch(run, params=chunk))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Write a point of each metric."""
-        points = _metrics(StepPoint(step, int(time.time() * 1000), dict(metrics)))
-        self._try(lambda: self._client.log_batch(self.run.run_id, metrics=points))
+        points = metric_points(metrics, step=step)
+        self._send(f"metrics of step {step}", lambda run: self.client.log_batch(run, points))
 
-    def log_image(self, image: Image.Image, name: str) -> None:
-        """Store a picture among the artifacts."""
-        self._try(lambda: self._client.log_image(self.run.run_id, image, artifact_file=name))
+    def log_picture(self, png: bytes, name: str, *, step: int) -> None:
+        """Store a picture of a step: in the series of that name, and as a file of its own."""
+        file = f"pictures/step_{step:08d}/{name}.png"
+        self._send(file, lambda run: log_picture_file(self.client, run, png, file))
+        key = picture_name(name)
+        self._send(
+            f"picture {key} of step {step}",
+            lambda run: self.client.log_image(run, _image(png), key=key, step=step),
+        )
 
-    def log_text(self, text: str, name: str) -> None:
-        """Store a text among the artifacts."""
-        self._try(lambda: self._client.log_text(self.run.run_id, text, name))
+    def log_inputs(self, data_sets: Sequence[DataSet], *, context: str) -> None:
+        """Say which data sets the run reads, and what for."""
+        inputs = [dataset_input(data_set, context) for data_set in data_sets]
+        self._send("data sets", lambda run: self.client.log_inputs(run, inputs))
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag."""
-        self._try(lambda: self._client.set_tag(self.run.run_id, key, value))
+        self._send(f"tag {key}", lambda run: self.client.set_tag(run, key, value[:TAG_CHARS]))
 
     def set_running(self) -> None:
         """Say that the run goes on, after a restart."""
-        self._try(lambda: self._client.update_run(self.run.run_id, status="RUNNING"))
+        self._send("status RUNNING", lambda run: self.client.update_run(run, status="RUNNING"))
 
-    def finish(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED."""
-        self._try(lambda: self._client.set_terminated(self.run.run_id, status))
+    def finish(self, status: str) -> list[str]:
+        """End the run: FINISHED, FAILED or KILLED.
 
-    def _try(self, call: Callable[[], Any]) -> None:
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001
-            # Whatever tracking raises, training is worth more than its record.
-            self.num_failures += 1
-            if self.num_failures == 1:
-                warnings.warn(f"MLflow at {self.run.uri}: {error}; training goes on", stacklevel=3)
+        Returns:
+            What MLflow did not take, even now.
+        """
+        self._send(f"status {status}", lambda run: self.client.set_terminated(run, status))
+        return self.outbox.close(patience_s=PATIENCE_AT_END_S)
 
-
-@dataclass(frozen=True)
-class StepPoint:
-    """The metrics of one step."""
-
-    step: int
-    timestamp_ms: int
-    metrics: dict[str, float]
+    def _send(self, what: str, call: Callable[[str], Any]) -> None:
+        self.outbox.add(what, lambda: call(self.run.run_id))
 
 
-class StepLogger:
-    """Rank 0's side: each step is logged once, over all restarts, whatever MLflow does.
+def log_picture_file(client: MlflowClient, run_id: str, png: bytes, file: str) -> None:
+    """Store a picture among the artifacts of a run."""
+    client.log_image(run_id, _image(png), artifact_file=file)
 
-    A thread sends what has come in; what cannot be sent stays in the spool file until it can.
-    Steps up to the last one that MLflow has are not sent again.
-    """
 
-    def __init__(self, run: TrackedRun, *, spool: Path) -> None:
-        """Start the thread; the spool's leftovers go first."""
-        self._run, self._spool = run, spool
-        self._unsent = _read_spool(spool)
-        self._client: MlflowClient | None = None
-        self._last_logged: int | None = None
-        # Two stages, so that `log` never waits for a slow server: only `_send` takes the lock.
-        self._incoming: deque[StepPoint] = deque()
-        self._lock, self._wake = threading.Lock(), threading.Event()
-        self._is_closed = False
-        self._retry_at = 0.0
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+def _image(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a step's metrics; returns at once."""
-        self._incoming.append(StepPoint(step, int(time.time() * 1000), dict(metrics)))
 
-    def flush(self) -> None:
-        """Make sure that what was logged is in MLflow, or at least in the spool."""
-        with self._lock:
-            self._send()
+def dataset_input(data_set: DataSet, context: str) -> DatasetInput:
+    """A data set by name, digest and place, as MLflow keeps it; nothing of it is read."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    def close(self) -> None:
-        """Try once more to send everything, and end the thread."""
-        self._is_closed = True
-        self._wake.set()
-        self._thread.join()
-        self._retry_at = 0.0
-        self.flush()
+    kind = data_set.uri.partition("://")[0] if "://" in data_set.uri else "local"
+    source = json.dumps({"uri": data_set.uri})
+    dataset = Dataset(data_set.name, data_set.digest, source_type=kind, source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
-    def _work(self) -> None:
-        while not self._is_closed:
-            self._wake.wait(_SEND_EVERY_S)
-            self.flush()
 
-    def _send(self) -> None:
-        while self._incoming:
-            self._unsent.append(self._incoming.popleft())
-        if not self._unsent:
-            return
-        if time.monotonic() >= self._retry_at:
-            try:
-                self._send_unsent()
-            except Exception as error:  # noqa: BLE001
-                # Any failure of tracking is survived: the points stay, and are tried again.
-                _logger.warning(
-                    "MLflow at %s: %s; metrics wait in %s", self._run.uri, error, self._spool
-                )
-                self._retry_at = time.monotonic() + _RETRY_EVERY_S
-        _write_spool(self._spool, self._unsent)
+def metric_points(
+    metrics: Mapping[str, float],
+    *,
+    step: int,
+    timestamp_ms: int | None = None,
+    model_id: str | None = None,
+    data_set: DataSet | None = None,
+    run_id: str | None = None,
+) -> list[Metric]:
+    """A point of each metric; with a model and a data set, also a metric of that model."""
+    from mlflow.entities import Metric
 
-    def _send_unsent(self) -> None:
-        if self._client is None:
-            self._client = connect(self._run.uri)
-        if self._last_logged is None:
-            history = self._client.get_metric_history(self._run.run_id, STEP_METRIC)
-            self._last_logged = max((metric.step for metric in history), default=-1)
-        while self._unsent:
-            new, used, last = [], 0, self._last_logged
-            for point in self._unsent:
-                # A whole step in one call, so that its last metric speaks for all of them.
-                points = _metrics(point) if point.step > last else []
-                if len(new) + len(points) > _METRICS_PER_CALL:
-                    break
-                new, used, last = new + points, used + 1, max(last, point.step)
-            if new:
-                self._client.log_batch(self._run.run_id, metrics=new)
-            self._last_logged = last
-            del self._unsent[:used]
+    now_ms = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+    name, digest = (data_set.name, data_set.digest) if data_set is not None else (None, None)
+    return [
+        Metric(metric_name(key), value, now_ms, step, model_id, name, digest, run_id)
+        for key, value in metrics.items()
+    ]
 
 
 def metric_name(name: str) -> str:
@@ -253,25 +234,6 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)
 
 
-def _metrics(point: StepPoint) -> list[Any]:
-    from mlflow.entities import Metric
-
-    items = point.metrics.items()
-    return [Metric(metric_name(k), v, point.timestamp_ms, point.step) for k, v in items]
-
-
-def _read_spool(spool: Path) -> list[StepPoint]:
-    if not spool.is_file():
-        return []
-    return [StepPoint(**json.loads(line)) for line in spool.read_text().splitlines() if line]
-
-
-def _write_spool(spool: Path, points: Sequence[StepPoint]) -> None:
-    """Replace the spool's content; no file where there is nothing to keep."""
-    if not points:
-        spool.unlink(missing_ok=True)
-        return
-    spool.parent.mkdir(parents=True, exist_ok=True)
-    aside = spool.with_suffix(".tmp")
-    aside.write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
-    aside.replace(spool)
+def picture_name(name: str) -> str:
+    """A name of a series of pictures that MLflow takes."""
+    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)

@@ -52,6 +52,16 @@ def sum_over_ranks(values: Sequence[float], device: torch.device) -> list[float]
     return total.tolist()
 
 
+def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """Every rank's numbers, in rank order; every rank must give as many."""
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    if not is_distributed():
+        return [own.tolist()]
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    return torch.stack(gathered).tolist()
+
+
 def collect_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order; small picklable ones only."""
     if not is_distributed():

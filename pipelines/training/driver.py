@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
+import getpass
 import os
 import signal
 import sys
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
-from PIL import Image
 from tqdm import tqdm
 
 from clippo_core.codec import to_json
@@ -30,18 +30,18 @@ from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import (
     Location,
-    checkpoint_step,
     remove_checkpoint,
     remove_leftovers,
     take_over,
     whole_checkpoints,
 )
-from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
+from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, TrackedRun, reach
 from pipelines.tracking.origin import run_tags
+from pipelines.tracking.record import RunRecord
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
 from pipelines.training.trainer import make_trainer
-from pipelines.training.worker import HOPELESS, WorkerJob
+from pipelines.training.worker import HOPELESS, WorkerJob, spool_path
 
 TRACKED_FILE = "mlflow.json"
 _POLL_S = 0.5
@@ -84,12 +84,15 @@ def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
             f"{resolved.run.uri} is a run already; go on with it by\n"
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
+    # MLflow takes seconds to import, and longer to make its database; Ray starts meanwhile.
+    assert resolved.config.tracking.uri is not None
+    reaching = _Result(functools.partial(reach, resolved.config.tracking.uri))
     validate(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
+        reaching.wait(None)
         tracker = _open_tracker(resolved, is_resumed=is_resumed)
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        _prepare_folder(resolved, tracker.run, attempt)
         return RunDriver(resolved, tracker, attempt, watch).run()
 
 
@@ -117,7 +120,7 @@ class RunDriver:
     ) -> None:
         """Nothing is started yet."""
         self._watch, self._bottleneck = watch, ""
-        self._resolved, self._tracker = resolved, tracker
+        self._resolved, self._tracked = resolved, tracker.run
         self._config, self._run = resolved.config, resolved.run
         self._monitor = start_monitor()
         evaluation = self._config.evaluation
@@ -125,6 +128,7 @@ class RunDriver:
         self._evaluations = EvaluationTasks(
             resolved.benchmarks, options, cpus=evaluation.cpus, timeout_s=evaluation.timeout_s
         )
+        self._record = RunRecord(resolved, tracker)
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
         self._judged: StreamFigures | None = None
@@ -134,23 +138,28 @@ class RunDriver:
 
     def run(self) -> RunSummary:
         """Train, and wait for the evaluations; the MLflow run gets its true end."""
-        status = "FAILED"
+        status, state = "FAILED", "failed"
         try:
+            _prepare_folder(self._resolved, self._tracked, self._job.attempt)
             outcome = self._fit()
+            self._record.training_ended(spool_path(self._run))
             if outcome["state"] == "completed":
                 self._wait_for_evaluations()
             summary = self._conclude(outcome)
-            status = "FINISHED"
+            status, state = "FINISHED", "completed"
             return summary
         except (StoppedError, KeyboardInterrupt):
-            status = "KILLED"
+            status, state = "KILLED", "interrupted"
+            raise
+        except BaseException as error:
+            state = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._tracker.finish(status)
+            _tell_unsent(self._record.finish(status, state), self._run)
 
     def _fit(self) -> dict[str, Any]:
         """Run the trainer in a thread; follow it from here, where signals arrive."""
-        self._tracker.set_tag("clippo.placement", str(self._watch.placement))
+        self._record.note("clippo.placement", str(self._watch.placement))
         trainer = make_trainer(self._job, self._watch.placement)
         self._start_missing_evaluations()
         thread = _Result(trainer.fit)
@@ -174,8 +183,10 @@ class RunDriver:
         self._num_followed += len(new)
         for uri in new:
             self._evaluations.start(uri)
+            self._record.checkpoint_committed(uri)
         ended = self._evaluations.finished()
         self._collect(ended)
+        self._record.follow(said.step)
         if new or ended:
             self._prune()
 
@@ -185,7 +196,7 @@ class RunDriver:
         found = verdict(figures, self._config.scaling, self._watch.capacity)
         stage = found.partition(":")[0]
         if stage != self._bottleneck.partition(":")[0]:
-            self._tracker.set_tag("clippo.bottleneck", found)
+            self._record.note("clippo.bottleneck", found)
         self._bottleneck = found
 
     def _start_missing_evaluations(self) -> None:
@@ -202,27 +213,20 @@ class RunDriver:
             self._reports.append(report)
             folder = Location.of(report.checkpoint).name
             write_report(report, self._run / "evaluations" / folder)
+            self._record.evaluation_ended(report)
             if report.status != "ok":
                 tqdm.write(
                     f"evaluation {report.name} of {folder}: {report.status}: {report.message}"
                 )
-                self._tracker.set_tag(
-                    f"evaluation.{report.status}.{report.name}", report.message[:500]
-                )
-                continue
-            metrics = {f"eval/{report.name}/{k}": v for k, v in report.result["metrics"].items()}
-            self._tracker.log_metrics(metrics, step=checkpoint_step(folder) or 0)
-            if report.picture_png is not None:
-                picture = Image.open(io.BytesIO(report.picture_png))
-                self._tracker.log_image(picture, f"evaluations/{folder}/{report.name}.png")
 
     def _prune(self) -> None:
         """Remove all but the newest checkpoints, and those under evaluation."""
         whole = whole_checkpoints(self._run)
-        in_use = self._evaluations.checkpoints_in_use
+        in_use = self._evaluations.checkpoints_in_use | self._record.checkpoints_in_use
         for _, place in whole[: -self._config.storage.keep_checkpoints]:
             if place.uri not in in_use:
                 remove_checkpoint(place)
+                self._record.checkpoint_removed(place.uri)
 
     def _wait_for_evaluations(self) -> None:
         left = self._evaluations.num_running
@@ -231,13 +235,15 @@ class RunDriver:
                 ended = self._evaluations.finished(wait_s=_POLL_S)
                 self._collect(ended)
                 bar.update(len(ended))
+        while self._record.num_running:
+            self._record.follow(self._config.train.steps)
+            time.sleep(_POLL_S / 10)
         self._prune()
 
     def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
         state = outcome["state"]
-        self._tracker.set_tag("clippo.state", outcome["error"] or state)
         if self._bottleneck:
-            self._tracker.set_tag("clippo.bottleneck", self._bottleneck)
+            self._record.note("clippo.bottleneck", self._bottleneck)
         if state == "failed":
             raise HOPELESS[outcome["error"]](outcome["message"])
         checkpoint = whole_checkpoints(self._run)[-1][1]
@@ -246,7 +252,7 @@ class RunDriver:
                 f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
                 f"  python -m pipelines resume {self._run.uri}"
             )
-        return RunSummary(self._run, checkpoint, self._tracker.run, self._reports, self._bottleneck)
+        return RunSummary(self._run, checkpoint, self._tracked, self._reports, self._bottleneck)
 
 
 class _Result:
@@ -264,8 +270,8 @@ class _Result:
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self.error = error
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after waiting for at most `timeout_s`."""
+    def wait(self, timeout_s: float | None) -> bool:
+        """Whether it has ended, after waiting for at most `timeout_s`; None: for its end."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -290,6 +296,9 @@ def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
     tags = {
         "clippo.run": run.uri,
         "clippo.preset": config.preset,
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": f"pipelines train {config.preset}",
+        "mlflow.source.type": "LOCAL",
         "clippo.font_sha256": resolved.renderer.font.sha256,
         **run_tags(),
     }
@@ -302,7 +311,18 @@ def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
     )
     tracker.log_params(flatten(config))
     tracker.log_params({f"derived.{name}": value for name, value in derive(resolved).items()})
+    read = [DataSet(s.name, s.manifest.digest, s.folder.uri) for s in resolved.sources]
+    tracker.log_inputs(read, context="training")
     return tracker
+
+
+def _tell_unsent(unsent: list[str], run: Location) -> None:
+    """Say what MLflow does not know of a run that has ended."""
+    if spool_path(run).is_file():
+        unsent = [*unsent, f"python -m pipelines resume {run.uri} sends the steps"]
+    if unsent:
+        lines = "\n  ".join(unsent)
+        tqdm.write(f"MLflow did not take, and does not show:\n  {lines}", file=sys.stderr)
 
 
 def _prepare_folder(resolved: ResolvedRun, tracked: TrackedRun, attempt: str) -> None:

@@ -28,6 +28,7 @@ from clippo_core.errors import (
 )
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, train_step
+from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
 from pipelines.schema import RunConfig
@@ -42,9 +43,11 @@ from pipelines.storage import (
     find_checkpoint,
     whole_checkpoints,
 )
-from pipelines.tracking.mlflow_tracker import StepLogger, TrackedRun
+from pipelines.tracking.mlflow_tracker import TrackedRun
+from pipelines.tracking.step_logger import StepLogger
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.collectives import collect_objects, sum_over_ranks, this_shard
+from pipelines.training.gauges import Gauges, shares_of_sources
 from pipelines.training.monitor import MonitorClient
 
 #: Below this many samples a few bad ones are no verdict on the data.
@@ -142,7 +145,8 @@ class Rank:
         part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)
         self._reject_rows = JsonLines(job.run / "rejects", part)
-        self._reporter = Reporter(job, self._num_ranks) if self._is_first else None
+        self._gauges = Gauges(job.config, self._device, num_ranks=self._num_ranks)
+        self._reporter = Reporter(job, self._gauges, self._num_ranks) if self._is_first else None
         self._recent_losses: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
         self._preemption = PreemptionNotice()
 
@@ -181,6 +185,7 @@ class Rank:
     def _step(self, batch: PreparedBatch) -> dict[str, float]:
         # A copy: the batch is a read-only view of Ray's object store.
         images = torch.tensor(batch.images, device=self._device)
+        shard = this_shard()
         metrics = train_step(
             self.state,
             PairBatch(images, batch.texts, batch.left_texts),
@@ -188,9 +193,11 @@ class Rank:
             total_steps=self._config.train.steps,
             precision=self._config.train.precision,
             forward=self._forward,
-            shard=this_shard(),
+            shard=self._gauges.watch(shard),
         )
-        return {name: float(value) for name, value in metrics.items()}
+        figures = {name: float(value) for name, value in metrics.items()}
+        is_logged = self._config.train.is_logged(self.state.step)
+        return figures | (self._gauges.read(batch, shard) if is_logged else {})
 
     def _exchange(
         self, batch: PreparedBatch, metrics: dict[str, float], wait_s: float, stop: bool
@@ -295,9 +302,10 @@ class PreemptionNotice:
 class Reporter:
     """Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
 
-    def __init__(self, job: WorkerJob, num_ranks: int) -> None:
+    def __init__(self, job: WorkerJob, gauges: Gauges, num_ranks: int) -> None:
         """Start the logging thread."""
-        self._job, self._num_ranks = job, num_ranks
+        self._job, self._gauges, self._num_ranks = job, gauges, num_ranks
+        self._sources = [open_source(source.uri).name for source in job.stream.sources]
         self._monitor = MonitorClient(job.monitor)
         self._logger = StepLogger(job.tracked, spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -319,13 +327,14 @@ class Reporter:
         self._nodes.append(totals.node)
         for window in (self._window, self._all):
             window.add(totals.effort, elapsed_s=elapsed_s, wait_s=totals.wait_s)
-        if step % train.log_every == 0 or step == train.steps:
+        if train.is_logged(step):
             figures = self._window.figures(train.global_batch_size)
             chance = math.log(train.global_batch_size)
             self._logger.log(
                 step,
                 {
                     "train/loss": totals.loss,
+                    "train/loss_at_chance": chance,
                     "train/loss_over_chance": totals.loss / chance if chance else 0.0,
                     "train/gradient_norm": metrics["gradient_norm"],
                     "train/logit_scale": metrics["logit_scale"],
@@ -336,6 +345,9 @@ class Reporter:
                 | {f"rejected/{name}": count for name, count in totals.rejected.items()}
                 | figures.metrics()
                 | {"stream/nodes": len(set(self._nodes)), "train/num_ranks": self._num_ranks}
+                | {name: value for name, value in metrics.items() if "/" in name}
+                | self._gauges.utilisation(figures.rows_per_s)
+                | shares_of_sources(self._job.stream.plan, self._sources, step)
                 | self._start_up,
             )
             self._window, self._start_up = StreamWindow(), {}

@@ -42,7 +42,8 @@ def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
     reports = {report.benchmark.task: report for report in ends(start(benchmarks, timeout_s=60))}
     assert {report.status for report in reports.values()} == {"ok"}
     assert reports["zero_shot"].result["metrics"]["chance_accuracy"] == 0.25
-    assert reports["zero_shot"].picture_png
+    assert reports["zero_shot"].pictures.keys() == {"predictions", "confusion"}
+    assert reports["retrieval"].pictures.keys() == {"gallery"}
     recalls = reports["retrieval"].result["metrics"]
     assert 0 <= recalls["image_to_text_recall@1"] <= recalls["image_to_text_recall@10"] <= 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from clippo_core.errors import StorageError
 from pipelines.storage import Location
-from pipelines.tracking import mlflow_tracker
-from pipelines.tracking.mlflow_tracker import RunTracker, StepLogger, TrackedRun, metric_name
+from pipelines.tracking import outbox, step_logger
+from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, TrackedRun, metric_name
+from pipelines.tracking.outbox import Outbox
+from pipelines.tracking.step_logger import StepLogger
 
 RUN = TrackedRun("http://nowhere", "run", "1")
 
@@ -48,8 +52,8 @@ class FakeClient:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
-    monkeypatch.setattr(mlflow_tracker, "connect", lambda _uri: fake)
-    monkeypatch.setattr(mlflow_tracker, "_RETRY_EVERY_S", 0.01)
+    monkeypatch.setattr(step_logger, "connect", lambda _uri: fake)
+    monkeypatch.setattr(step_logger, "_RETRY_EVERY_S", 0.01)
     return fake
 
 
@@ -129,37 +133,96 @@ def test_a_tracking_server_that_is_not_there_is_told_of_at_the_start(tmp_path: P
         )
 
 
-def test_a_run_holds_its_params_pictures_and_end(tmp_path: Path):
-    from PIL import Image
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = RunTracker.open(
-        uri,
+def open_run(folder: Path) -> RunTracker:
+    return RunTracker.open(
+        f"sqlite:///{folder}/mlflow.db",
         experiment="e",
         name="n",
-        artifacts=Location.of(tmp_path / "artifacts"),
+        artifacts=Location.of(folder / "artifacts"),
         tags={"a": "b"},
     )
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_run_holds_its_params_data_pictures_and_end(tmp_path: Path):
+    tracker = open_run(tmp_path)
     tracker.log_params({f"p{number}": number for number in range(250)} | {"long": "x" * 9000})
+    tracker.log_inputs([DataSet("pairs", "0123", "s3://bucket/pairs")], context="training")
     tracker.log_metrics({"eval/recall@1": 0.5}, step=3)
-    tracker.log_image(Image.new("RGB", (4, 4)), "pictures/one.png")
-    tracker.finish("FINISHED")
-    run = MlflowClient(uri).get_run(tracker.run.run_id)
+    tracker.log_picture(png(), "eval/one (1)", step=3)
+    assert tracker.finish("FINISHED") == []
+    client = MlflowClient(tracker.run.uri)
+    run = client.get_run(tracker.run.run_id)
     assert len(run.data.params) == 251
     assert run.data.metrics == {"eval/recall_at_1": 0.5}
     assert (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
-    assert [f.path for f in MlflowClient(uri).list_artifacts(run.info.run_id, "pictures")] == [
-        "pictures/one.png"
-    ]
-    assert tracker.num_failures == 0
+    (data_set,) = run.inputs.dataset_inputs
+    assert (data_set.dataset.name, data_set.dataset.digest) == ("pairs", "0123")
+    assert data_set.tags[0].value == "training"
+    stored = client.list_artifacts(run.info.run_id, "pictures/step_00000003/eval")
+    assert [file.path for file in stored] == ["pictures/step_00000003/eval/one (1).png"]
+    series = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+    assert all(path.startswith("images/eval~one _1_+step+3+") for path in series)
 
 
-def test_after_the_start_tracking_never_raises(tmp_path: Path):
-    tracker = RunTracker(TrackedRun("http://127.0.0.1:9", "gone", "1"))
-    with pytest.warns(UserWarning, match="training goes on"):
-        tracker.set_tag("a", "b")
-    tracker.set_tag("a", "c")
-    assert tracker.num_failures == 2
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "RETRY_EVERY_S", 0.01)
+
+
+class FakeServer:
+    """Takes calls; can be away, and refuse some."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.is_away, self.refused = False, ""
+
+    def probe(self) -> None:
+        if self.is_away:
+            raise ConnectionError("away")
+
+    def take(self, what: str) -> None:
+        self.probe()
+        if what == self.refused:
+            raise ValueError("no such thing")
+        self.taken.append(what)
+
+
+def test_what_is_sent_while_the_server_is_away_arrives_later_in_order(impatient):
+    server = FakeServer()
+    box = Outbox("there", server.probe)
+    server.is_away = True
+    for letter in "abc":
+        box.add(letter, lambda letter=letter: server.take(letter))
+    time.sleep(0.05)
+    assert server.taken == []
+    server.is_away = False
+    assert box.close(patience_s=10) == []
+    assert server.taken == ["a", "b", "c"]
+
+
+def test_what_a_server_refuses_is_told_and_holds_up_nothing(impatient):
+    server = FakeServer()
+    server.refused = "b"
+    box = Outbox("there", server.probe)
+    for letter in "abc":
+        box.add(letter, lambda letter=letter: server.take(letter))
+    assert box.close(patience_s=10) == ["b (no such thing)"]
+    assert server.taken == ["a", "c"]
+
+
+def test_what_never_arrived_is_told_at_the_end(impatient):
+    server = FakeServer()
+    server.is_away = True
+    box = Outbox("there", server.probe)
+    box.add("a", lambda: server.take("a"))
+    box.add("b", lambda: server.take("b"))
+    assert box.close(patience_s=0.05) == ["a", "b"]
 
 
 def test_names_are_made_to_fit_mlflow():

@@ -231,6 +231,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     )
     with pytest.raises(DivergedError, match=r"diverged at step \d+.*checkpoints/step_0000000\d"):
         run(config)
+    tracked = TrackedRun(**(Location.of(config.storage.root) / "run/mlflow.json").read_json())
+    ended = MlflowClient(tracked.uri).get_run(tracked.run_id)
+    assert ended.info.status == "FAILED"
+    assert ended.data.tags["clippo.state"].startswith("DivergedError: training diverged at step")
 
 
 def test_evaluations_run_beside_training_and_their_failures_stay_theirs(

@@ -1,0 +1,71 @@
+"""FLOPs of the matrix products of the model: the arithmetic that a step cannot do without.
+
+A product of [m, k] and [k, n] counts 2 m k n. Norms, activations and the softmax are left out, as
+is usual in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B); so is whatever is computed
+twice to save memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64
+
+from clippo_core.config import ClippoConfig, VitConfig
+from clippo_core.rendering import TextRasters
+from clippo_core.rendering.unifont import GLYPH_PX
+
+_RGB, _GREY = 3, 1
+
+
+def encoded_patches(config: ClippoConfig, texts: TextRasters) -> Int64[np.ndarray, " text"]:
+    """Patches of each text that the encoder is given, as `config.text_patches` says."""
+    if config.text_patches == "all":
+        return np.full(len(texts), config.grid_size**2, np.int64)
+    patch = config.vit.patch_size_px
+    rows = -(-texts.occupied_rows.astype(np.int64) * GLYPH_PX // patch)
+    return np.maximum(rows, 1) * config.grid_size
+
+
+def training_flops(
+    config: ClippoConfig,
+    *,
+    num_images: int,
+    text_patches: Int64[np.ndarray, " text"],
+    num_pairs: int,
+    num_columns: int | None = None,
+) -> int:
+    """FLOPs of a forward and a backward pass over a batch, or a shard of it, and of its loss.
+
+    Args:
+        config: the model.
+        num_images: pictures that are encoded, each a whole canvas.
+        text_patches: patches of each text that is encoded, on either side of the pairs.
+        num_pairs: the shard's rows of the loss.
+        num_columns: pairs of the global batch; None: as many as rows.
+    """
+    patches = np.append(text_patches, np.full(num_images, config.grid_size**2))
+    channels = np.append(np.full(len(text_patches), _GREY), np.full(num_images, _RGB))
+    embedding = 2 * patches * channels * config.vit.patch_size_px**2 * config.vit.width
+    # A product has two gradients, each as dear as itself; pixels need none.
+    encoding = int((2 * embedding + 3 * transformer_flops(config.vit, patches)).sum())
+    columns = num_pairs if num_columns is None else num_columns
+    # Rows against all columns, once for each direction.
+    logits = 2 * 2 * num_pairs * columns * config.vit.embed_dim
+    return encoding + 3 * logits
+
+
+def transformer_flops(
+    config: VitConfig, patches: Int64[np.ndarray, " canvas"]
+) -> Int64[np.ndarray, " canvas"]:
+    """FLOPs of a forward pass behind the patch embedding, for canvases of so many patches.
+
+    The pooling probe's own projection is left out: it is computed once for all canvases.
+    """
+    width, mlp = config.width, config.mlp_dim
+    patches = patches.astype(np.int64)
+    # Queries, keys, values and output; scores and weighted values; both layers of the MLP.
+    block = 2 * patches * width * (4 * width) + 4 * patches**2 * width + 4 * patches * width * mlp
+    # Keys and values of all tokens; the rest for the one pooled token.
+    pooling = 2 * patches * width * (2 * width) + 4 * patches * width
+    head = 2 * width * width + 4 * width * mlp + 2 * width * config.embed_dim
+    return config.depth * block + pooling + head

@@ -1,0 +1,63 @@
+"""A training batch as a checkpoint sees it: drawn by a Ray task, so that no rank waits for it.
+
+The plan says which samples a step had, so that nothing has to come from the ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.modeling import Clippo
+from clippo_core.training.state import TrainState
+from pipelines.ingest.stages import StreamSpec, open_renderer, prepare_batch
+from pipelines.schema import RunConfig
+from pipelines.storage import Location, checkpoint_step, fetched, find_checkpoint
+from pipelines.tracking.figures import (
+    encode_pngs,
+    grey_to_rgb,
+    label_sheet,
+    pair_sheet,
+    similarity_matrix,
+)
+
+#: Pairs that are shown; few enough to look at each.
+SHOWN_PAIRS = 24
+
+
+def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> dict[str, bytes]:
+    """Draw pairs of the last batch before a checkpoint; without one, of the first batch.
+
+    Returns:
+        PNG files by name: `rendered_texts`, `pairs`, `similarity`.
+    """
+    step = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
+    drawn = max(step - 1, 0)
+    planned = spec.plan.batch(drawn)
+    # Evenly over the batch, so that every kind of pair is among them.
+    shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
+    batch = prepare_batch(spec, planned.take(shown), step=drawn)
+    model = _model_at(checkpoint, spec, config)
+    lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
+    similarity = np.concatenate(lefts) @ model.encode_texts(batch.texts).T
+    left = np.concatenate([batch.images, grey_to_rgb(batch.left_texts.to_pixels())])
+    texts = batch.texts.to_pixels()
+    heights = [(f"text rows: {count}", None) for count in batch.texts.occupied_rows]
+    pictures = {
+        "rendered_texts": label_sheet(grey_to_rgb(texts), heights, columns=6),
+        "pairs": pair_sheet(left, texts, batch.keys),
+        "similarity": similarity_matrix(left, texts, similarity, title=f"step {step}"),
+    }
+    return encode_pngs(pictures)
+
+
+def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Clippo:
+    """The model of a checkpoint; without one, as it was before training."""
+    start = checkpoint or config.train.init_from
+    if start is not None:
+        with fetched(find_checkpoint(start)) as path:
+            return load_checkpoint(path, image_size_px=config.model.render.image_size_px)
+    font = open_renderer(spec.render, spec.font_uri).font
+    return TrainState.create(
+        config.model, config.optim, seed=config.train.seed, font=font
+    ).model.eval()

@@ -1,0 +1,85 @@
+"""A checkpoint as an MLflow python function: a table of texts and pictures in, embeddings out.
+
+This file travels with every logged model, beside a copy of clippo_core, as a module of its own.
+MLflow calls `_load_pyfunc`; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.errors import SampleError
+from clippo_core.images import decode_image
+from clippo_core.modeling import Clippo
+from clippo_core.rejected import Rejected
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT, IMAGE = "text", "image"
+
+
+def _load_pyfunc(data_path: str) -> ClippoFunction:
+    return ClippoFunction(load_checkpoint(data_path))
+
+
+class ClippoFunction:
+    """What `mlflow.pyfunc.load_model` wraps."""
+
+    def __init__(self, model: Clippo) -> None:
+        """Of a loaded model."""
+        self.model = model
+
+    def predict(
+        self,
+        model_input: pd.DataFrame,
+        params: Mapping[str, Any] | None = None,  # noqa: ARG002 - MLflow's protocol; there are none
+    ) -> Float32[np.ndarray, "row embed"]:
+        """Embed each row: its `text`, or its `image`, the bytes of a file such as a JPEG.
+
+        Texts and pictures may be mixed, a row has one of the two. Similar rows have a large dot
+        product: embeddings have unit length.
+
+        Raises:
+            SampleError: if a row has none or both, or its picture cannot be decoded.
+        """
+        if not {TEXT, IMAGE} & set(model_input.columns):
+            raise SampleError(
+                f"there is no column {TEXT} or {IMAGE}; expected a DataFrame with one of them or "
+                'both. A list of texts goes as [{"text": "a red car"}, …]'
+            )
+        texts, images = (_column(model_input, name) for name in (TEXT, IMAGE))
+        for number, (text, image) in enumerate(zip(texts, images, strict=True)):
+            if (text is None) == (image is None):
+                raise SampleError(
+                    f"row {number} has {'neither' if text is None else 'both'} of {TEXT} and "
+                    f"{IMAGE}; expected one of them"
+                )
+        embeddings = np.empty((len(texts), self.model.config.vit.embed_dim), np.float32)
+        text_rows = [row for row, text in enumerate(texts) if text is not None]
+        image_rows = [row for row, image in enumerate(images) if image is not None]
+        embeddings[text_rows] = self.model.encode_texts([texts[row] for row in text_rows])
+        pictures = [self._decode(row, images[row]) for row in image_rows]
+        embeddings[image_rows] = self.model.encode_images(pictures)
+        return embeddings
+
+    def _decode(self, row: int, encoded: bytes) -> Any:
+        config = self.model.config
+        pixels = decode_image(encoded, config.image, image_size_px=config.render.image_size_px)
+        if isinstance(pixels, Rejected):
+            raise SampleError(
+                f"the picture in row {row} is refused: {pixels.reason}: {pixels.detail}"
+            )
+        return pixels
+
+
+def _column(table: pd.DataFrame, name: str) -> Sequence[Any]:
+    """The values of a column, None where there is none (pandas has several words for it)."""
+    if name not in table.columns:
+        return [None] * len(table)
+    return [value if isinstance(value, str | bytes) else None for value in table[name]]

@@ -1,0 +1,296 @@
+"""Checkpoints as MLflow models: logged, registered, and one of them the champion.
+
+A model holds the checkpoint's own files (without the optimizer's), a copy of clippo_core, and one
+module that MLflow calls. Nothing in it has to be unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+import clippo_core
+from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
+from clippo_core.config import ClippoConfig
+from pipelines.storage import Location, checkpoint_step, fetched
+from pipelines.tracking import clippo_pyfunc
+from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, metric_name, metric_points
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+
+CHAMPION = "champion"
+STEP_TAG = "clippo.step"
+#: On a version; MLflow's own field comes back empty from a search.
+MODEL_TAG = "clippo.model_id"
+#: What clippo_core imports.
+_PACKAGES = ("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping")
+#: Of all metrics here, more is better but for those with such a word in their name.
+_LOWER_IS_BETTER = ("loss", "error", "rank", "gap", "attack")
+
+
+class CheckpointModels:
+    """The MLflow models of a run; each call is sent after what was sent before it."""
+
+    def __init__(
+        self, tracker: RunTracker, config: ClippoConfig, *, registered_model: str | None
+    ) -> None:
+        """Of a run.
+
+        Args:
+            tracker: of the run.
+            config: of the checkpoints.
+            registered_model: name in the registry; None: models are logged only.
+        """
+        self._tracker, self._client = tracker, tracker.client
+        self._config, self._name = config, registered_model
+        self._known: dict[int, str] | None = None
+        self._being_read: str | None = None
+
+    @property
+    def checkpoint_in_use(self) -> str | None:
+        """The checkpoint whose files are being copied."""
+        return self._being_read
+
+    def publish(self, checkpoint: str, *, params: Mapping[str, Any]) -> None:
+        """Log a checkpoint as a model, and register it."""
+        name = Location.of(checkpoint).name
+        step = checkpoint_step(name) or 0
+        texts = {key: str(value) for key, value in params.items()}
+        add = self._tracker.outbox.add
+        add(f"model of {name}", lambda: self._publish(checkpoint, step, texts))
+        if self._name is not None:
+            add(f"version of {self._name} of {name}", lambda: self._register(step))
+
+    def judge(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        data_set: DataSet,
+        champion_metric: str | None = None,
+    ) -> None:
+        """Attach metrics to the model of a step; if one decides, and is better, move the alias.
+
+        Args:
+            step: of the checkpoint.
+            metrics: by the names that they have in the run.
+            data_set: that they were measured on.
+            champion_metric: the one of them that decides; None: none of them does.
+        """
+        add = self._tracker.outbox.add
+        add(f"evaluation of step {step}", lambda: self._log_metrics(step, metrics, data_set))
+        if self._name is not None and champion_metric is not None:
+            name = metric_name(champion_metric)
+            add(f"{CHAMPION} of {self._name}", lambda: self._compare(step, name, data_set))
+
+    def retire(self, checkpoint: str) -> None:
+        """Remove the model of a checkpoint that is gone, unless an alias points to it."""
+        name = Location.of(checkpoint).name
+        self._tracker.outbox.add(f"removal of the model of {name}", lambda: self._retire(name))
+
+    def _models(self) -> dict[int, str]:
+        """Model ids by step, those of earlier attempts at the run too."""
+        if self._known is None:
+            run = self._tracker.run
+            found = self._client.search_logged_models(
+                [run.experiment_id], filter_string=f"source_run_id='{run.run_id}'"
+            )
+            self._known = {
+                int(model.tags[STEP_TAG]): model.model_id
+                for model in found
+                if STEP_TAG in model.tags and str(model.status) == "READY"
+            }
+        return self._known
+
+    def _publish(self, checkpoint: str, step: int, params: dict[str, str]) -> None:
+        place = Location.of(checkpoint)
+        self._being_read = checkpoint
+        try:
+            # A checkpoint that was removed while the server was away is not asked for any more.
+            if step in self._models() or not place.exists():
+                return
+            with fetched(place) as path, tempfile.TemporaryDirectory(prefix="clippo-") as folder:
+                model = self._upload(path, Path(folder) / "model", step, params, checkpoint)
+        finally:
+            self._being_read = None
+        self._models()[step] = model.model_id
+
+    def _upload(
+        self, path: Path, folder: Path, step: int, params: dict[str, str], checkpoint: str
+    ) -> LoggedModel:
+        from mlflow.entities import LoggedModelOutput
+
+        run = self._tracker.run
+        model = self._client.create_logged_model(
+            run.experiment_id,
+            name=f"step-{step}",
+            source_run_id=run.run_id,
+            tags={STEP_TAG: str(step), "clippo.checkpoint": checkpoint},
+            params=params,
+            model_type="clippo",
+        )
+        write_model(folder, path, self._config, run_id=run.run_id, model_id=model.model_id)
+        self._client.log_model_artifacts(model.model_id, str(folder))
+        model = self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
+        return model
+
+    def _register(self, step: int) -> None:
+        assert self._name is not None
+        model_id = self._models().get(step)
+        if model_id is None or self._version_of(step) is not None:
+            return
+        if not self._client.search_registered_models(f"name='{self._name}'"):
+            self._client.create_registered_model(self._name)
+        made = self._client.create_model_version(
+            self._name,
+            # Not models:/ID: that is looked up where the process' own MLflow points to.
+            source=self._client.get_logged_model(model_id).artifact_location,
+            run_id=self._tracker.run.run_id,
+            tags={STEP_TAG: str(step), MODEL_TAG: model_id},
+            model_id=model_id,
+        )
+        # As MLflow's own registering does; its page of models reads it.
+        versions = json.dumps([{"name": self._name, "version": made.version}])
+        self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
+
+    def _log_metrics(self, step: int, metrics: Mapping[str, float], data_set: DataSet) -> None:
+        model_id, run_id = self._models().get(step), self._tracker.run.run_id
+        points = metric_points(
+            metrics, step=step, model_id=model_id, data_set=data_set, run_id=run_id
+        )
+        self._client.log_batch(run_id, points)
+
+    def _compare(self, step: int, metric: str, data_set: DataSet) -> None:
+        """Move the alias to the model of a step if its metric, on the same data, is better."""
+        assert self._name is not None
+        version, model_id = self._version_of(step), self._models().get(step)
+        value = self._value(model_id, metric, data_set)
+        if version is None or value is None:
+            return
+        note = f"version {version}: {metric} {value:.6g} at step {step}"
+        if CHAMPION in self._client.get_registered_model(self._name).aliases:
+            held_by = self._client.get_model_version_by_alias(self._name, CHAMPION)
+            best = self._value(held_by.tags.get(MODEL_TAG), metric, data_set)
+            if best is not None and not is_better(metric, value, best):
+                return
+            if best is None:
+                note = f"not compared: version {held_by.version} has no {metric} on this data"
+                version = held_by.version
+        self._client.set_registered_model_alias(self._name, CHAMPION, version)
+        self._client.set_tag(self._tracker.run.run_id, f"clippo.{CHAMPION}", note)
+
+    def _value(self, model_id: str | None, metric: str, data_set: DataSet) -> float | None:
+        if model_id is None:
+            return None
+        found = self._client.get_logged_model(model_id).metrics or []
+        of_data = [m.value for m in found if (m.key, m.dataset_digest) == (metric, data_set.digest)]
+        return of_data[-1] if of_data else None
+
+    def _version_of(self, step: int) -> str | None:
+        versions = self._client.search_model_versions(
+            f"name='{self._name}' and run_id='{self._tracker.run.run_id}'"
+        )
+        return next((v.version for v in versions if v.tags.get(STEP_TAG) == str(step)), None)
+
+    def _retire(self, checkpoint: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        step = checkpoint_step(checkpoint) or 0
+        model_id = self._models().get(step)
+        if model_id is None:
+            return
+        version = self._version_of(step) if self._name is not None else None
+        if version is not None:
+            assert self._name is not None
+            if self._client.get_model_version(self._name, version).aliases:
+                return
+            self._client.delete_model_version(self._name, version)
+        place = self._client.get_logged_model(model_id).artifact_location
+        get_artifact_repository(place, tracking_uri=self._tracker.run.uri).delete_artifacts()
+        self._client.delete_logged_model(model_id)
+        del self._models()[step]
+
+
+def is_better(metric: str, value: float, best: float) -> bool:
+    """Whether a value of a metric beats another; NaN never does."""
+    lower = any(word in metric.rpartition("/")[2] for word in _LOWER_IS_BETTER)
+    return value < best if lower else value > best
+
+
+def write_model(
+    folder: Path, checkpoint: Path, config: ClippoConfig, *, run_id: str, model_id: str
+) -> None:
+    """Write an MLflow model of a checkpoint's folder.
+
+    Args:
+        folder: to make.
+        checkpoint: native; what only training needs of it is left out.
+        config: of the checkpoint.
+        run_id: that it came from.
+        model_id: of the logged model.
+    """
+    with warnings.catch_warnings():
+        # MLflow warns of type hints of its own.
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
+        data = Path(aside) / "checkpoint"
+        data.mkdir()
+        for file in checkpoint.iterdir():
+            if file.name not in (STATE_FILE, MOMENTS_FILE):
+                # MLflow copies what a link points to.
+                (data / file.name).symlink_to(file.resolve())
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=clippo_pyfunc.__name__.rpartition(".")[2],
+            data_path=str(data),
+            code_paths=[str(Path(module.__file__ or "").parent) for module in (clippo_core,)]
+            + [str(Path(clippo_pyfunc.__file__))],
+            signature=_signature(config),
+            input_example=_input_example(),
+            # Given, since finding them out would load the model in a process of its own.
+            pip_requirements=requirements(),
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+        )
+
+
+def requirements() -> list[str]:
+    """The packages that a model needs, at the versions that made it."""
+    # A local version such as 2.13.0+cpu is on no index.
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def _signature(config: ClippoConfig) -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec("string", clippo_pyfunc.TEXT, required=False),
+        ColSpec("binary", clippo_pyfunc.IMAGE, required=False),
+    ]
+    embeddings = TensorSpec(np.dtype(np.float32), (-1, config.vit.embed_dim))
+    return ModelSignature(inputs=Schema(columns), outputs=Schema([embeddings]))
+
+
+def _input_example() -> Any:
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(buffer, "PNG")
+    rows: Sequence[Sequence[Any]] = [("a red square", None), (None, buffer.getvalue())]
+    return pd.DataFrame(rows, columns=[clippo_pyfunc.TEXT, clippo_pyfunc.IMAGE], dtype=object)

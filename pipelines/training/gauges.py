@@ -1,0 +1,140 @@
+"""What a rank measures of itself and of its device."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clippo_core.modeling.flops import encoded_patches, training_flops
+from clippo_core.sample_plan import SamplePlan
+from clippo_core.training.alignment import batch_alignment
+from clippo_core.training.step import Gather, Precision, Shard
+from pipelines.ingest.stages import PreparedBatch
+from pipelines.schema import RunConfig
+from pipelines.training.collectives import gather_numbers
+
+#: Side of the matrices of `matmul_flop_per_s`, by kind of device: large enough to be at full speed.
+_MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+_MEASURED_S = 0.25
+
+
+def matmul_flop_per_s(device: torch.device, precision: Precision) -> float:
+    """Rate of matrix products on a device with this process' threads; the best of a few.
+
+    Measured, not looked up: what a step is to be compared with is what this machine can do.
+    """
+    side = _MATRIX_SIDE.get(device.type, 1024)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    best_s, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < _MEASURED_S:
+        before = time.perf_counter()
+        torch.mm(left, right, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best_s = min(best_s, time.perf_counter() - before)
+    return 2 * side**3 / best_s
+
+
+def memory_gb(device: torch.device) -> dict[str, float]:
+    """Memory of each rank, and the most that its GPU held; every rank must ask at once."""
+    used = [psutil.Process().memory_info().rss / 1e9]
+    if device.type == "cuda":
+        used.append(torch.cuda.max_memory_allocated(device) / 1e9)
+    names = ("rss_gb", "gpu_peak_gb")[: len(used)]
+    per_rank = zip(*gather_numbers(used, device), strict=True)
+    return {
+        f"memory/{name}/rank_{rank}": value
+        for name, values in zip(names, per_rank, strict=True)
+        for rank, value in enumerate(values)
+    }
+
+
+def shares_of_sources(plan: SamplePlan, names: Sequence[str], step: int) -> dict[str, float]:
+    """Share of each source among all samples until a step, beside the share that was asked for.
+
+    A rejected sample is replaced by one of its own source, so that what the plan drew is what was
+    seen.
+    """
+    drawn, asked = plan.rows_drawn(step), plan.weights
+    found = {}
+    for name, rows, weight in zip(names, drawn, asked, strict=True):
+        found[f"mixture/{name}/realised"] = rows / sum(drawn)
+        found[f"mixture/{name}/asked"] = weight / sum(asked)
+    return found
+
+
+class Gauges:
+    """Of one rank. What they read is cheap, and read only at steps that are logged."""
+
+    def __init__(self, config: RunConfig, device: torch.device, *, num_ranks: int) -> None:
+        """Measures the device for a moment; every rank must do so at the same time."""
+        self._config, self._device, self._num_ranks = config, device, num_ranks
+        self._tap = _GatherTap()
+        self._flop_per_pair = 0.0
+        self.matmul_flop_per_s = matmul_flop_per_s(device, config.train.precision)
+
+    def watch(self, shard: Shard) -> Shard:
+        """The shard, its embeddings seen by the gauges as they pass."""
+        self._tap.gather = shard.gather
+        return dataclasses.replace(shard, gather=self._tap)
+
+    def read(self, batch: PreparedBatch, shard: Shard) -> dict[str, float]:
+        """Figures of the step that was just made, by the names that they have in the charts.
+
+        Similarities are of this rank's rows against all columns.
+        """
+        model, rows = self._config.model, len(batch.texts)
+        patches = [encoded_patches(model, texts) for texts in (batch.texts, batch.left_texts)]
+        flops = training_flops(
+            model,
+            num_images=len(batch.images),
+            text_patches=np.concatenate(patches),
+            num_pairs=rows,
+            num_columns=rows * shard.count,
+        )
+        self._flop_per_pair = flops / rows
+        left, right, all_right = self._tap.last()
+        aligned = batch_alignment(
+            left,
+            right,
+            all_right,
+            row_offset=shard.index * rows,
+            num_images=len(batch.images),
+        )
+        return {f"embedding/{k}": v for k, v in aligned.items()} | memory_gb(self._device)
+
+    def utilisation(self, pairs_per_s: float) -> dict[str, float]:
+        """Model FLOPs over what the ranks' devices can do, as measured when the rank started."""
+        rate = self._flop_per_pair * pairs_per_s
+        return {
+            "speed/mfu": rate / (self._num_ranks * self.matmul_flop_per_s),
+            "speed/model_tflop_per_s": rate / 1e12,
+            "speed/matmul_tflop_per_s_per_rank": self.matmul_flop_per_s / 1e12,
+        }
+
+
+class _GatherTap:
+    """Lets a step's embeddings by, and keeps the last ones: left sides first, then right ones."""
+
+    def __init__(self) -> None:
+        self.gather: Gather = lambda rows: rows
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, rows: Float[Tensor, "row embed"]) -> Float[Tensor, "pair embed"]:
+        gathered = self.gather(rows)
+        self._seen = [*self._seen[-1:], (rows.detach(), gathered.detach())]
+        return gathered
+
+    def last(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This shard's left and right rows, and all right ones."""
+        (left, _), (right, all_right) = self._seen
+        return left, right, all_right

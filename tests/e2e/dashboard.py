@@ -1,0 +1,149 @@
+"""Screenshots of a finished run in MLflow, as a person sees it; see docs/dashboard.md.
+
+    python -m pipelines train demo --storage.run demo
+    python -m tests.e2e.dashboard runs/demo --out docs/dashboard
+
+Needs Chromium (`--chromium PATH`), which is no Python package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow import MlflowClient
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from pipelines.storage import Location
+from pipelines.tracking.mlflow_tracker import TrackedRun
+from tests.integration.mlflow_server import MlflowServer
+
+#: Nothing that would call home, and no sandbox, which a container does not allow.
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+SIZE = {"width": 1600, "height": 1000}
+#: MLflow loads charts and pictures as they come into view.
+SETTLE_MS = 8_000
+COLOURS = 128
+MAX_STEPS_OF_SLIDER = 10
+
+
+@contextmanager
+def browser_page(chromium: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        page = browser.new_page(viewport=SIZE)
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def visit(page: Page, url: str, sign: str) -> None:
+    """Open a page of MLflow, and wait for what shows that it has loaded."""
+    page.goto(url)
+    page.get_by_text(re.compile(sign)).first.wait_for()
+    page.wait_for_timeout(SETTLE_MS)
+
+
+def tidy(page: Page, server: str) -> None:
+    """Leave out what is not about training: the menu of applications, the assistant's pane."""
+    visit(page, server, "Model training")
+    page.get_by_text("Model training", exact=True).first.click()
+    page.wait_for_timeout(SETTLE_MS // 4)
+    pane = page.get_by_text("MLflow Assistant")
+    if pane.count():
+        pane.locator("xpath=ancestor::div[.//button][1]//button").last.click()
+
+
+def shoot(page: Page, place: Path) -> None:
+    """Store what the window shows, in as few bytes as it takes."""
+    page.screenshot(path=place)
+    Image.open(place).convert("RGB").quantize(COLOURS).save(place, optimize=True)
+    print(place)
+
+
+def shoot_run(page: Page, server: str, tracked: TrackedRun, model: str, out: Path) -> None:
+    experiment = f"{server}/#/experiments/{tracked.experiment_id}"
+    run = f"{experiment}/runs/{tracked.run_id}"
+    tidy(page, server)
+    visit(page, f"{run}/model-metrics", "train")
+    shoot(page, out / "charts.png")
+    show_section(page, "embedding")
+    shoot(page, out / "embedding.png")
+    show_section(page, "train")
+    shoot(page, out / "train.png")
+    visit(page, run, "Child runs")
+    shoot(page, out / "overview.png")
+    visit(page, f"{run}/model-metrics", "train")
+    show_pictures(page)
+    shoot(page, out / "pictures.png")
+    visit(page, f"{run}/system-metrics", "System metrics")
+    # The tab shows pictures too; only the search leaves them out.
+    page.get_by_placeholder("Search metric charts").fill("utilization|memory|network")
+    page.wait_for_timeout(SETTLE_MS)
+    shoot(page, out / "machines.png")
+    visit(page, f"{experiment}/runs", "demo|step_")
+    expand_children(page)
+    shoot(page, out / "evaluations.png")
+    visit(page, f"{server}/#/models/{model}", "champion")
+    shoot(page, out / "model.png")
+
+
+def show_pictures(page: Page) -> None:
+    """The newest of each series; sliders stand at step 0 at first."""
+    show_section(page, "batch")
+    for slider in page.get_by_role("slider").all()[:3]:
+        slider.focus()
+        for _ in range(MAX_STEPS_OF_SLIDER):
+            page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(SETTLE_MS)
+
+
+def show_section(page: Page, name: str) -> None:
+    """Scroll to a section of charts."""
+    section = page.get_by_text(re.compile(f"^({name})")).first
+    section.scroll_into_view_if_needed()
+    page.wait_for_timeout(SETTLE_MS)
+
+
+def expand_children(page: Page) -> None:
+    """Open the child runs under their parent: the plus sign before its name."""
+    page.locator("[role=row] [role=gridcell] button").first.click()
+    page.wait_for_timeout(SETTLE_MS)
+
+
+def main() -> None:
+    """Start a server on a run's database, and look at it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="folder of a finished run, tracked in SQLite")
+    parser.add_argument("--out", type=Path, default=Path("docs/dashboard"))
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    arguments = parser.parse_args()
+    tracked = TrackedRun(**(Location.of(arguments.run) / "mlflow.json").read_json())
+    client = MlflowClient(tracked.uri, registry_uri=tracked.uri)
+    (model, *_) = client.search_registered_models()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    database = Path(tracked.uri.removeprefix("sqlite:///"))
+    with tempfile.TemporaryDirectory() as folder:
+        server = MlflowServer(Path(folder), database=database)
+        server.start()
+        try:
+            with browser_page(arguments.chromium) as page:
+                shoot_run(page, server.uri, tracked, model.name, arguments.out)
+        finally:
+            server.kill()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""FLOPs counted by hand are those that torch counts while it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.contrastive import contrastive_loss
+from clippo_core.modeling import Clippo
+from clippo_core.modeling.flops import encoded_patches, training_flops
+
+VIT = VitConfig(width=32, depth=2, mlp_dim=96, num_heads=2, patch_size_px=16, embed_dim=24)
+CONFIG = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=64), text_patches="occupied")
+
+
+@pytest.mark.parametrize("text_patches", ["occupied", "all"])
+def test_a_training_step_has_the_flops_that_torch_counts(text_patches):
+    config = dataclasses.replace(CONFIG, text_patches=text_patches)
+    model = Clippo(config)
+    texts = model.renderer.render_batch(["short", "a longer one " * 3, "b", "words " * 9, "x"])
+    left_texts = model.renderer.render_batch(["left", "another text of two rows"])
+    images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        # On a CPU torch's counter does not know the fused attention of float32.
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            left, right, scale = model(images, texts, left_texts)
+        contrastive_loss(left, right, scale).backward()
+    patches = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
+    counted = training_flops(config, num_images=3, text_patches=patches, num_pairs=5)
+    heights = 1 + (len(np.unique(patches)) if text_patches == "occupied" else 1)
+    # A projection of one probe for each call of the encoder; its input is a weight.
+    probes = heights * 3 * 2 * VIT.width**2
+    assert counted + probes == counter.get_total_flops()
+
+
+def test_a_forward_pass_of_b16_is_what_the_paper_of_its_size_says():
+    """35 GFLOP for a picture of 224 px (17.5 G multiply-adds), as usual for ViT-B/16."""
+    from clippo_core.modeling.flops import transformer_flops
+
+    flops = int(transformer_flops(VitConfig(), np.array([196]))[0]) + 2 * 196 * 768 * 768
+    assert 34e9 < flops < 37e9
