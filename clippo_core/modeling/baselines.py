@@ -23,6 +23,7 @@ from clippo_core.modeling.clippo import INITIAL_LOGIT_SCALE, normalize
 from clippo_core.modeling.layers import (
     LAYER_NORM_EPSILON,
     Dense,
+    TokenGroup,
     lecun_normal_,
 )
 from clippo_core.modeling.vit import Block, VisionTransformer
@@ -82,9 +83,11 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPSILON)
 
     def forward(self, tokens: Float[Tensor, "text token width"]) -> Float[Tensor, "text width"]:
+        num_texts, num_tokens, _ = tokens.shape
+        tokens = tokens.flatten(0, 1)
         for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens[:, -1])
+            tokens = block(tokens, [TokenGroup(num_texts, num_tokens)])
+        return self.norm(tokens.unflatten(0, (num_texts, num_tokens))[:, -1])
 
 
 class Baseline(nn.Module):
@@ -151,9 +154,9 @@ class Baseline(nn.Module):
         tokens = self.token_embedding(torch.from_numpy(texts.ids).to(self.device))
         if self.text_encoder is not None:
             return normalize(self.text_head(self.text_encoder(tokens)))
-        for block in self.encoder.blocks:
-            tokens = block(tokens)
-        return normalize(self.text_head(self.encoder.pool(tokens)))
+        group = TokenGroup(*tokens.shape[:2])
+        mixed = self.encoder.transform(tokens.flatten(0, 1), [group]).view_as(tokens)
+        return normalize(self.text_head(self.encoder.pool(mixed)))
 
     def encode_images(
         self,

@@ -31,7 +31,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.momentum_dtype]
         return Adafactor(groups, lr=config.learning_rate, beta1=config.beta1, momentum_dtype=dtype)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, weight_decay=0.0)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=True
+    )
 
 
 def set_multiplier(
@@ -56,6 +58,6 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        for gradient in gradients:
-            gradient.mul_(scale)
+        # One call for all: a step has hundreds of gradients.
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return norm

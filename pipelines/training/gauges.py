@@ -87,9 +87,12 @@ class Gauges:
         self._tap.gather = shard.gather
         return dataclasses.replace(shard, gather=self._tap)
 
-    def read(self, batch: PreparedBatch, shard: Shard) -> dict[str, float]:
+    def read(
+        self, batch: PreparedBatch, shard: Shard, *, image_patches: int | None = None
+    ) -> dict[str, float]:
         """Figures of the step that was just made, by the names that they have in the charts.
 
+        `image_patches` are those that each picture kept; None: all.
         Similarities are of this rank's rows against all columns.
         """
         model, rows = self._config.model, len(batch.texts)
@@ -100,6 +103,7 @@ class Gauges:
             text_patches=np.concatenate(patches),
             num_pairs=rows,
             num_columns=rows * shard.count,
+            image_patches=image_patches,
         )
         self._flop_per_pair = flops / rows
         left, right, all_right = self._tap.last()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -13,15 +12,10 @@ from PIL import Image
 from clippo_core.config import ImageConfig
 from clippo_core.images import decode_image, fit_image
 from clippo_core.rejected import Rejected
+from tests.benchmarks.photographs import encode, rough
 
 CONFIG = ImageConfig()
 SIZE = 32
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def decode(encoded: bytes | None, config: ImageConfig = CONFIG) -> np.ndarray | Rejected:
@@ -146,3 +140,38 @@ def test_antialiased_shrinking_averages_where_plain_bilinear_samples():
     plain = fit_image(stripes, ImageConfig(resize="bilinear"), image_size_px=32)
     assert abs(smooth.mean() - stripes.mean()) < 2
     assert abs(plain.mean() - stripes.mean()) > 10
+
+
+@pytest.mark.parametrize(
+    "size", [(480, 640), (100, 30), (640, 223), (1, 1), (224, 224), (3, 700), (224, 500)]
+)
+def test_antialiased_resizing_is_pillows_but_for_the_order_of_rounding(size: tuple[int, int]):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    expected = Image.fromarray(noise).resize((224, 224), Image.Resampling.BILINEAR)
+    ours = fit_image(noise, ImageConfig(resize="bilinear_antialias"), image_size_px=224)
+    difference = np.abs(ours.astype(int) - np.asarray(expected))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_decoded_at_a_part_of_its_size_is_off_by_less_than_a_grey_level(mode, subsampling):
+    encoded = encode(rough(640, 480).convert(mode), "JPEG", quality=90, subsampling=subsampling)
+    scaled, whole = (
+        decode_image(encoded, ImageConfig(resize=resize), image_size_px=224)
+        for resize in ("scaled_decode", "bilinear_antialias")
+    )
+    assert isinstance(scaled, np.ndarray)
+    assert isinstance(whole, np.ndarray)
+    assert np.abs(scaled.astype(int) - whole).mean() < 1
+    assert not np.array_equal(scaled, whole), "it was decoded at full size"
+
+
+def test_a_jpeg_smaller_than_the_canvas_is_decoded_whole():
+    encoded = encode(rough(300, 250), "JPEG")
+    scaled, whole = (
+        decode_image(encoded, ImageConfig(resize=resize), image_size_px=224)
+        for resize in ("scaled_decode", "bilinear_antialias")
+    )
+    np.testing.assert_array_equal(scaled, whole)
