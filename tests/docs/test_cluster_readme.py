@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import doctor, submit
+from cluster import doctor, sizing, submit
 from tests.deployment.test_manifests import document
+from tests.integration.colours import colour_samples, write_samples
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "cluster" / "README.md").read_text()
@@ -51,6 +52,14 @@ def test_the_doctor_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CLIPPO_DATA")
     for words in commands("python", "-m", "cluster.doctor"):
         assert doctor.main(words[3:]) == 0
+
+
+@pytest.mark.parametrize("words", commands("python", "-m", "cluster.sizing"), ids=shlex.join)
+def test_sizing_says_how_many_workers(words: list[str], tmp_path: Path, capsys):
+    source = write_samples(tmp_path / "colours", colour_samples(256))
+    own = ["--data.sources", str(source), "--evaluation.tasks", "--seconds", "0.1"]
+    assert sizing.main([*words[3:], *own]) == 0
+    assert int(capsys.readouterr().out.splitlines()[-1]) >= 1
 
 
 @pytest.mark.parametrize("words", commands("ray"), ids=shlex.join)
