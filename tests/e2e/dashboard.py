@@ -74,53 +74,47 @@ def shoot(page: Page, place: Path) -> None:
 
 
 def shoot_run(page: Page, server: str, tracked: TrackedRun, model: str, out: Path) -> None:
-    experiment = f"{server}/#/experiments/{tracked.experiment_id}"
-    run = f"{experiment}/runs/{tracked.run_id}"
+    """The pages of a run that docs/dashboard.md speaks of."""
+    run = f"{server}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
     tidy(page, server)
     visit(page, f"{run}/model-metrics", "train")
-    shoot(page, out / "charts.png")
-    show_section(page, "embedding")
-    shoot(page, out / "embedding.png")
     show_section(page, "train")
     shoot(page, out / "train.png")
-    visit(page, run, "Child runs")
-    shoot(page, out / "overview.png")
-    visit(page, f"{run}/model-metrics", "train")
-    show_pictures(page)
+    show_section(page, "embedding")
+    shoot(page, out / "embedding.png")
+    show_section(page, "batch")
+    for name in ("pairs", "rendered_texts", "similarity"):
+        show_newest(page, f"batch/{name}")
     shoot(page, out / "pictures.png")
     visit(page, f"{run}/system-metrics", "System metrics")
-    # The tab shows pictures too; only the search leaves them out.
-    page.get_by_placeholder("Search metric charts").fill("utilization|memory|network")
-    page.wait_for_timeout(SETTLE_MS)
+    show_section(page, "system/")
     shoot(page, out / "machines.png")
-    visit(page, f"{experiment}/runs", "demo|step_")
-    expand_children(page)
-    shoot(page, out / "evaluations.png")
+    visit(page, run, "Child runs")
+    shoot(page, out / "overview.png")
     visit(page, f"{server}/#/models/{model}", "champion")
     shoot(page, out / "model.png")
 
 
-def show_pictures(page: Page) -> None:
-    """The newest of each series; sliders stand at step 0 at first."""
-    show_section(page, "batch")
-    for slider in page.get_by_role("slider").all()[:3]:
-        slider.focus()
-        for _ in range(MAX_STEPS_OF_SLIDER):
-            page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(SETTLE_MS)
-
-
 def show_section(page: Page, name: str) -> None:
-    """Scroll to a section of charts."""
-    section = page.get_by_text(re.compile(f"^({name})")).first
-    section.scroll_into_view_if_needed()
+    """Scroll a section of charts to the top."""
+    section = page.get_by_text(re.compile(f"^{name}")).first
+    section.evaluate("section => section.scrollIntoView()")
     page.wait_for_timeout(SETTLE_MS)
 
 
-def expand_children(page: Page) -> None:
-    """Open the child runs under their parent: the plus sign before its name."""
-    page.locator("[role=row] [role=gridcell] button").first.click()
-    page.wait_for_timeout(SETTLE_MS)
+def show_newest(page: Page, chart: str) -> None:
+    """In a chart of pictures: the last step, and no params over the picture."""
+    card = page.get_by_text(chart, exact=True).first
+    card = card.locator("xpath=ancestor::div[.//button[@aria-haspopup='menu']][1]")
+    card.locator("button[aria-haspopup=menu]").first.click()
+    page.get_by_role("menuitem", name="Configure").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("switch").first.click()
+    dialog.get_by_role("slider").focus()
+    for _ in range(MAX_STEPS_OF_SLIDER):
+        page.keyboard.press("ArrowRight")
+    dialog.get_by_role("button", name=re.compile("Save")).click()
+    page.wait_for_timeout(SETTLE_MS // 2)
 
 
 def main() -> None:
