@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from clippo_core.errors import ConfigError
 
+TextPatches = Literal["all", "occupied", "inked"]
+
 
 class Config:
     """Base of all settings; the codec refuses unknown keys and values of another type."""
@@ -113,9 +115,10 @@ class ClippoConfig(Config):
     """How text is drawn; holds the canvas size."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """How pictures are brought onto the canvas."""
-    text_patches: Literal["all", "occupied"] = "all"
+    text_patches: TextPatches = "all"
     """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out the patch
-    rows below the last inked text row: cheaper, and learns as well (EXPERIMENTS.md)."""
+    rows below the last inked text row, "inked" every patch without ink: cheaper, and they learn as
+    well (EXPERIMENTS.md)."""
 
     def __post_init__(self) -> None:
         size, patch = self.render.image_size_px, self.vit.patch_size_px

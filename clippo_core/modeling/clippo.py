@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import RenderError
 from clippo_core.images import fit_image
+from clippo_core.modeling.patch_sets import PatchSets, drawn_patches, text_patches
 from clippo_core.modeling.vit import VisionTransformer
 from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
-from clippo_core.rendering.unifont import GLYPH_PX
 
 INITIAL_LOGIT_SCALE = 10.0
 NORM_EPSILON = 1e-8
@@ -73,23 +73,30 @@ class Clippo(nn.Module):
         images: UInt8[Tensor, "image height_px width_px 3"],
         texts: TextRasters,
         left_texts: TextRasters | None = None,
+        kept_patches: Int64[Tensor, "image kept"] | None = None,
     ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
         """Unit-length embeddings of both sides of the pairs, and the logit scale.
+
+        Everything goes through the encoder at once.
 
         Args:
             images: left sides of the first pairs.
             texts: right sides of all pairs.
             left_texts: left sides of the pairs after those with a picture.
+            kept_patches: the patches of each image that take part; None: all.
 
         Raises:
             RenderError: if the texts were rendered otherwise than the model's.
         """
-        if left_texts is None or not len(left_texts):
-            return normalize(self.encoder(images)), self.embed_rasters(texts), self.logit_scale
-        rasters = TextRasters.concatenate([left_texts, texts])
-        left, right = self.embed_rasters(rasters).split([len(left_texts), len(texts)])
-        if len(images):
-            left = torch.cat([normalize(self.encoder(images)), left])
+        num_left = 0 if left_texts is None else len(left_texts)
+        both = TextRasters.concatenate([left_texts, texts]) if left_texts is not None else texts
+        parts = [self._text_sets(both)]
+        if len(images) and kept_patches is not None:
+            parts.insert(0, drawn_patches(images, kept_patches, self.encoder.patch_size_px))
+        elif len(images):
+            parts.insert(0, self.encoder.whole(images))
+        embeddings = normalize(torch.cat(self.encoder.embed(*parts)))
+        left, right = embeddings.split([len(images) + num_left, len(texts)])
         return left, right, self.logit_scale
 
     def embed_rasters(self, texts: TextRasters) -> Float[Tensor, "text embed"]:
@@ -98,32 +105,17 @@ class Clippo(nn.Module):
         Raises:
             RenderError: if they were rendered otherwise than the model's.
         """
+        return normalize(self.encoder.embed(self._text_sets(texts))[0])
+
+    def _text_sets(self, texts: TextRasters) -> PatchSets:
         if texts.config != self.config.render:
             raise RenderError(
                 "these texts were rendered otherwise than the model was trained with:\n"
                 f"  texts: {texts.config}\n  model: {self.config.render}\n"
                 "render them with model.renderer"
             )
-        if self.config.text_patches == "all":
-            return normalize(self.encoder(texts.to_tensor(self.device).unsqueeze(-1)))
-        heights_px = self._occupied_px(texts)
-        groups = [np.flatnonzero(heights_px == height) for height in np.unique(heights_px)]
-        features = [
-            self.encoder(
-                texts.take(group)
-                .to_tensor(self.device, height_px=int(heights_px[group[0]]))
-                .unsqueeze(-1)
-            )
-            for group in groups
-        ]
-        order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(self.device)
-        return normalize(torch.cat(features)[order])
-
-    def _occupied_px(self, texts: TextRasters) -> Int64[np.ndarray, " text"]:
-        """Height of the whole patches down to the last inked text row; at least one patch."""
-        patch = self.config.vit.patch_size_px
-        patch_rows = -(-texts.occupied_rows.astype(np.int64) * GLYPH_PX // patch)
-        return np.maximum(patch_rows, 1) * patch
+        patch, which = self.config.vit.patch_size_px, self.config.text_patches
+        return text_patches(texts, which, patch_size_px=patch, device=self.device)
 
     def encode_images(
         self,

@@ -10,16 +10,33 @@ dimensions that it factors in the paper (it never factors across heads).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6
 #: Up to so many tokens, in bfloat16 on a CPU, written-out attention is the faster one: torch's
 #: fused kernel spends its backward pass on blocks that are mostly padding (EXPERIMENTS.md).
 MAX_EXPLICIT_TOKENS = 64
+
+
+class TokenGroup(NamedTuple):
+    """Sets of equally many tokens, one set after the other; a token attends within its set only."""
+
+    num_sets: int
+    num_tokens: int
+    """In each set, padding included."""
+    is_token: Bool[Tensor, "set token"] | None = None
+    """False where a set was padded; None where none of the group was."""
+
+    @property
+    def size(self) -> int:
+        """Tokens of all sets together."""
+        return self.num_sets * self.num_tokens
 
 
 def xavier_uniform_(kernel: Tensor, *, fan_in: int, fan_out: int) -> None:
@@ -73,11 +90,16 @@ class HeadProjection(nn.Module):
         xavier_uniform_(self.kernel.data, fan_in=width, fan_out=width)
 
     def forward(
-        self, x: Float[Tensor, "batch token width"]
-    ) -> tuple[Float[Tensor, "batch head token head_dim"], ...]:
-        flat = F.linear(x, self.kernel.flatten(1).T, self.bias.flatten())
-        parts = flat.unflatten(-1, tuple(self.bias.shape)).permute(2, 0, 3, 1, 4)
-        return parts.unbind(0)
+        self, x: Float[Tensor, "token width"]
+    ) -> Float[Tensor, "token part_x_head_x_head_dim"]:
+        return F.linear(x, self.kernel.flatten(1).T, self.bias.flatten())
+
+    def split_heads(
+        self, projected: Float[Tensor, "token part_x_head_x_head_dim"], group: TokenGroup
+    ) -> tuple[Float[Tensor, "set head member head_dim"], ...]:
+        """What `forward` gave for the tokens of a group, as one tensor for each part."""
+        sets = projected.view(group.num_sets, group.num_tokens, *self.bias.shape)
+        return sets.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class MergeHeads(nn.Module):
@@ -89,40 +111,61 @@ class MergeHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         xavier_uniform_(self.kernel.data, fan_in=width, fan_out=width)
 
-    def forward(
-        self, x: Float[Tensor, "batch head token head_dim"]
-    ) -> Float[Tensor, "batch token width"]:
-        return F.linear(x.transpose(1, 2).flatten(2), self.kernel.flatten(0, 1).T, self.bias)
+    def forward(self, x: Float[Tensor, "token head_x_head_dim"]) -> Float[Tensor, "token width"]:
+        return F.linear(x, self.kernel.flatten(0, 1).T, self.bias)
 
 
 def attend(
-    query: Float[Tensor, "batch head query head_dim"],
-    key: Float[Tensor, "batch head token head_dim"],
-    value: Float[Tensor, "batch head token head_dim"],
-) -> Float[Tensor, "batch head query head_dim"]:
-    """`softmax(Q K^T / sqrt(head_dim)) V`, the softmax in float32."""
+    query: Float[Tensor, "set head query head_dim"],
+    key: Float[Tensor, "set head token head_dim"],
+    value: Float[Tensor, "set head token head_dim"],
+    is_token: Bool[Tensor, "set token"] | None = None,
+) -> Float[Tensor, "set_x_query head_x_head_dim"]:
+    """`softmax(Q K^T / sqrt(head_dim)) V` over the tokens that are none of padding."""
+    mask = None if is_token is None else is_token[:, None, None, :]
     is_on_cpu = query.device.type == "cpu"
     if is_on_cpu and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        return scores.float().softmax(-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+        scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        attended = scores.softmax(-1).to(value.dtype) @ value
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of the tokens over themselves."""
+    """Multi-head attention of tokens over those of their own set."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.query_key_value = HeadProjection(width, 3, num_heads)
         self.output = MergeHeads(width, num_heads)
 
-    def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        query, key, value = self.query_key_value(x)
-        return self.output(attend(query, key, value))
+    def forward(
+        self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "token width"]:
+        return self.output(self._attend_within(self.query_key_value(x), groups))
+
+    # How many groups there are changes from batch to batch: nothing to compile once.
+    @torch.compiler.disable
+    def _attend_within(
+        self,
+        projected: Float[Tensor, "token part_x_head_x_head_dim"],
+        groups: Sequence[TokenGroup],
+    ) -> Float[Tensor, "token head_x_head_dim"]:
+        # Split and not sliced: the gradient of a slice is as large as the whole.
+        parts = projected.split([group.size for group in groups])
+        return torch.cat(
+            [
+                attend(*self.query_key_value.split_heads(part, group), group.is_token)
+                for part, group in zip(parts, groups, strict=True)
+            ]
+        )
 
 
 class AttentionPooling(nn.Module):
-    """One learned probe attends over the tokens, then an MLP with residual ("MAP head").
+    """One learned probe attends over each set of tokens, then an MLP with residual ("MAP head").
 
     Source: big_vision `models/vit.py` MAPHead at 0127fb6, after "Scaling Vision Transformers".
     """
@@ -137,9 +180,15 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.mlp = Mlp(width, mlp_dim)
 
-    def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch width"]:
-        (query,) = self.query(self.probe)
-        key, value = self.key_value(x)
-        query = query.expand(len(x), -1, -1, -1)
-        pooled = self.output(attend(query, key, value))
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+    def forward(
+        self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "set width"]:
+        (query,) = self.query.split_heads(self.query(self.probe[0]), TokenGroup(1, 1))
+        parts = self.key_value(x).split([group.size for group in groups])
+        attended = []
+        for part, group in zip(parts, groups, strict=True):
+            key, value = self.key_value.split_heads(part, group)
+            probe = query.expand(group.num_sets, -1, -1, -1)
+            attended.append(attend(probe, key, value, group.is_token))
+        pooled = self.output(torch.cat(attended))
+        return pooled + self.mlp(self.norm(pooled))

@@ -1,10 +1,17 @@
-"""The Vision Transformer, on whole canvases or on the top of them."""
+"""The Vision Transformer, on sets of patches: whole canvases, or parts of them."""
+
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clippo_core.config import VitConfig
 from clippo_core.errors import ConfigError
@@ -14,12 +21,14 @@ from clippo_core.modeling.layers import (
     Dense,
     Mlp,
     SelfAttention,
+    TokenGroup,
     lecun_normal_,
 )
+from clippo_core.modeling.patch_sets import PatchSets, whole_canvases
 
 
 class PatchEmbedding(nn.Module):
-    """Cut pixels into patches, scale them to [-1, 1], project them; kernel [y, x, channel, width].
+    """Scale the pixels of patches to [-1, 1], project them; kernel [y, x, channel, width].
 
     Grey pixels go in as one channel: three equal channels times a kernel are one channel times the
     kernel's sum over channels.
@@ -32,15 +41,12 @@ class PatchEmbedding(nn.Module):
         lecun_normal_(self.kernel.data, fan_in=3 * patch_size_px**2)
 
     def forward(
-        self, pixels: UInt8[Tensor, "batch height_px width_px channel"]
-    ) -> Float[Tensor, "batch patch width"]:
-        side = self.kernel.shape[0]
-        batch, height, width, channels = pixels.shape
-        kernel = self.kernel if channels == 3 else self.kernel.sum(2, keepdim=True)
-        grid = pixels.view(batch, height // side, side, width // side, side, channels)
-        patches = grid.transpose(2, 3).flatten(3).flatten(1, 2)
+        self, patches: UInt8[Tensor, "patch pixel_x_channel"]
+    ) -> Float[Tensor, "patch width"]:
+        is_grey = patches.shape[-1] == self.kernel.shape[0] ** 2
+        kernel = self.kernel.sum(2) if is_grey else self.kernel
         scaled = patches.to(self.kernel.dtype) / 127.5 - 1
-        return scaled @ kernel.flatten(0, 2) + self.bias
+        return scaled @ kernel.flatten(0, -2) + self.bias
 
 
 class Block(nn.Module):
@@ -53,13 +59,18 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(config.width, eps=LAYER_NORM_EPSILON)
         self.mlp = Mlp(config.width, config.mlp_dim)
 
-    def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        x = x + self.attention(self.norm_attention(x))
+    def forward(
+        self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "token width"]:
+        x = x + self.attention(self.norm_attention(x), groups)
         return x + self.mlp(self.norm_mlp(x))
 
 
 class VisionTransformer(nn.Module):
-    """Pixels to embeddings: patches, learned positions, blocks, attention pooling, linear head.
+    """Patches to embeddings: projection, learned positions, blocks, attention pooling, linear head.
+
+    All tokens of a batch go through the dense layers as one matrix, whatever set they belong to;
+    only attention and pooling look at the sets.
 
     Source: big_vision `models/vit.py` at 0127fb6 with `pool_type="map"`; equality of outputs and
     gradients shown in tests/parity/test_big_vision_checkpoint.py.
@@ -74,6 +85,8 @@ class VisionTransformer(nn.Module):
         """
         super().__init__()
         self.grid_size = grid_size
+        self.patch_size_px = config.patch_size_px
+        self.recomputes_activations = False
         self.patch_embedding = PatchEmbedding(config.patch_size_px, config.width)
         self.position_embedding = nn.Parameter(torch.empty(1, grid_size**2, config.width))
         nn.init.normal_(self.position_embedding, std=config.width**-0.5)
@@ -83,37 +96,74 @@ class VisionTransformer(nn.Module):
         self.head = Dense(config.width, config.embed_dim)
         lecun_normal_(self.head.kernel.data, fan_in=config.width)
 
-    def encode(
-        self, pixels: UInt8[Tensor, "batch height_px width_px channel"]
-    ) -> Float[Tensor, "batch patch width"]:
-        """Tokens after the last block, before the final norm.
+    def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:
+        """Every patch of every canvas.
 
         Args:
             pixels: RGB or one grey channel. As wide as the canvas; where it is less high, it is
-                the top of the canvas, and the positions below take no part.
+                the top of the canvas.
 
         Raises:
             ConfigError: if the pixels do not fit the canvas.
         """
-        side = self.grid_size * self.patch_embedding.kernel.shape[0]
+        patch = self.patch_size_px
+        side = self.grid_size * patch
         height, width = pixels.shape[1:3]
-        if width != side or height > side or height % self.patch_embedding.kernel.shape[0]:
+        if width != side or height > side or height % patch:
             raise ConfigError(
                 f"pixels of {height}x{width} do not fit the model's canvas of {side}x{side}; "
                 "resize images to it, and render texts with its image_size_px"
             )
-        tokens = self.patch_embedding(pixels)
-        tokens = tokens + self.position_embedding[:, : tokens.shape[1]]
+        return whole_canvases(pixels, patch)
+
+    def embed_patches(
+        self, pixels: UInt8[Tensor, "patch pixel_x_channel"], positions: Int64[Tensor, " patch"]
+    ) -> Float[Tensor, "patch width"]:
+        """Tokens before the first block."""
+        return self.patch_embedding(pixels) + self.position_embedding[0][positions]
+
+    def transform(
+        self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "token width"]:
+        """Tokens after the last block, before the final norm."""
         for block in self.blocks:
-            tokens = block(tokens)
+            if self.recomputes_activations and torch.is_grad_enabled():
+                # Recomputing draws no random numbers.
+                tokens = cast(
+                    Tensor,
+                    checkpoint(
+                        block, tokens, groups, use_reentrant=False, preserve_rng_state=False
+                    ),
+                )
+            else:
+                tokens = block(tokens, groups)
         return tokens
 
-    def pool(self, tokens: Float[Tensor, "batch patch width"]) -> Float[Tensor, "batch width"]:
+    def encode(
+        self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
+    ) -> Float[Tensor, "canvas patch width"]:
+        """Tokens of whole canvases after the last block; see `whole` for the pixels."""
+        sets = self.whole(pixels)
+        tokens = self.transform(self.embed_patches(sets.pixels, sets.positions), sets.groups)
+        return tokens.unflatten(0, (len(pixels), -1))
+
+    def pool(self, tokens: Float[Tensor, "canvas patch width"]) -> Float[Tensor, "canvas width"]:
         """The features before the head, of tokens as `encode` gives them."""
-        return self.pooling(self.norm(tokens))
+        group = TokenGroup(*tokens.shape[:2])
+        return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
+
+    def embed(self, *parts: PatchSets) -> tuple[Float[Tensor, "canvas embed"], ...]:
+        """Embeddings, not normalised, of each part's canvases; all parts are encoded at once."""
+        tokens = torch.cat([self.embed_patches(part.pixels, part.positions) for part in parts])
+        groups = [group for part in parts for group in part.groups]
+        pooled = self.pooling(self.norm(self.transform(tokens, groups)), groups)
+        counts = [sum(group.num_sets for group in part.groups) for part in parts]
+        of_parts = self.head(pooled).split(counts)
+        return tuple(part.in_order(rows) for part, rows in zip(parts, of_parts, strict=True))
 
     def forward(
-        self, pixels: UInt8[Tensor, "batch height_px width_px channel"]
-    ) -> Float[Tensor, "batch embed"]:
-        """Embeddings, not normalised; see `encode` for the pixels."""
-        return self.head(self.pool(self.encode(pixels)))
+        self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
+    ) -> Float[Tensor, "canvas embed"]:
+        """Embeddings of whole canvases, not normalised; see `whole` for the pixels."""
+        (embeddings,) = self.embed(self.whole(pixels))
+        return embeddings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8, UInt16
+from jaxtyping import Bool, Int, Int32, UInt8, UInt16
 
 from clippo_core.config import RenderConfig
 from clippo_core.errors import RenderError
@@ -57,6 +57,23 @@ class TextRasters:
     def num_bytes(self) -> int:
         """Bytes that the batch takes in memory and on the wire."""
         return self.columns.nbytes + self.row_offsets.nbytes
+
+    def inked_patches(self, patch_size_px: int) -> Bool[np.ndarray, "text patch_row patch_column"]:
+        """Which patches of each canvas hold ink.
+
+        Args:
+            patch_size_px: side of a patch; divides the canvas.
+        """
+        size = self.config.image_size_px
+        side = size // patch_size_px
+        # One bit per pixel row that has ink somewhere in the patch's columns.
+        inked = np.bitwise_or.reduce(self.columns.reshape(-1, side, patch_size_px), axis=2)
+        bits = (inked[:, None, :] >> np.arange(GLYPH_PX, dtype=np.uint16)[:, None]) & 1
+        text, row = self._text_and_row()
+        rows = np.zeros((len(self), -(-size // GLYPH_PX), GLYPH_PX, side), bool)
+        rows[text, row] = bits
+        of_canvas = rows.reshape(len(self), -1, side)[:, :size]
+        return of_canvas.reshape(len(self), side, patch_size_px, side).any(2)
 
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:
         """The chosen texts, in the order given."""
