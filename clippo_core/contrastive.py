@@ -1,6 +1,11 @@
 """The contrastive loss: of a whole batch, and of one shard of its rows."""
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +17,8 @@ def contrastive_loss(
     left: Float[Tensor, "pair embed"],
     right: Float[Tensor, "pair embed"],
     logit_scale: Float[Tensor, "1"],
+    *,
+    rows_at_a_time: int | None = None,
 ) -> Float[Tensor, ""]:
     """Softmax cross-entropy over the batch, both directions, averaged (CLIP, arXiv:2103.00020).
 
@@ -22,8 +29,11 @@ def contrastive_loss(
         left: unit-length embeddings of one side of each pair.
         right: those of the other side, in the same order.
         logit_scale: the positive multiplier `s`.
+        rows_at_a_time: see `contrastive_loss_shard`.
     """
-    return contrastive_loss_shard(left, right, left, right, logit_scale, row_offset=0)
+    return contrastive_loss_shard(
+        left, right, left, right, logit_scale, row_offset=0, rows_at_a_time=rows_at_a_time
+    )
 
 
 def contrastive_loss_shard(
@@ -34,6 +44,7 @@ def contrastive_loss_shard(
     logit_scale: Float[Tensor, "1"],
     *,
     row_offset: int,
+    rows_at_a_time: int | None = None,
 ) -> Float[Tensor, ""]:
     """The part of `contrastive_loss` that belongs to some rows; over all shards they add up to it.
 
@@ -44,15 +55,60 @@ def contrastive_loss_shard(
         all_right: every row of the right side.
         logit_scale: the positive multiplier of the similarities.
         row_offset: where the shard's rows stand among all rows.
+        rows_at_a_time: how many rows of logits exist at a time; None: all of the shard's.
     """
+    rows = len(left) if rows_at_a_time is None else rows_at_a_time
     # fp32 on purpose: bf16 keeps 8 bits, too few to rank a 10k-way softmax.
     with torch.autocast(left.device.type, enabled=False):
-        targets = torch.arange(len(left), device=left.device) + row_offset
         scale = logit_scale.float()
-        forward = F.cross_entropy(
-            scale * left.float() @ all_right.float().T, targets, reduction="sum"
-        )
-        backward = F.cross_entropy(
-            scale * right.float() @ all_left.float().T, targets, reduction="sum"
-        )
-        return (forward + backward) / (2 * len(all_left))
+        sides = ((left.float(), all_right.float()), (right.float(), all_left.float()))
+        if rows >= len(left):
+            parts = [_cross_entropy(*side, scale, row_offset) for side in sides]
+        else:
+            parts = [
+                cast(Tensor, _BlockwiseCrossEntropy.apply(*side, scale, row_offset, rows))
+                for side in sides
+            ]
+        return (parts[0] + parts[1]) / (2 * len(all_left))
+
+
+def _cross_entropy(
+    queries: Float[Tensor, "row embed"],
+    keys: Float[Tensor, "pair embed"],
+    scale: Float[Tensor, "1"],
+    row_offset: int,
+) -> Float[Tensor, ""]:
+    """Summed over the queries; the target of a query is the key of its own row."""
+    targets = torch.arange(len(queries), device=queries.device) + row_offset
+    return F.cross_entropy(scale * queries @ keys.T, targets, reduction="sum")
+
+
+class _BlockwiseCrossEntropy(torch.autograd.Function):
+    """`_cross_entropy` in blocks of rows.
+
+    The gradients are formed with the loss, while a block's logits are there: a scalar's gradient
+    is the same but for a factor, whatever comes after, and no logits are formed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, row_offset: int, rows: int
+    ) -> Tensor:
+        total = queries.new_zeros(())
+        gradients = torch.zeros_like(queries), torch.zeros_like(keys), torch.zeros_like(scale)
+        for start in range(0, len(queries), rows):
+            block = queries[start : start + rows].detach().requires_grad_()
+            inputs = (block, keys.detach().requires_grad_(), scale.detach().requires_grad_())
+            with torch.enable_grad():
+                loss = _cross_entropy(*inputs, row_offset + start)
+            of_block, of_keys, of_scale = torch.autograd.grad(loss, inputs)
+            gradients[0][start : start + rows] = of_block
+            gradients[1].add_(of_keys)
+            gradients[2].add_(of_scale)
+            total += loss.detach()
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *(upstream[0] * gradient for gradient in ctx.saved_tensors), None, None

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
 from clippo_core.errors import ConfigError
+from clippo_core.hashing import hash_values, mix
 
 _ROUNDS = 6
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class SamplePlan:
     def _samples(self, source: int, start: int, end: int) -> PlannedSamples:
         """What the stream of a source holds from `start` to `end`."""
         position = np.arange(start, end, dtype=np.int64)
-        draw = _hash(position.astype(np.uint64), key=_mix(self.seed, source, 0))
+        draw = hash_values(position.astype(np.uint64), key=mix(self.seed, source, 0))
         row = self._rows(source, position)
         return PlannedSamples(np.full(len(row), source, np.int32), row, draw, position)
 
@@ -170,7 +170,7 @@ class SamplePlan:
         runs = np.empty_like(ordinal)
         for number in np.unique(passes):
             chosen = passes == number
-            key = _mix(self.seed, source, int(number) + 1)
+            key = mix(self.seed, source, int(number) + 1)
             runs[chosen] = permute(ordinal[chosen], size=num_runs, key=key)
         first = np.minimum(runs * self.run_length, max(num_rows - self.run_length, 0))
         return (first + (within + row_shift) % self.run_length) % num_rows
@@ -197,7 +197,7 @@ def permute(
     """
     rows = math.isqrt(size - 1) + 1
     sides = np.uint64(rows), np.uint64(-(-size // rows))
-    keys = _hash(np.arange(_ROUNDS, dtype=np.uint64), key=key).tolist()
+    keys = hash_values(np.arange(_ROUNDS, dtype=np.uint64), key=key).tolist()
     result = _feistel(values.astype(np.uint64), sides, keys)
     while (outside := result >= size).any():
         result[outside] = _feistel(result[outside], sides, keys)
@@ -210,22 +210,6 @@ def _feistel(
     halves = list(np.divmod(values, sides[1]))
     for number, key in enumerate(keys):
         this, other = number % 2, 1 - number % 2
-        shift = _hash(halves[other], key=key) % sides[this]
+        shift = hash_values(halves[other], key=key) % sides[this]
         halves[this] = (halves[this] + shift) % sides[this]
     return halves[0] * sides[1] + halves[1]
-
-
-def _hash(values: UInt64[np.ndarray, " value"], *, key: int) -> UInt64[np.ndarray, " value"]:
-    """The splitmix64 finalizer of `key + (value + 1) * golden ratio`, modulo 2^64."""
-    x = (values + np.uint64(1)) * _GOLDEN + np.uint64(key)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mix(*numbers: int) -> int:
-    """One 64-bit key of several numbers."""
-    key = 0
-    for number in numbers:
-        key = int(_hash(np.array([number & (2**64 - 1)], np.uint64), key=key)[0])
-    return key

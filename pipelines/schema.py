@@ -66,6 +66,19 @@ class TrainConfig(Config):
     """Of the fresh weights and of the sample plan."""
     precision: Precision = "bfloat16"
     """Of the matrix products; weights, moments and the loss are float32."""
+    micro_batch_size: int | None = None
+    """Pairs that a rank encodes at a time, each twice: memory for a big batch, a third more time.
+    None: all of its pairs at once. The update is the same."""
+    logit_rows: int | None = None
+    """Rows of the batch's logits that exist at a time on a rank; None: all of its rows."""
+    image_patch_drop: float = 0.0
+    """Share of the patches of each picture that a step leaves out (FLIP, arXiv:2212.00794)."""
+    unmasked_steps: int = 0
+    """Last steps, in which no patches are dropped; FLIP's tuning at the end."""
+    activation_checkpointing: bool = False
+    """Compute activations of the blocks again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the encoder's blocks by torch.compile; needs a C++ compiler on the machine."""
     init_from: str | None = None
     """Checkpoint (folder, .npz, URI) whose weights to start from; positions are resized."""
     checkpoint_every: int = 1_000
@@ -77,6 +90,16 @@ class TrainConfig(Config):
         for name in ("steps", "global_batch_size", "checkpoint_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name}={value}; expected 1 or more")
+        for name in ("micro_batch_size", "logit_rows"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"train.{name}={value}; expected None or >= 1")
+        drop, unmasked = self.image_patch_drop, self.unmasked_steps
+        require(0 <= drop < 1, f"train.image_patch_drop={drop}; expected a share in [0, 1)")
+        require(unmasked >= 0, f"train.unmasked_steps={unmasked}; expected 0 or more")
+
+    def patch_drop_at(self, step: int) -> float:
+        """The share of image patches that the update after `step` others leaves out."""
+        return self.image_patch_drop if step < self.steps - self.unmasked_steps else 0.0
 
     def is_logged(self, step: int) -> bool:
         """Whether the update that ends at `step` is a point in the charts."""

@@ -10,8 +10,8 @@ dimensions that it factors in the paper (it never factors across heads).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 LAYER_NORM_EPSILON = 1e-6
 #: Up to so many tokens, in bfloat16 on a CPU, written-out attention is the faster one: torch's
-#: fused kernel spends its backward pass on blocks that are mostly padding (EXPERIMENTS.md).
-MAX_EXPLICIT_TOKENS = 64
+#: fused kernel reaches a third of the matrix-product rate there (EXPERIMENTS.md).
+MAX_EXPLICIT_TOKENS = 256
 
 
 class TokenGroup(NamedTuple):
@@ -125,10 +125,13 @@ def attend(
     mask = None if is_token is None else is_token[:, None, None, :]
     is_on_cpu = query.device.type == "cpu"
     if is_on_cpu and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
-        scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).float()
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
-        attended = scores.softmax(-1).to(value.dtype) @ value
+        # Under autocast a softmax is float32 in and out, which here costs more than both products;
+        # the kernel computes in float32 whatever it reads and writes.
+        with torch.autocast("cpu", enabled=False):
+            attended = scores.softmax(-1) @ value
     else:
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)
@@ -145,23 +148,29 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "token width"]:
-        return self.output(self._attend_within(self.query_key_value(x), groups))
+        projected = self.query_key_value(x)
+        return self.output(_attend_within_eagerly(self.query_key_value, projected, groups))
 
-    # How many groups there are changes from batch to batch: nothing to compile once.
-    @torch.compiler.disable
-    def _attend_within(
-        self,
-        projected: Float[Tensor, "token part_x_head_x_head_dim"],
-        groups: Sequence[TokenGroup],
-    ) -> Float[Tensor, "token head_x_head_dim"]:
-        # Split and not sliced: the gradient of a slice is as large as the whole.
-        parts = projected.split([group.size for group in groups])
-        return torch.cat(
-            [
-                attend(*self.query_key_value.split_heads(part, group), group.is_token)
-                for part, group in zip(parts, groups, strict=True)
-            ]
-        )
+
+def _attend_within(
+    projection: HeadProjection,
+    projected: Float[Tensor, "token part_x_head_x_head_dim"],
+    groups: Sequence[TokenGroup],
+) -> Float[Tensor, "token head_x_head_dim"]:
+    """Attention of tokens over those of their own set, given queries, keys and values."""
+    # Split and not sliced: the gradient of a slice is as large as the whole.
+    attended = []
+    for part, group in zip(projected.split([g.size for g in groups]), groups, strict=True):
+        query, key, value = projection.split_heads(part, group)
+        attended.append(attend(query, key, value, group.is_token))
+    return torch.cat(attended)
+
+
+# How many groups there are changes from batch to batch: nothing to compile once.
+_attend_within_eagerly = cast(
+    Callable[[HeadProjection, Tensor, Sequence[TokenGroup]], Tensor],
+    torch.compiler.disable(_attend_within),
+)
 
 
 class AttentionPooling(nn.Module):

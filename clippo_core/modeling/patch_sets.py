@@ -76,7 +76,11 @@ def drawn_patches(
     """Only the patches that `kept` names for each canvas."""
     patches = cut_patches(pixels, patch_size_px).flatten(3).flatten(1, 2)
     canvas = torch.arange(len(kept), device=kept.device)[:, None]
-    return PatchSets(patches[canvas, kept].flatten(0, 1), kept.flatten(), [TokenGroup(*kept.shape)])
+    return PatchSets(
+        patches[canvas, kept].flatten(0, 1),
+        kept.flatten(),
+        [TokenGroup(kept.shape[0], kept.shape[1])],
+    )
 
 
 def text_patches(
@@ -101,7 +105,7 @@ def text_patches(
         return whole_canvases(texts.to_tensor(device).unsqueeze(-1), patch_size_px)
     if set_multiple is None:
         set_multiple = 1 if device.type == "cpu" else ACCELERATOR_SET_MULTIPLE
-    is_kept = _kept_patches(texts, which, patch_size_px)
+    is_kept = kept_patches(texts, which, patch_size_px)
     lengths = is_kept.sum(1)
     padded = np.minimum(-(-lengths // set_multiple) * set_multiple, is_kept.shape[1])
     # Kept ones first, each kind in the canvas's order; what pads a set is blank canvas.
@@ -125,7 +129,7 @@ def text_patches(
     )
 
 
-def _kept_patches(
+def kept_patches(
     texts: TextRasters, which: TextPatches, patch_size_px: int
 ) -> Bool[np.ndarray, "text patch"]:
     """Which patches of each text take part; at least one of each."""

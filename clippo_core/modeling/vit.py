@@ -149,7 +149,7 @@ class VisionTransformer(nn.Module):
 
     def pool(self, tokens: Float[Tensor, "canvas patch width"]) -> Float[Tensor, "canvas width"]:
         """The features before the head, of tokens as `encode` gives them."""
-        group = TokenGroup(*tokens.shape[:2])
+        group = TokenGroup(tokens.shape[0], tokens.shape[1])
         return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
 
     def embed(self, *parts: PatchSets) -> tuple[Float[Tensor, "canvas embed"], ...]:

@@ -73,7 +73,7 @@ class TextRasters:
         rows = np.zeros((len(self), -(-size // GLYPH_PX), GLYPH_PX, side), bool)
         rows[text, row] = bits
         of_canvas = rows.reshape(len(self), -1, side)[:, :size]
-        return of_canvas.reshape(len(self), side, patch_size_px, side).any(2)
+        return np.any(of_canvas.reshape(len(self), side, patch_size_px, side), axis=2)
 
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:
         """The chosen texts, in the order given."""

@@ -1,16 +1,18 @@
-"""One training step."""
+"""One training step: in one go, or in micro-batches with cached embeddings."""
 
 # torch and numba leave types unknown that these files use.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from clippo_core.config import OptimConfig
@@ -21,7 +23,9 @@ from clippo_core.training.state import TrainState
 
 Precision = Literal["float32", "bfloat16"]
 #: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[[Tensor, TextRasters, TextRasters | None], tuple[Tensor, Tensor, Tensor]]
+Forward = Callable[
+    [Tensor, TextRasters, TextRasters | None, Tensor | None], tuple[Tensor, Tensor, Tensor]
+]
 #: Rows of this shard -> rows of all shards in order, differentiable.
 Gather = Callable[[Tensor], Tensor]
 
@@ -34,11 +38,14 @@ class Shard:
         index: number of the shard.
         count: how many shards of equal size there are.
         gather: how their embeddings come together.
+        without_exchange: makes a context in which gradients add up here, for the backward pass
+            after it to exchange.
     """
 
     index: int = 0
     count: int = 1
     gather: Gather = lambda rows: rows
+    without_exchange: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,33 @@ class PairBatch:
     """Right sides of all pairs, in the same order."""
     left_texts: TextRasters | None = None
     """Left sides of the other pairs."""
+    kept_patches: Int64[Tensor, "image kept"] | None = None
+    """The patches of each image that are encoded; None: all."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def part(self, start: int, stop: int) -> PairBatch:
+        """The pairs from `start` to `stop`, in the same order."""
+        num_images, kept, left = len(self.images), self.kept_patches, self.left_texts
+        if left is not None:
+            left = left.take(np.arange(*(max(i - num_images, 0) for i in (start, stop))))
+        return PairBatch(
+            self.images[start:stop],
+            self.texts.take(np.arange(start, stop)),
+            left,
+            None if kept is None else kept[start:stop],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """How a step trades time for memory; the update is the same."""
+
+    micro_batch_size: int | None = None
+    """Encode so many pairs at a time, twice: without gradients for the loss, then with them."""
+    logit_rows: int | None = None
+    """Form the logits so many rows at a time."""
 
 
 def train_step(
@@ -62,6 +96,7 @@ def train_step(
     precision: Precision = "float32",
     forward: Forward | None = None,
     shard: Shard | None = None,
+    memory: StepMemory | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Make one update of `state`, in place.
 
@@ -73,37 +108,109 @@ def train_step(
         precision: of the matrix products; the loss is computed in float32 always.
         forward: wrapper of `state.model` whose gradients are averages over shards.
         shard: the part of the global batch that `batch` is.
+        memory: where it is to be saved.
 
     Returns:
         `loss`, the shard's part of the global batch's loss (the parts add up), and of the update:
         `gradient_norm` before clipping, `logit_scale`, `learning_rate`.
     """
     shard = Shard() if shard is None else shard
-    loss = shard_loss(forward or state.model, batch, precision=precision, shard=shard)
+    memory = StepMemory() if memory is None else memory
     state.optimizer.zero_grad(set_to_none=True)
-    # Wrappers average gradients over shards; the loss of the global batch is the sum.
-    (loss * shard.count).backward()
+    encoder = forward or state.model
+    loss = accumulate_gradients(encoder, batch, precision=precision, shard=shard, memory=memory)
     gradient_norm = clip_gradients(state.model.parameters(), config.gradient_clip_norm)
     multiplier = schedule_multiplier(config.schedule, state.step, total_steps=total_steps)
     set_multiplier(state.optimizer, config, multiplier)
     state.optimizer.step()
     state.step += 1
-    state.samples_seen += len(batch.texts) * shard.count
+    state.samples_seen += len(batch) * shard.count
     return {
-        "loss": loss.detach(),
+        "loss": loss,
         "gradient_norm": gradient_norm,
         "logit_scale": state.model.logit_scale.detach().squeeze(),
         "learning_rate": torch.tensor(config.learning_rate * multiplier),
     }
 
 
-def shard_loss(
-    forward: Forward, batch: PairBatch, *, precision: Precision, shard: Shard
+def accumulate_gradients(
+    forward: Forward, batch: PairBatch, *, precision: Precision, shard: Shard, memory: StepMemory
 ) -> Float[Tensor, ""]:
-    """The shard's part of the contrastive loss of the global batch, with gradients."""
+    """Add the gradients of the global batch's loss to the parameters; return the shard's part."""
+    size = memory.micro_batch_size
+    if size is not None and size < len(batch):
+        return _accumulate_cached(forward, batch, size, precision, shard, memory)
+    embeddings = _encode(forward, batch, precision)
+    loss = _loss(*embeddings, shard=shard, memory=memory)
+    # Wrappers average gradients over shards; the loss of the global batch is the sum.
+    (loss * shard.count).backward()
+    return loss.detach()
+
+
+def _accumulate_cached(
+    forward: Forward,
+    batch: PairBatch,
+    size: int,
+    precision: Precision,
+    shard: Shard,
+    memory: StepMemory,
+) -> Float[Tensor, ""]:
+    """Gradients by way of those of the embeddings; activations of `size` pairs exist at a time.
+
+    With `e = f(w)` the embeddings and `g = dL/de`, the gradient `dL/dw` is that of `sum(e g)` with
+    `g` held fixed, and this sum falls apart into micro-batches.
+
+    Source: GradCache, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
+    (arXiv:2101.06983).
+    """
+    parts = list(_micro_batches(batch, size))
+    with torch.no_grad():
+        sides = [_encode(forward, part, precision) for part in parts]
+    left, right, scale = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
+    # The scale is the same in every part: one stands for all, and the others' gradients are 0.
+    loss = _loss(left, right, scale[:1], shard=shard, memory=memory)
+    (loss * shard.count).backward()
+    wanted = cast("list[Tensor]", [left.grad, right.grad, scale.grad])
+    start = 0
+    for number, part in enumerate(parts):
+        rows = slice(start, start + len(part))
+        start += len(part)
+        is_last = number == len(parts) - 1
+        with nullcontext() if is_last else shard.without_exchange():
+            embeddings = _encode(forward, part, precision)
+            of_part = (wanted[0][rows], wanted[1][rows], wanted[2][number : number + 1])
+            torch.autograd.backward(embeddings, of_part)
+    return loss.detach()
+
+
+def _micro_batches(batch: PairBatch, size: int) -> Iterator[PairBatch]:
+    for start in range(0, len(batch), size):
+        yield batch.part(start, min(start + size, len(batch)))
+
+
+def _encode(
+    forward: Forward, batch: PairBatch, precision: Precision
+) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
     device = batch.images.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        left, right, logit_scale = forward(batch.images, batch.texts, batch.left_texts)
-    all_left, all_right = shard.gather(left), shard.gather(right)
-    offset = shard.index * len(left)
-    return contrastive_loss_shard(left, right, all_left, all_right, logit_scale, row_offset=offset)
+        return forward(batch.images, batch.texts, batch.left_texts, batch.kept_patches)
+
+
+def _loss(
+    left: Float[Tensor, "pair embed"],
+    right: Float[Tensor, "pair embed"],
+    logit_scale: Float[Tensor, "1"],
+    *,
+    shard: Shard,
+    memory: StepMemory,
+) -> Float[Tensor, ""]:
+    """The shard's part of the contrastive loss of the global batch, with gradients."""
+    return contrastive_loss_shard(
+        left,
+        right,
+        shard.gather(left),
+        shard.gather(right),
+        logit_scale,
+        row_offset=shard.index * len(left),
+        rows_at_a_time=memory.logit_rows,
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clippo_core.training.step import Shard
 
@@ -31,11 +33,16 @@ class _GatherRows(torch.autograd.Function):
         return total[start : start + ctx.count]
 
 
-def this_shard() -> Shard:
-    """The calling rank's part of the global batch; all of it outside a process group."""
+def this_shard(model: nn.Module) -> Shard:
+    """The calling rank's part of the global batch; all of it outside a process group.
+
+    Args:
+        model: as it is called: where there are ranks, wrapped to average gradients over them.
+    """
     if not is_distributed():
         return Shard()
-    return Shard(dist.get_rank(), dist.get_world_size(), gather=gather_rows)
+    without_exchange = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
+    return Shard(dist.get_rank(), dist.get_world_size(), gather_rows, without_exchange)
 
 
 def gather_rows(rows: Float[Tensor, "row embed"]) -> Float[Tensor, "pair embed"]:
@@ -60,6 +67,13 @@ def gather_numbers(values: Sequence[float], device: torch.device) -> list[list[f
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, own)
     return torch.stack(gathered).tolist()
+
+
+def sum_of_lower_ranks(count: int) -> int:
+    """The sum of what the ranks before this one give; each rank must give a number."""
+    if not is_distributed():
+        return 0
+    return sum(collect_objects(count)[: dist.get_rank()])
 
 
 def collect_objects(value: Any) -> list[Any]:

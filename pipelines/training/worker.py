@@ -26,8 +26,9 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
+from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import Snapshot, TrainState
-from clippo_core.training.step import PairBatch, train_step
+from clippo_core.training.step import PairBatch, StepMemory, train_step
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
@@ -46,7 +47,12 @@ from pipelines.storage import (
 from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.tracking.step_logger import StepLogger
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
-from pipelines.training.collectives import collect_objects, sum_over_ranks, this_shard
+from pipelines.training.collectives import (
+    collect_objects,
+    sum_of_lower_ranks,
+    sum_over_ranks,
+    this_shard,
+)
 from pipelines.training.gauges import Gauges, shares_of_sources
 from pipelines.training.monitor import MonitorClient
 
@@ -185,19 +191,38 @@ class Rank:
     def _step(self, batch: PreparedBatch) -> dict[str, float]:
         # A copy: the batch is a read-only view of Ray's object store.
         images = torch.tensor(batch.images, device=self._device)
-        shard = this_shard()
+        train = self._config.train
+        kept = self._kept_patches(len(images))
+        shard = this_shard(self._forward)
         metrics = train_step(
             self.state,
-            PairBatch(images, batch.texts, batch.left_texts),
+            PairBatch(images, batch.texts, batch.left_texts, kept),
             self._config.optim,
-            total_steps=self._config.train.steps,
-            precision=self._config.train.precision,
+            total_steps=train.steps,
+            precision=train.precision,
             forward=self._forward,
             shard=self._gauges.watch(shard),
+            memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
         )
         figures = {name: float(value) for name, value in metrics.items()}
         is_logged = self._config.train.is_logged(self.state.step)
         return figures | (self._gauges.read(batch, shard) if is_logged else {})
+
+    def _kept_patches(self, num_images: int) -> torch.Tensor | None:
+        """The image patches that this step encodes, the same for any number of ranks."""
+        train, step = self._config.train, self.state.step
+        drop = train.patch_drop_at(step)
+        if not drop:
+            return None
+        kept = draw_kept_patches(
+            drop,
+            seed=train.seed,
+            step=step,
+            first_image=sum_of_lower_ranks(num_images),
+            num_images=num_images,
+            num_patches=self._config.model.grid_size**2,
+        )
+        return torch.from_numpy(kept).to(self._device)
 
     def _exchange(
         self, batch: PreparedBatch, metrics: dict[str, float], wait_s: float, stop: bool
