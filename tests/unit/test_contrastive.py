@@ -57,6 +57,33 @@ def test_shards_add_up_to_the_whole_gradients_too(num_shards: int):
     torch.testing.assert_close(gradients(sum(parts), inputs), gradients(whole, inputs))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 12, 100])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_in_blocks_of_rows_it_is_the_same_gradients_too(rows: int, num_shards: int):
+    left, right, scale = inputs = pairs()
+    size = len(left) // num_shards
+    blockwise, whole = (
+        sum(
+            contrastive_loss_shard(
+                left[start : start + size],
+                right[start : start + size],
+                left,
+                right,
+                scale,
+                row_offset=start,
+                rows_at_a_time=at_a_time,
+            )
+            for start in range(0, len(left), size)
+        )
+        * 3
+        for at_a_time in (rows, None)
+    )
+    assert isinstance(blockwise, torch.Tensor)
+    assert isinstance(whole, torch.Tensor)
+    torch.testing.assert_close(blockwise, whole)
+    torch.testing.assert_close(gradients(blockwise, inputs), gradients(whole, inputs))
+
+
 def test_a_model_that_knows_nothing_scores_ln_of_the_batch():
     same = normalize(torch.ones(32, 4))
     loss = contrastive_loss(same, same, torch.tensor([10.0]))

@@ -8,7 +8,9 @@ from PIL import Image
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, RenderError
 from clippo_core.modeling import SIZES, Clippo, vit_config
-from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, attend
+from clippo_core.modeling.clippo import normalize
+from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, TokenGroup, attend
+from clippo_core.modeling.patch_sets import PatchSets, text_patches
 from clippo_core.rendering import TextRenderer
 
 TINY = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
@@ -59,6 +61,63 @@ def test_occupied_equals_encoding_the_top_of_each_canvas_alone(patch_size_px: in
         with torch.no_grad():
             alone = model.encoder(top)[0]
         np.testing.assert_allclose(embedding, (alone / alone.norm()).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size_px", [8, 16, 32])
+def test_inked_equals_encoding_the_patches_with_ink_alone(patch_size_px: int):
+    vit = VitConfig(**{**vars(TINY), "patch_size_px": patch_size_px})
+    torch.manual_seed(0)
+    model = Clippo(
+        ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="inked")
+    )
+    for text, embedding in zip(TEXTS, model.encode_texts(TEXTS), strict=True):
+        canvas = model.renderer.render(text)[:, :, :1]
+        patches, positions = [], []
+        for position in range(model.config.grid_size**2):
+            row, column = (side * patch_size_px for side in divmod(position, 64 // patch_size_px))
+            patch = canvas[row : row + patch_size_px, column : column + patch_size_px]
+            if (patch != 127).any() or (position == 0 and (canvas == 127).all()):
+                patches.append(patch.reshape(-1))
+                positions.append(position)
+        sets = PatchSets(
+            torch.from_numpy(np.stack(patches)),
+            torch.tensor(positions),
+            [TokenGroup(1, len(positions))],
+        )
+        with torch.no_grad():
+            alone = model.encoder.embed(sets)[0][0]
+        np.testing.assert_allclose(embedding, (alone / alone.norm()).numpy(), atol=1e-5)
+
+
+def test_padding_of_sets_takes_no_part():
+    model = tiny(text_patches="inked")
+    rasters = model.renderer.render_batch(TEXTS)
+    tight, padded = (
+        text_patches(
+            rasters,
+            "inked",
+            patch_size_px=16,
+            device=torch.device("cpu"),
+            set_multiple=multiple,
+        )
+        for multiple in (1, 8)
+    )
+    assert len(padded.groups) < len(tight.groups)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            ours, theirs = (normalize(model.encoder.embed(sets)[0]) for sets in (padded, tight))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_encoded_together_pictures_and_texts_are_what_each_is_alone():
+    model = tiny(text_patches="inked")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
+    left_texts, texts = (model.renderer.render_batch(t) for t in (["p", "q r s"], TEXTS[:4]))
+    with torch.no_grad():
+        left, right, _ = model(images, texts, left_texts)
+        alone = [normalize(model.encoder(images)), model.embed_rasters(left_texts)]
+    torch.testing.assert_close(left, torch.cat(alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(right, model.embed_rasters(texts), rtol=0, atol=1e-5)
 
 
 def test_full_canvases_are_the_same_under_both_ways():

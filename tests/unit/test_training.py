@@ -3,11 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
+from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import CheckpointError
+from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, Shard, shard_loss, train_step
+from clippo_core.training.step import (
+    PairBatch,
+    Shard,
+    StepMemory,
+    accumulate_gradients,
+    train_step,
+)
 
 VIT = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, embed_dim=16)
 CONFIG = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=64), text_patches="occupied")
@@ -16,6 +26,11 @@ OPTIM = OptimConfig(schedule=ScheduleConfig(decay="constant", warmup_steps=0, co
 
 def make_state() -> TrainState:
     return TrainState.create(CONFIG, OPTIM, seed=0)
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return make_state()
 
 
 def make_batch(state: TrainState, count: int = 8) -> PairBatch:
@@ -36,26 +51,132 @@ def test_fitting_one_batch_brings_the_loss_down():
 @pytest.mark.parametrize("num_shards", [2, 4])
 def test_shards_with_gathered_embeddings_have_the_gradients_of_the_whole(num_shards: int):
     """What two or four ranks compute, in one process: the gather shows each of them all rows."""
-    state = make_state()
-    batch = make_batch(state)
-    whole = shard_loss(state.model, batch, precision="float32", shard=Shard())
-    names = [name for name, _ in state.model.named_parameters()]
-    params = list(state.model.parameters())
-    expected = torch.autograd.grad(whole, params)
-    left, right, _ = state.model(batch.images, batch.texts)
-    rows, losses = len(batch.images) // num_shards, []
+    batch = make_batch(make_state())
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(8, 16, generator=generator).requires_grad_() for _ in "lr"]
+    scale = torch.tensor([3.0], requires_grad=True)
+    leaves = (*sides, scale)
+    whole = contrastive_loss(*sides, scale)
+    expected = torch.autograd.grad(whole, leaves)
+    rows, losses = 8 // num_shards, []
     for index in range(num_shards):
         part = slice(index * rows, (index + 1) * rows)
-        everything = iter((left, right))
-        shard = Shard(index, num_shards, gather=lambda _, e=everything: next(e))
-        texts = batch.texts.take(np.arange(len(batch.texts))[part])
-        piece = PairBatch(batch.images[part], texts)
-        losses.append(shard_loss(state.model, piece, precision="float32", shard=shard))
-    torch.testing.assert_close(sum(losses), whole)
-    for name, ours, theirs in zip(
-        names, torch.autograd.grad(sum(losses), params), expected, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+        everything = iter(sides)
+        losses.append(
+            accumulate_gradients(
+                lambda *_, part=part: (sides[0][part], sides[1][part], scale),
+                batch.part(part.start, part.stop),
+                precision="float32",
+                shard=Shard(index, num_shards, gather=lambda _, e=everything: next(e)),
+                memory=StepMemory(),
+            )
+        )
+    torch.testing.assert_close(sum(losses), whole.detach())
+    for leaf, theirs in zip(leaves, expected, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad / num_shards, theirs)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    count=st.integers(1, 7),
+    num_texts=st.integers(0, 7),
+    micro_batch_size=st.integers(1, 8),
+    logit_rows=st.none() | st.integers(1, 8),
+    drop=st.sampled_from([0.0, 0.5]),
+)
+def test_micro_batches_give_the_loss_and_gradients_of_the_plain_step(
+    state: TrainState,
+    count: int,
+    num_texts: int,
+    micro_batch_size: int,
+    logit_rows: int | None,
+    drop: float,
+):
+    batch = with_texts_and_drop(state, make_batch(state, count), min(num_texts, count), drop)
+    memories = (
+        StepMemory(),
+        StepMemory(micro_batch_size=micro_batch_size, logit_rows=logit_rows),
+    )
+    losses, gradients = [], []
+    for memory in memories:
+        state.model.zero_grad()
+        losses.append(
+            accumulate_gradients(
+                state.model, batch, precision="float32", shard=Shard(), memory=memory
+            )
+        )
+        gradients.append({name: p.grad for name, p in state.model.named_parameters()})
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        # Relative to the terms of the sums, whose order differs: for the logit scale, which is one
+        # number, these are similarities, and mostly cancel.
+        largest = 1.0 if name == "log_logit_scale" else float(gradient.abs().max())
+        tolerance = 1e-5 * largest + 1e-7
+        torch.testing.assert_close(
+            gradients[1][name], gradient, rtol=1e-5, atol=tolerance, msg=name
+        )
+
+
+def with_texts_and_drop(
+    state: TrainState, batch: PairBatch, num_texts: int, drop: float
+) -> PairBatch:
+    """The batch with its last pictures replaced by texts, and some patches of the others kept."""
+    images = batch.images[: len(batch) - num_texts]
+    left = state.model.renderer.render_batch([f"left {i} " * (i % 3) for i in range(num_texts)])
+    kept = draw_kept_patches(
+        drop, seed=0, step=0, first_image=0, num_images=len(images), num_patches=16
+    )
+    return PairBatch(images, batch.texts, left, torch.from_numpy(kept) if drop else None)
+
+
+def test_kept_patches_depend_on_nothing_but_seed_step_and_place():
+    def draw(first_image: int, num_images: int, step: int = 7) -> np.ndarray:
+        return draw_kept_patches(
+            0.5,
+            seed=3,
+            step=step,
+            first_image=first_image,
+            num_images=num_images,
+            num_patches=196,
+        )
+
+    whole = draw(0, 64)
+    assert whole.shape == (64, 98)
+    assert (np.diff(whole, axis=1) > 0).all()
+    np.testing.assert_array_equal(np.concatenate([draw(0, 24), draw(24, 40)]), whole)
+    assert (draw(0, 64, step=8) != whole).any(1).all()
+    # Every patch is kept about half of the time; five deviations.
+    often = np.bincount(draw(0, 1000).ravel(), minlength=196)
+    assert np.abs(often - 500).max() < 5 * np.sqrt(250)
+
+
+def test_dropped_patches_take_no_part():
+    state = make_state()
+    batch = make_batch(state, 4)
+    kept = torch.arange(8).repeat(4, 1)
+    changed = batch.images.clone()
+    changed[:, 32:] = 0
+    embeddings = [
+        state.model(images, batch.texts, None, kept)[0] for images in (batch.images, changed)
+    ]
+    torch.testing.assert_close(*embeddings)
+    assert not torch.allclose(embeddings[0], state.model(batch.images, batch.texts)[0])
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    state = make_state()
+    batch = make_batch(state)
+    gradients = []
+    for recomputes in (False, True):
+        state.model.encoder.recomputes_activations = recomputes
+        state.model.zero_grad()
+        accumulate_gradients(
+            state.model, batch, precision="float32", shard=Shard(), memory=StepMemory()
+        )
+        gradients.append([p.grad for p in state.model.parameters()])
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
