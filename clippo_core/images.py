@@ -6,14 +6,14 @@ import io
 import struct
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from clippo_core.config import ImageConfig
 from clippo_core.rejected import Rejected
+from clippo_core.resizing import resize_antialiased, resize_bilinear
 
 #: Left out on purpose: formats that call other programs (EPS) or that no image set uses.
 DECODED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")
@@ -34,7 +34,14 @@ def decode_image(
         config: how to resize, and the most pixels to decode.
         image_size_px: side of the square canvas; the aspect ratio is not kept, as in the paper.
     """
-    return _guarded(encoded, config, lambda i: fit_image(i, config, image_size_px=image_size_px))
+
+    def fit(image: Image.Image) -> UInt8[np.ndarray, "height_px width_px 3"]:
+        if config.resize == "scaled_decode":
+            # JPEG alone knows this; other formats pass over it.
+            image.draft(None, (image_size_px, image_size_px))
+        return fit_image(image, config, image_size_px=image_size_px)
+
+    return _guarded(encoded, config, fit)
 
 
 def decode_thumbnail(
@@ -89,55 +96,24 @@ def fit_image(
     image_size_px: int,
 ) -> UInt8[np.ndarray, "canvas_px canvas_px 3"]:
     """Bring a picture onto the square canvas, in the way that `config.resize` names."""
-    rgb = to_rgb(image) if isinstance(image, Image.Image) else image
+    rgb = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
     if config.resize == "bilinear":
-        return resize_bilinear(np.asarray(rgb), image_size_px=image_size_px)
-    rgb = rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
-    size = (image_size_px, image_size_px)
-    return np.asarray(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.BILINEAR))
+        return resize_bilinear(rgb, image_size_px=image_size_px)
+    is_fit = rgb.shape[:2] == (image_size_px, image_size_px)
+    return rgb if is_fit else resize_antialiased(rgb, image_size_px=image_size_px)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB of the first frame; see `decode_image`."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I;16", "I", "F")) or image.mode == "F":
         image = _to_8_bit(image)
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, _BACKGROUND_OF_TRANSPARENT)
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def resize_bilinear(
-    image: UInt8[np.ndarray, "height_px width_px channel"], *, image_size_px: int
-) -> UInt8[np.ndarray, "canvas_px canvas_px channel"]:
-    """Bilinear without antialiasing, computed in float32 and truncated, as the authors do.
-
-    Source: big_vision `pp_resize` at 0127fb6 (TensorFlow's `image.resize` with half-pixel
-    centres); equality shown in tests/parity/test_image_resize.py.
-    """
-    top, bottom, down = _neighbours(image.shape[0], image_size_px)
-    left, right, across = _neighbours(image.shape[1], image_size_px)
-    pixels, across, down = image.astype(np.float32), across[None, :, None], down[:, None, None]
-
-    def between_columns(rows: Float32[np.ndarray, "row width_px channel"]) -> Any:
-        return rows[:, left] + (rows[:, right] - rows[:, left]) * across
-
-    upper, lower = between_columns(pixels[top]), between_columns(pixels[bottom])
-    # Indexing along one axis leaves another memory order behind; an image is in C order.
-    return (upper + (lower - upper) * down).astype(np.uint8, order="C")
-
-
-def _neighbours(
-    size_in: int, size_out: int
-) -> tuple[Int64[np.ndarray, " out"], Int64[np.ndarray, " out"], Float32[np.ndarray, " out"]]:
-    """Lower and upper neighbour of each target pixel along one axis, and the way between them."""
-    scale = np.float32(size_in) / np.float32(size_out)
-    position = (np.arange(size_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    lower = np.floor(position)
-    last = size_in - 1
-    first, second = (np.clip(lower + step, 0, last).astype(np.int64) for step in (0, 1))
-    return first, second, position - lower
+    # `convert` copies, needed or not.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -82,7 +82,7 @@ def test_the_visits_random_number_chooses_the_caption(prepare):
     assert [prepare(sample, draw).caption for draw in (0, 1, 5)] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("resize", ["bilinear", "bilinear_antialias"])
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_antialias", "scaled_decode"])
 def test_a_block_can_be_made_of_pictures_resized_either_way(make_config, resize):
     model = dataclasses.replace(make_config().model, image=ImageConfig(resize=resize))
     config = dataclasses.replace(make_config(), model=model)

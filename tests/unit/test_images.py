@@ -146,3 +146,54 @@ def test_antialiased_shrinking_averages_where_plain_bilinear_samples():
     plain = fit_image(stripes, ImageConfig(resize="bilinear"), image_size_px=32)
     assert abs(smooth.mean() - stripes.mean()) < 2
     assert abs(plain.mean() - stripes.mean()) > 10
+
+
+@pytest.mark.parametrize(
+    "size", [(480, 640), (100, 30), (640, 223), (1, 1), (224, 224), (3, 700), (224, 500)]
+)
+def test_antialiased_resizing_is_pillows_but_for_the_order_of_rounding(size: tuple[int, int]):
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    expected = Image.fromarray(noise).resize((224, 224), Image.Resampling.BILINEAR)
+    ours = fit_image(noise, ImageConfig(resize="bilinear_antialias"), image_size_px=224)
+    difference = np.abs(ours.astype(int) - np.asarray(expected))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.3
+
+
+def rough(width: int, height: int) -> Image.Image:
+    """Detail at every scale, as photographs have it."""
+    picture = np.zeros((height, width, 3))
+    generator = np.random.default_rng(0)
+    for octave in range(2, 9):
+        noise = generator.normal(0, 60 / 1.7**octave, (2**octave, 2**octave, 3)) + 20
+        smooth = [
+            Image.fromarray(noise[..., channel].astype(np.float32)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+            for channel in range(3)
+        ]
+        picture += np.stack(smooth, axis=2)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_decoded_at_a_part_of_its_size_is_off_by_less_than_a_grey_level(mode, subsampling):
+    encoded = encode(rough(640, 480).convert(mode), "JPEG", quality=90, subsampling=subsampling)
+    scaled, whole = (
+        decode_image(encoded, ImageConfig(resize=resize), image_size_px=224)
+        for resize in ("scaled_decode", "bilinear_antialias")
+    )
+    assert isinstance(scaled, np.ndarray)
+    assert isinstance(whole, np.ndarray)
+    assert np.abs(scaled.astype(int) - whole).mean() < 1
+    assert not np.array_equal(scaled, whole), "it was decoded at full size"
+
+
+def test_a_jpeg_smaller_than_the_canvas_is_decoded_whole():
+    encoded = encode(rough(300, 250), "JPEG")
+    scaled, whole = (
+        decode_image(encoded, ImageConfig(resize=resize), image_size_px=224)
+        for resize in ("scaled_decode", "bilinear_antialias")
+    )
+    np.testing.assert_array_equal(scaled, whole)
