@@ -96,6 +96,11 @@ class VisionTransformer(nn.Module):
         self.head = Dense(config.width, config.embed_dim)
         lecun_normal_(self.head.kernel.data, fan_in=config.width)
 
+    def compile_blocks(self) -> None:
+        """Compile each block's dense part, for any number of tokens, when it is first used."""
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
     def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:
         """Every patch of every canvas.
 

@@ -147,6 +147,10 @@ class Rank:
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
         self.state, self._rejected = _restored_state(job, self._device)
+        encoder = self.state.model.encoder
+        encoder.recomputes_activations = self._config.train.activation_checkpointing
+        if self._config.train.compile:
+            encoder.compile_blocks()
         self._forward = ray.train.torch.prepare_model(self.state.model)
         part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)

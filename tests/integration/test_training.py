@@ -76,6 +76,27 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
     np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-3)
 
 
+def test_what_saves_time_or_memory_does_not_change_what_is_learnt(local_ray, make_config):
+    """Pictures and texts mixed, some patches dropped: on one rank, and in parts on two."""
+    saving = {
+        "micro_batch_size": 3,
+        "logit_rows": 5,
+        "activation_checkpointing": True,
+        "compile": True,
+    }
+    losses, norms = {}, {}
+    for ranks, settings in ((1, {}), (2, saving)):
+        train = {"steps": 5, "image_patch_drop": 0.5, "unmasked_steps": 2, **settings}
+        summary = run(
+            make_config(scaling={"num_ranks": ranks}, storage={"run": f"of-{ranks}"}, train=train)
+        )
+        losses[ranks] = logged(summary)
+        norms[ranks] = logged(summary, "train/gradient_norm")
+    for step in range(1, 6):
+        assert losses[2][step] == pytest.approx(losses[1][step], abs=1e-4)
+        assert norms[2][step] == pytest.approx(norms[1][step], rel=1e-3)
+
+
 def test_a_killed_run_resumes_with_the_samples_it_would_have_seen(local_ray, make_config, tmp_path):
     """The driver is killed by SIGKILL in mid-training; `resume` goes on in the same MLflow run."""
     length = {"steps": 300, "checkpoint_every": 20}
