@@ -77,7 +77,7 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
 
 
 def test_what_saves_time_or_memory_does_not_change_what_is_learnt(local_ray, make_config):
-    """Pictures and texts mixed, some patches dropped: on one rank, and in parts on two."""
+    """With some patches dropped: in one go on one rank, and in micro-batches on two."""
     saving = {
         "micro_batch_size": 3,
         "logit_rows": 5,
