@@ -72,7 +72,7 @@ class _Taps(NamedTuple):
     """For each target pixel along an axis: its first source pixel, how many, and their weights."""
 
     first: Int32[np.ndarray, " out"]
-    count: Int32[np.ndarray, " out"]
+    length: Int32[np.ndarray, " out"]
     weights: Int32[np.ndarray, "out tap"]
 
 

@@ -16,16 +16,23 @@ _LIBRARIES = ("numpy", "numba", "pillow", "torch", "pyarrow", "ray")
 
 
 def seconds_each(
-    competitors: Mapping[str, Callable[[], object]], *, rounds: int = 7, warm_up: int = 1
+    competitors: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 7,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each call; the competitors take turns, so that drift hits all alike."""
+    """Median seconds of each call; the competitors take turns, so that drift hits all alike.
+
+    On one thread `time.process_time` is a clock that other programs on the machine hardly disturb.
+    """
     taken: dict[str, list[float]] = {name: [] for name in competitors}
     for number in range(warm_up + rounds):
         for name, call in competitors.items():
-            started = time.perf_counter()
+            started = clock()
             call()
             if number >= warm_up:
-                taken[name].append(time.perf_counter() - started)
+                taken[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
