@@ -34,6 +34,10 @@ bench: install
 	$(RUN) -m tests.benchmarks.rendering
 	$(RUN) -m tests.benchmarks.stream
 	$(RUN) -m tests.benchmarks.sizing
+	$(RUN) -m tests.benchmarks.images --quick
+	$(RUN) -m tests.benchmarks.step --quick
+	$(RUN) -m tests.benchmarks.big_batch --quick
+	$(RUN) -m tests.benchmarks.embed --quick
 
 docs: install
 	$(VENV)/bin/pdoc clippo_core pipelines cluster --output-directory build/docs

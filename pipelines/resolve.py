@@ -20,6 +20,8 @@ from clippo_core.modeling import VisionTransformer
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
+from clippo_core.training.memory import training_bytes, typical_text_patches
+from clippo_core.training.step import StepMemory
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source
@@ -252,18 +254,24 @@ def count_parameters(config: ClippoConfig) -> int:
 
 
 def estimate_memory(config: RunConfig) -> int:
-    """Bytes that a rank needs for weights, gradients, moments and activations, roughly.
+    """Bytes that a rank needs at the peak of a step, for captions of 50 characters.
 
-    Activations of a block: about 16 tensors of the width per token (two norms, queries, keys,
-    values, attention, projections, and an MLP of four times the width before and after its GELU),
-    half of them in the matrix products' precision.
+    tests/unit/test_memory.py holds it against a measured peak.
     """
-    vit, tokens = config.model.vit, config.model.grid_size**2
-    moments = 8 if config.optim.name == "adamw" else 2
-    parameters = count_parameters(config.model) * (4 + 4 + moments)
-    product_bytes = 2 if config.train.precision == "bfloat16" else 4
-    per_token = vit.depth * (8 * vit.width * (4 + product_bytes) + 2 * vit.mlp_dim * product_bytes)
-    return parameters + 2 * config.batch_size_per_rank * tokens * per_token
+    train, model = config.train, config.model
+    kept = (1 - train.image_patch_drop) if not train.unmasked_steps else 1
+    return training_bytes(
+        model,
+        config.optim,
+        num_parameters=count_parameters(model),
+        pairs=config.batch_size_per_rank,
+        columns=train.global_batch_size,
+        precision=train.precision,
+        memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
+        image_patches=max(round(kept * model.grid_size**2), 1),
+        text_patches=typical_text_patches(model),
+        recomputes_activations=train.activation_checkpointing,
+    )
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

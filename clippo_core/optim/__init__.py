@@ -31,7 +31,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.momentum_dtype]
         return Adafactor(groups, lr=config.learning_rate, beta1=config.beta1, momentum_dtype=dtype)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, weight_decay=0.0)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=True
+    )
 
 
 def set_multiplier(

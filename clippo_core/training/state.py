@@ -27,9 +27,6 @@ from clippo_core.modeling.clippo import Clippo
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
 
-# AdamW keeps its step counts on the CPU, on whatever device the parameters are.
-_ON_CPU = frozenset({"step"})
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -122,5 +119,7 @@ class TrainState:
             name, _, moment = key.rpartition("/")
             if name not in params:
                 raise CheckpointError(f"{where} holds moments of {name}, which the model lacks")
-            device = "cpu" if moment in _ON_CPU else params[name].device
+            # A fused optimizer keeps its step counts where the parameters are, others on the CPU.
+            is_elsewhere = moment == "step" and not self.optimizer.defaults.get("fused", False)
+            device = "cpu" if is_elsewhere else params[name].device
             self.optimizer.state[params[name]][moment] = tensor.to(device)

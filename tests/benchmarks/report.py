@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[2] / "build" / "benchmarks"
-_LIBRARIES = ("numpy", "numba", "pillow", "torch", "pyarrow", "ray")
+_LIBRARIES = ("numpy", "numba", "pillow", "torch", "pyarrow", "ray", "open_clip_torch")
 
 
 def seconds_each(

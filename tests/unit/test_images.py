@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 
@@ -13,15 +12,10 @@ from PIL import Image
 from clippo_core.config import ImageConfig
 from clippo_core.images import decode_image, fit_image
 from clippo_core.rejected import Rejected
+from tests.benchmarks.photographs import encode, rough
 
 CONFIG = ImageConfig()
 SIZE = 32
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def decode(encoded: bytes | None, config: ImageConfig = CONFIG) -> np.ndarray | Rejected:
@@ -158,22 +152,6 @@ def test_antialiased_resizing_is_pillows_but_for_the_order_of_rounding(size: tup
     difference = np.abs(ours.astype(int) - np.asarray(expected))
     assert difference.max() <= 1
     assert difference.mean() < 0.3
-
-
-def rough(width: int, height: int) -> Image.Image:
-    """Detail at every scale, as photographs have it."""
-    picture = np.zeros((height, width, 3))
-    generator = np.random.default_rng(0)
-    for octave in range(2, 9):
-        noise = generator.normal(0, 60 / 1.7**octave, (2**octave, 2**octave, 3)) + 20
-        smooth = [
-            Image.fromarray(noise[..., channel].astype(np.float32)).resize(
-                (width, height), Image.Resampling.BICUBIC
-            )
-            for channel in range(3)
-        ]
-        picture += np.stack(smooth, axis=2)
-    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])

@@ -1,0 +1,106 @@
+"""How much memory a training step takes, by counting what it keeps for the backward pass."""
+
+from __future__ import annotations
+
+from clippo_core.config import ClippoConfig, OptimConfig
+from clippo_core.training.step import Precision, StepMemory
+
+#: Of a caption of 50 characters, in pixels: 22 patches of 16 px.
+_TYPICAL_INK_PX2 = 22 * 16**2
+_TYPICAL_TEXT_HEIGHT_PX = 32
+#: Copies of a block of logits: themselves, their softmax, and its gradient.
+_LOGIT_COPIES = 3
+
+
+def typical_text_patches(config: ClippoConfig) -> int:
+    """Patches that the encoder is given of a caption of 50 characters."""
+    whole, patch = config.grid_size**2, config.vit.patch_size_px
+    if config.text_patches == "inked":
+        return min(-(-_TYPICAL_INK_PX2 // patch**2), whole)
+    if config.text_patches == "occupied":
+        return min(-(-_TYPICAL_TEXT_HEIGHT_PX // patch) * config.grid_size, whole)
+    return whole
+
+
+def block_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
+    """What a block keeps of a canvas of so many tokens for the backward pass.
+
+    Kept in float32: what both norms read. In the precision of the products, what each of them
+    reads: the normed tokens twice, queries, keys and values, the attention's weights and result,
+    the MLP's hidden features before and after their GELU.
+    """
+    vit, size = config.vit, _bytes(precision)
+    products = 2 * vit.width + 3 * vit.width + vit.width + 2 * vit.mlp_dim
+    return tokens * (4 * 2 * vit.width + size * (products + vit.num_heads * tokens))
+
+
+def ends_bytes(config: ClippoConfig, precision: Precision, tokens: int, channels: int) -> int:
+    """What is kept or in passing before and behind the blocks, of a canvas of so many tokens.
+
+    The pixels that the patch embedding reads; what the final norm and the pooling's keys and
+    values read and give; and the gradients that the last block's backward pass works with.
+    """
+    vit, size = config.vit, _bytes(precision)
+    pixels = size * channels * vit.patch_size_px**2
+    pooling = 4 * vit.width + size * 5 * vit.width
+    gradients = 4 * vit.width + size * (vit.width + 2 * vit.mlp_dim)
+    return tokens * (pixels + pooling + gradients)
+
+
+def _bytes(precision: Precision) -> int:
+    return 2 if precision == "bfloat16" else 4
+
+
+def training_bytes(
+    config: ClippoConfig,
+    optim: OptimConfig,
+    *,
+    num_parameters: int,
+    pairs: int,
+    columns: int,
+    precision: Precision,
+    memory: StepMemory,
+    image_patches: int,
+    text_patches: int,
+    recomputes_activations: bool = False,
+) -> int:
+    """Bytes at a step's peak: when the loss is known, or when the optimizer works.
+
+    Args:
+        config: the model.
+        optim: its optimizer.
+        num_parameters: of the model, as far as this rank holds them.
+        pairs: of pictures and texts, on this rank.
+        columns: pairs of the global batch.
+        precision: of the matrix products.
+        memory: how the step saves it.
+        image_patches: encoded of each picture.
+        text_patches: encoded of each text.
+        recomputes_activations: whether blocks keep their input only.
+    """
+    moments = 8 if optim.name == "adamw" else 2 if optim.momentum_dtype == "bfloat16" else 4
+    state = num_parameters * (4 + moments)
+    encoded = min(memory.micro_batch_size or pairs, pairs)
+    depth, width = config.vit.depth, config.vit.width
+    activations = 0
+    for tokens, channels in ((image_patches, 3), (text_patches, 1)):
+        of_block = block_bytes(config, precision, tokens)
+        kept = depth * of_block
+        if recomputes_activations:
+            kept = depth * tokens * 4 * width + of_block
+        activations += encoded * (kept + ends_bytes(config, precision, tokens, channels))
+    rows = min(memory.logit_rows or pairs, pairs)
+    directions = 2 if rows == pairs else 1
+    logits = directions * _LOGIT_COPIES * rows * columns * 4
+    pixels = pairs * 3 * config.render.image_size_px**2
+    embeddings = 4 * config.vit.embed_dim * (4 * pairs + 2 * columns)
+    # The kernels' copies for products in bfloat16 are kept like activations.
+    copies = 2 * num_parameters if precision == "bfloat16" else 0
+    # Two micro-batches' activations never meet the logits: those are formed in between.
+    is_cached = encoded < pairs
+    peak = max(activations + copies, logits) if is_cached else activations + copies + logits
+    # Gradients come as activations go; the optimizer meets all of them, and works on one at a time.
+    gradients = 4 * num_parameters
+    if is_cached:
+        peak += gradients
+    return state + pixels + embeddings + max(peak, gradients)

@@ -1,0 +1,81 @@
+"""Peak memory and time of a training step, in a process of its own.
+
+`python -m tests.benchmarks.memory_probe BATCH [MICRO_BATCH [LOGIT_ROWS]]` prints JSON. The resident
+set is compared with what it was before, after a small step has loaded every kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clippo_core.config import ClippoConfig, OptimConfig
+from clippo_core.modeling.patch_sets import kept_patches
+from clippo_core.training.memory import training_bytes
+from clippo_core.training.state import TrainState
+from clippo_core.training.step import PairBatch, StepMemory, train_step
+from pipelines.presets import demo
+from tests.benchmarks.captions import captions
+
+OPTIM = OptimConfig(name="adamw")
+
+
+def resident_bytes(field: str) -> int:
+    """`VmRSS`, or its peak `VmHWM`."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
+
+
+def make_batch(state: TrainState, pairs: int) -> PairBatch:
+    size = state.model.config.render.image_size_px
+    images = np.random.default_rng(0).integers(0, 256, (pairs, size, size, 3), np.uint8)
+    texts = state.model.renderer.render_batch(captions(pairs))
+    return PairBatch(torch.from_numpy(images), texts)
+
+
+def probe(model: ClippoConfig, pairs: int, memory: StepMemory) -> dict[str, float]:
+    """One step's peak beside its estimate, and the seconds of the next."""
+    warm = TrainState.create(model, OPTIM, seed=0)
+    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision="bfloat16")
+    del warm
+    before = resident_bytes("VmRSS")
+    # The peak counts anew from here.
+    Path("/proc/self/clear_refs").write_text("5")
+    state = TrainState.create(model, OPTIM, seed=0)
+    batch = make_batch(state, pairs)
+    seconds = []
+    for _ in range(2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        train_step(state, batch, OPTIM, total_steps=100, precision="bfloat16", memory=memory)
+        seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    patches = kept_patches(batch.texts, model.text_patches, model.vit.patch_size_px).sum(1).mean()
+    estimate = training_bytes(
+        model,
+        OPTIM,
+        num_parameters=sum(param.numel() for param in state.model.parameters()),
+        pairs=pairs,
+        columns=pairs,
+        precision="bfloat16",
+        memory=memory,
+        image_patches=model.grid_size**2,
+        text_patches=round(float(patches)),
+    )
+    return {
+        "peak_bytes": resident_bytes("VmHWM") - before,
+        "estimated_bytes": estimate,
+        "wall_s": seconds[1][0],
+        "cpu_s": seconds[1][1],
+    }
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    micro, rows = (*numbers[1:], None, None)[:2]
+    figures = probe(demo().model, numbers[0], StepMemory(micro_batch_size=micro, logit_rows=rows))
+    print(json.dumps(figures))
