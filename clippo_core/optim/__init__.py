@@ -58,6 +58,5 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        for gradient in gradients:
-            gradient.mul_(scale)
+        torch._foreach_mul_(gradients, scale)
     return norm

@@ -70,12 +70,12 @@ class Adafactor(torch.optim.Optimizer):
             state.update(self._initial_state(param))
         state["step"] += 1
         beta2 = min(BETA2_CAP, 1 - float(state["step"]) ** -DECAY_EXPONENT)
-        update = gradient * _inverse_root(state, gradient.square() + EPSILON, beta2)
+        update = _scaled(gradient, state, beta2)
         # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
         beta1_as_stored = float(torch.tensor(group["beta1"], dtype=self.momentum_dtype))
-        decayed = state["momentum"].mul(beta1_as_stored).float()
-        momentum = decayed.add_(update, alpha=1 - group["beta1"])
-        param.sub_(momentum * group["lr"] + param * group["weight_decay"])
+        decayed = state["momentum"].mul_(beta1_as_stored)
+        momentum = update.mul_(1 - group["beta1"]).add_(decayed)
+        param.mul_(1 - group["weight_decay"]).sub_(momentum, alpha=group["lr"])
         state["momentum"].copy_(momentum)
 
     def _initial_state(self, param: Tensor) -> dict[str, Tensor]:
@@ -105,16 +105,20 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return shape[:dim] + shape[dim + 1 :]
 
 
-def _inverse_root(
-    state: dict[str, Any], squared: Float[Tensor, "*shape"], beta2: float
+def _scaled(
+    gradient: Float[Tensor, "*shape"], state: dict[str, Any], beta2: float
 ) -> Float[Tensor, "*shape"]:
-    """Average `squared` into the second moment; return `1 / sqrt` of it."""
-    dims = factored_dims(squared.shape)
+    """Average the gradient's squares into the second moment; return the gradient over its root."""
+    squared = gradient.square()
+    dims = factored_dims(gradient.shape)
     if dims is None:
-        return state["second_moment"].lerp_(squared, 1 - beta2).rsqrt()
+        return gradient * state["second_moment"].lerp_(squared.add_(EPSILON), 1 - beta2).rsqrt()
     smaller, larger = dims
-    row = state["row_moment"].lerp_(squared.mean(larger), 1 - beta2)
-    column = state["column_moment"].lerp_(squared.mean(smaller), 1 - beta2)
+    # What is added to every square is added to their means just as well.
+    row = state["row_moment"].lerp_(squared.mean(larger).add_(EPSILON), 1 - beta2)
+    column = state["column_moment"].lerp_(squared.mean(smaller).add_(EPSILON), 1 - beta2)
     rows_axis = smaller - 1 if smaller > larger else smaller
     row_factor = (row / row.mean(rows_axis, keepdim=True)).rsqrt()
-    return row_factor.unsqueeze(larger) * column.rsqrt().unsqueeze(smaller)
+    # The squares' memory serves for the result.
+    scaled = torch.mul(gradient, row_factor.unsqueeze(larger), out=squared)
+    return scaled.mul_(column.rsqrt().unsqueeze(smaller))
