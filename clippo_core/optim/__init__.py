@@ -58,5 +58,6 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        torch._foreach_mul_(gradients, scale)
+        for gradient in gradients:
+            gradient.mul_(scale)
     return norm

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -193,8 +194,10 @@ class Rank:
             self._reporter.close()
 
     def _step(self, batch: PreparedBatch) -> dict[str, float]:
-        # A copy: the batch is a read-only view of Ray's object store.
-        images = torch.tensor(batch.images, device=self._device)
+        with warnings.catch_warnings():
+            # The batch is a read-only view of Ray's object store; nothing here writes into it.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            images = torch.from_numpy(batch.images)
         train = self._config.train
         kept = self._kept_patches(len(images))
         shard = this_shard(self._forward)
