@@ -139,7 +139,7 @@ def train_step(
     return {
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "logit_scale": state.model.logit_scale.detach().squeeze(),
+        "logit_scale": state.model.logit_scale.detach().sum(),
         "learning_rate": torch.tensor(config.learning_rate * multiplier),
     }
 

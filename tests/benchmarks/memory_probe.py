@@ -1,9 +1,9 @@
 """Peak memory and time of a training step, in a process of its own.
 
-`python -m tests.benchmarks.memory_probe BATCH [MICRO_BATCH [LOGIT_ROWS]]` prints JSON. The resident
-set is compared with what it was when a small step had loaded every kernel and the batch was there:
-in a run it lies in Ray's object store. One thread, so that CPU time says what a step takes on a busy
-machine too.
+`python -m tests.benchmarks.memory_probe BATCH [MICRO_BATCH [LOGIT_ROWS]]` prints JSON. The
+resident set is compared with what it was when a small step had loaded every kernel and the batch
+was there: in a run it lies in Ray's object store. One thread, so that CPU time says what a step
+takes on a busy machine too.
 """
 
 from __future__ import annotations
