@@ -11,19 +11,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from clippo_core.config import ClippoConfig, VitConfig
+from clippo_core.modeling.patch_sets import kept_patches
 from clippo_core.rendering import TextRasters
-from clippo_core.rendering.unifont import GLYPH_PX
 
 _RGB, _GREY = 3, 1
 
 
 def encoded_patches(config: ClippoConfig, texts: TextRasters) -> Int64[np.ndarray, " text"]:
     """Patches of each text that the encoder is given, as `config.text_patches` says."""
-    if config.text_patches == "all":
-        return np.full(len(texts), config.grid_size**2, np.int64)
-    patch = config.vit.patch_size_px
-    rows = -(-texts.occupied_rows.astype(np.int64) * GLYPH_PX // patch)
-    return np.maximum(rows, 1) * config.grid_size
+    return kept_patches(texts, config.text_patches, config.vit.patch_size_px).sum(1)
 
 
 def training_flops(
@@ -33,17 +29,20 @@ def training_flops(
     text_patches: Int64[np.ndarray, " text"],
     num_pairs: int,
     num_columns: int | None = None,
+    image_patches: int | None = None,
 ) -> int:
     """FLOPs of a forward and a backward pass over a batch, or a shard of it, and of its loss.
 
     Args:
         config: the model.
-        num_images: pictures that are encoded, each a whole canvas.
+        num_images: pictures that are encoded.
         text_patches: patches of each text that is encoded, on either side of the pairs.
         num_pairs: the shard's rows of the loss.
         num_columns: pairs of the global batch; None: as many as rows.
+        image_patches: of each picture that are encoded; None: the whole canvas.
     """
-    patches = np.append(text_patches, np.full(num_images, config.grid_size**2))
+    of_image = config.grid_size**2 if image_patches is None else image_patches
+    patches = np.append(text_patches, np.full(num_images, of_image))
     channels = np.append(np.full(len(text_patches), _GREY), np.full(num_images, _RGB))
     embedding = 2 * patches * channels * config.vit.patch_size_px**2 * config.vit.width
     # A product has two gradients, each as dear as itself; pixels need none.

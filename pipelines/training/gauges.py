@@ -87,10 +87,17 @@ class Gauges:
         self._tap.gather = shard.gather
         return dataclasses.replace(shard, gather=self._tap)
 
-    def read(self, batch: PreparedBatch, shard: Shard) -> dict[str, float]:
+    def read(
+        self, batch: PreparedBatch, shard: Shard, *, image_patches: int | None = None
+    ) -> dict[str, float]:
         """Figures of the step that was just made, by the names that they have in the charts.
 
         Similarities are of this rank's rows against all columns.
+
+        Args:
+            batch: of the step.
+            shard: as it was watched.
+            image_patches: that were encoded of each picture; None: all.
         """
         model, rows = self._config.model, len(batch.texts)
         patches = [encoded_patches(model, texts) for texts in (batch.texts, batch.left_texts)]
@@ -100,6 +107,7 @@ class Gauges:
             text_patches=np.concatenate(patches),
             num_pairs=rows,
             num_columns=rows * shard.count,
+            image_patches=image_patches,
         )
         self._flop_per_pair = flops / rows
         left, right, all_right = self._tap.last()
