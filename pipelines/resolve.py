@@ -259,11 +259,12 @@ def estimate_memory(config: RunConfig) -> int:
     tests/unit/test_memory.py holds it against a measured peak.
     """
     train, model = config.train, config.model
+    divisor = config.scaling.num_ranks if config.scaling.shard_weights else 1
     kept = (1 - train.image_patch_drop) if not train.unmasked_steps else 1
     return training_bytes(
         model,
         config.optim,
-        num_parameters=count_parameters(model),
+        num_parameters=count_parameters(model) // divisor,
         pairs=config.batch_size_per_rank,
         columns=train.global_batch_size,
         precision=train.precision,

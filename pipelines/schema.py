@@ -117,6 +117,8 @@ class ScalingConfig(Config):
     come; a number of them that does not divide the batch is not used. None: num_ranks, always."""
     use_gpu: bool = False
     """One GPU per rank (nccl) instead of CPUs (gloo)."""
+    shard_weights: bool = False
+    """Divide weights, gradients and moments over the ranks (FSDP2) instead of copying them."""
     cpus_per_rank: float = 1
     """CPUs that Ray sets aside for a rank."""
     threads_per_rank: int | None = None

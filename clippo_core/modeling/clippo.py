@@ -95,9 +95,9 @@ class Clippo(nn.Module):
             parts.insert(0, drawn_patches(images, kept_patches, self.encoder.patch_size_px))
         elif len(images):
             parts.insert(0, self.encoder.whole(images))
-        embeddings = normalize(torch.cat(self.encoder.embed(*parts)))
-        left, right = embeddings.split([len(images) + num_left, len(texts)])
-        return left, right, self.logit_scale
+        features = torch.cat(self.encoder.embed(*parts))
+        left, right = features.split([len(images) + num_left, len(texts)])
+        return normalize(left), normalize(right), self.logit_scale
 
     def embed_rasters(self, texts: TextRasters) -> Float[Tensor, "text embed"]:
         """Unit-length embeddings of rendered texts, with gradients.

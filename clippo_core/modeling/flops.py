@@ -19,8 +19,6 @@ _RGB, _GREY = 3, 1
 
 def encoded_patches(config: ClippoConfig, texts: TextRasters) -> Int64[np.ndarray, " text"]:
     """Patches of each text that the encoder is given, as `config.text_patches` says."""
-    if config.text_patches == "all":
-        return np.full(len(texts), config.grid_size**2, np.int64)
     return kept_patches(texts, config.text_patches, config.vit.patch_size_px).sum(1)
 
 
@@ -41,7 +39,7 @@ def training_flops(
         text_patches: patches of each text that is encoded, on either side of the pairs.
         num_pairs: the shard's rows of the loss.
         num_columns: pairs of the global batch; None: as many as rows.
-        image_patches: that each picture keeps; None: the whole canvas.
+        image_patches: of each picture that are encoded; None: the whole canvas.
     """
     of_image = config.grid_size**2 if image_patches is None else image_patches
     patches = np.append(text_patches, np.full(num_images, of_image))

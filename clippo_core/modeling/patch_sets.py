@@ -133,11 +133,13 @@ def kept_patches(
     texts: TextRasters, which: TextPatches, patch_size_px: int
 ) -> Bool[np.ndarray, "text patch"]:
     """Which patches of each text take part; at least one of each."""
+    side = texts.config.image_size_px // patch_size_px
+    if which == "all":
+        return np.ones((len(texts), side**2), bool)
     if which == "inked":
         is_kept = texts.inked_patches(patch_size_px)
         is_kept[:, 0, 0] |= ~is_kept.any((1, 2))
         return is_kept.reshape(len(texts), -1)
-    side = texts.config.image_size_px // patch_size_px
     rows = -(-texts.occupied_rows * GLYPH_PX // patch_size_px)
     return np.repeat(np.arange(side) < np.maximum(rows, 1)[:, None], side, axis=1)
 

@@ -115,8 +115,8 @@ def _scaled(
         return gradient * state["second_moment"].lerp_(squared.add_(EPSILON), 1 - beta2).rsqrt()
     smaller, larger = dims
     # What is added to every square is added to their means just as well.
-    row = state["row_moment"].lerp_(squared.mean(larger).add_(EPSILON), 1 - beta2)
-    column = state["column_moment"].lerp_(squared.mean(smaller).add_(EPSILON), 1 - beta2)
+    row = state["row_moment"].lerp_(squared.mean(larger) + EPSILON, 1 - beta2)
+    column = state["column_moment"].lerp_(squared.mean(smaller) + EPSILON, 1 - beta2)
     rows_axis = smaller - 1 if smaller > larger else smaller
     row_factor = (row / row.mean(rows_axis, keepdim=True)).rsqrt()
     # The squares' memory serves for the result.

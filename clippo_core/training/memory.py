@@ -35,16 +35,20 @@ def block_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
 
 
 def ends_bytes(config: ClippoConfig, precision: Precision, tokens: int, channels: int) -> int:
-    """What is kept or in passing before and behind the blocks, of a canvas of so many tokens.
+    """What is kept before and behind the blocks, of a canvas of so many tokens.
 
     The pixels that the patch embedding reads; what the final norm and the pooling's keys and
-    values read and give; and the gradients that the last block's backward pass works with.
+    values read and give.
     """
     vit, size = config.vit, _bytes(precision)
     pixels = size * channels * vit.patch_size_px**2
-    pooling = 4 * vit.width + size * 5 * vit.width
-    gradients = 4 * vit.width + size * (vit.width + 2 * vit.mlp_dim)
-    return tokens * (pixels + pooling + gradients)
+    return tokens * (pixels + 4 * vit.width + size * 5 * vit.width)
+
+
+def passing_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
+    """Gradients that the last block's backward pass works with, of a canvas of so many tokens."""
+    vit, size = config.vit, _bytes(precision)
+    return tokens * (4 * vit.width + size * (vit.width + 2 * vit.mlp_dim))
 
 
 def _bytes(precision: Precision) -> int:
@@ -82,23 +86,26 @@ def training_bytes(
     state = num_parameters * (4 + moments)
     encoded = min(memory.micro_batch_size or pairs, pairs)
     depth, width = config.vit.depth, config.vit.width
-    activations = 0
+    activations = passing = 0
     for tokens, channels in ((image_patches, 3), (text_patches, 1)):
         of_block = block_bytes(config, precision, tokens)
         kept = depth * of_block
         if recomputes_activations:
             kept = depth * tokens * 4 * width + of_block
         activations += encoded * (kept + ends_bytes(config, precision, tokens, channels))
+        passing += encoded * passing_bytes(config, precision, tokens)
     rows = min(memory.logit_rows or pairs, pairs)
     directions = 2 if rows == pairs else 1
     logits = directions * _LOGIT_COPIES * rows * columns * 4
-    pixels = pairs * 3 * config.render.image_size_px**2
+    pixels = encoded * 3 * config.render.image_size_px**2
     embeddings = 4 * config.vit.embed_dim * (4 * pairs + 2 * columns)
     # The kernels' copies for products in bfloat16 are kept like activations.
     copies = 2 * num_parameters if precision == "bfloat16" else 0
-    # Two micro-batches' activations never meet the logits: those are formed in between.
+    activations += copies
+    # The logits are gone when the blocks' backward pass begins. In micro-batches they are formed
+    # while no activations are there at all.
     is_cached = encoded < pairs
-    peak = max(activations + copies, logits) if is_cached else activations + copies + logits
+    peak = max(activations + passing, logits + (0 if is_cached else activations))
     # Gradients come as activations go; the optimizer meets all of them, and works on one at a time.
     gradients = 4 * num_parameters
     if is_cached:

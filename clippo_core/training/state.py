@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,9 @@ from clippo_core.errors import CheckpointError
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
+
+Whole = Callable[[Tensor], Tensor]
+Divide = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,46 @@ class TrainState:
         """Write a native checkpoint that training can go on from; see `snapshot`."""
         self.snapshot(extra=extra).save(path)
 
-    def snapshot(self, *, extra: Mapping[str, Any] | None = None) -> Snapshot:
-        """A copy on the CPU, to be written while training goes on, with JSON of the caller."""
+    def snapshot(
+        self, *, extra: Mapping[str, Any] | None = None, whole: Whole = lambda tensor: tensor
+    ) -> Snapshot:
+        """A copy on the CPU, to be written while training goes on.
+
+        Args:
+            extra: JSON of the caller.
+            whole: makes whole tensors of those that are divided over ranks.
+        """
+
+        def copied(tensor: Tensor) -> Tensor:
+            return whole(tensor.detach()).to("cpu", copy=True)
+
         progress = {"step": self.step, "samples_seen": self.samples_seen}
-        moments = {name: t.detach().to("cpu", copy=True) for name, t in self._moments().items()}
-        saved = SavedState(tensors=moments, values={**progress, **(extra or {})})
-        return Snapshot(copy.deepcopy(self.model).to("cpu"), saved)
+        weights = {name: copied(tensor) for name, tensor in self.model.state_dict().items()}
+        moments = {name: copied(tensor) for name, tensor in self._moments().items()}
+        with torch.device("meta"):
+            model = Clippo(self.model.config, font=self.model.renderer.font)
+        model.load_state_dict(weights, assign=True)
+        return Snapshot(model, SavedState(tensors=moments, values={**progress, **(extra or {})}))
+
+    def divide(
+        self, config: OptimConfig, divide_weights: Callable[[Clippo], None], divided_like: Divide
+    ) -> None:
+        """Divide weights and moments over ranks, each of which holds the whole state so far.
+
+        Args:
+            config: of the optimizer, which is made anew for the divided weights.
+            divide_weights: puts divided parameters in the place of the model's.
+            divided_like: a tensor, divided as another one is.
+        """
+        moments = self._moments()
+        divide_weights(self.model)
+        self.optimizer = make_optimizer(self.model, config)
+        params = dict(self.model.named_parameters())
+        for key, tensor in moments.items():
+            name, _, moment = key.rpartition("/")
+            is_count = tensor.ndim == 0
+            divided = tensor if is_count else divided_like(tensor, params[name])
+            self.optimizer.state[params[name]][moment] = divided
 
     def restore(self, path: str | Path) -> Mapping[str, Any]:
         """Take over weights, moments and progress of a checkpoint; return all its stored values.

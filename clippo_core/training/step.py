@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from clippo_core.rendering import TextRasters
 from clippo_core.training.state import TrainState
 
 Precision = Literal["float32", "bfloat16"]
+#: Of the left and the right sides of pairs, and the logit scale.
+Embeddings = tuple[Tensor, Tensor, Tensor]
 #: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[
-    [Tensor, TextRasters, TextRasters | None, Tensor | None], tuple[Tensor, Tensor, Tensor]
-]
+Forward = Callable[[Tensor, TextRasters, TextRasters | None, Tensor | None], Embeddings]
 #: Rows of this shard -> rows of all shards in order, differentiable.
 Gather = Callable[[Tensor], Tensor]
 
@@ -53,7 +54,8 @@ class PairBatch:
     """Pairs of a picture and a text, then pairs of two texts; one loss runs over all of them."""
 
     images: UInt8[Tensor, "image height_px width_px 3"]
-    """Left sides of the first pairs."""
+    """Left sides of the first pairs. They may be on another device than the model: those of a
+    micro-batch are copied when it is their turn."""
     texts: TextRasters
     """Right sides of all pairs, in the same order."""
     left_texts: TextRasters | None = None
@@ -75,6 +77,9 @@ class PairBatch:
             left,
             None if kept is None else kept[start:stop],
         )
+
+
+Encode = Callable[[PairBatch], Embeddings]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +122,14 @@ def train_step(
     shard = Shard() if shard is None else shard
     memory = StepMemory() if memory is None else memory
     state.optimizer.zero_grad(set_to_none=True)
-    encoder = forward or state.model
-    loss = accumulate_gradients(encoder, batch, precision=precision, shard=shard, memory=memory)
+    loss = accumulate_gradients(
+        forward or state.model,
+        batch,
+        device=state.model.device,
+        precision=precision,
+        shard=shard,
+        memory=memory,
+    )
     gradient_norm = clip_gradients(state.model.parameters(), config.gradient_clip_norm)
     multiplier = schedule_multiplier(config.schedule, state.step, total_steps=total_steps)
     set_multiplier(state.optimizer, config, multiplier)
@@ -128,32 +139,33 @@ def train_step(
     return {
         "loss": loss,
         "gradient_norm": gradient_norm,
-        "logit_scale": state.model.logit_scale.detach().squeeze(),
+        "logit_scale": state.model.logit_scale.detach().sum(),
         "learning_rate": torch.tensor(config.learning_rate * multiplier),
     }
 
 
 def accumulate_gradients(
-    forward: Forward, batch: PairBatch, *, precision: Precision, shard: Shard, memory: StepMemory
+    forward: Forward,
+    batch: PairBatch,
+    *,
+    device: torch.device,
+    precision: Precision,
+    shard: Shard,
+    memory: StepMemory,
 ) -> Float[Tensor, ""]:
     """Add the gradients of the global batch's loss to the parameters; return the shard's part."""
+    encode = functools.partial(_encode, forward, precision=precision, device=device)
     size = memory.micro_batch_size
     if size is not None and size < len(batch):
-        return _accumulate_cached(forward, batch, size, precision, shard, memory)
-    embeddings = _encode(forward, batch, precision)
-    loss = _loss(*embeddings, shard=shard, memory=memory)
+        return _accumulate_cached(encode, batch, size, shard, memory)
+    loss = _loss(*encode(batch), shard=shard, memory=memory)
     # Wrappers average gradients over shards; the loss of the global batch is the sum.
     (loss * shard.count).backward()
     return loss.detach()
 
 
 def _accumulate_cached(
-    forward: Forward,
-    batch: PairBatch,
-    size: int,
-    precision: Precision,
-    shard: Shard,
-    memory: StepMemory,
+    encode: Encode, batch: PairBatch, size: int, shard: Shard, memory: StepMemory
 ) -> Float[Tensor, ""]:
     """Gradients by way of those of the embeddings; activations of `size` pairs exist at a time.
 
@@ -165,7 +177,7 @@ def _accumulate_cached(
     """
     parts = list(_micro_batches(batch, size))
     with torch.no_grad():
-        sides = [_encode(forward, part, precision) for part in parts]
+        sides = [encode(part) for part in parts]
     left, right, scale = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
     # The scale is the same in every part: one stands for all, and the others' gradients are 0.
     loss = _loss(left, right, scale[:1], shard=shard, memory=memory)
@@ -177,7 +189,7 @@ def _accumulate_cached(
         start += len(part)
         is_last = number == len(parts) - 1
         with nullcontext() if is_last else shard.without_exchange():
-            embeddings = _encode(forward, part, precision)
+            embeddings = encode(part)
             of_part = (wanted[0][rows], wanted[1][rows], wanted[2][number : number + 1])
             torch.autograd.backward(embeddings, of_part)
     return loss.detach()
@@ -189,11 +201,11 @@ def _micro_batches(batch: PairBatch, size: int) -> Iterator[PairBatch]:
 
 
 def _encode(
-    forward: Forward, batch: PairBatch, precision: Precision
-) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
-    device = batch.images.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        return forward(batch.images, batch.texts, batch.left_texts, batch.kept_patches)
+    forward: Forward, batch: PairBatch, *, precision: Precision, device: torch.device
+) -> Embeddings:
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        images = batch.images.to(device)
+        return forward(images, batch.texts, batch.left_texts, batch.kept_patches)
 
 
 def _loss(

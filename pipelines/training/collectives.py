@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from clippo_core.modeling import Clippo
 from clippo_core.training.step import Shard
 
 
@@ -33,16 +37,54 @@ class _GatherRows(torch.autograd.Function):
         return total[start : start + ctx.count]
 
 
+def divide_weights(model: Clippo) -> None:
+    """Divide weights, and with them gradients and moments, over the ranks (FSDP2), in place.
+
+    A block's weights come together while it works. Without other ranks nothing is divided.
+    """
+    if is_distributed():
+        for block in model.encoder.blocks:
+            fully_shard(block)
+        fully_shard(model)
+
+
+def divided_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided over the ranks where `like` is; every rank must hold it."""
+    if not isinstance(like, DTensor):
+        return whole
+    is_alike = whole.shape == like.shape
+    placements = like.placements if is_alike else [Replicate()] * like.device_mesh.ndim
+    return distribute_tensor(whole, like.device_mesh, placements)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be divided over the ranks; every rank must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def this_shard(model: nn.Module) -> Shard:
     """The calling rank's part of the global batch; all of it outside a process group.
 
     Args:
-        model: as it is called: where there are ranks, wrapped to average gradients over them.
+        model: as it is called: where there are ranks, one that averages gradients over them.
     """
     if not is_distributed():
         return Shard()
-    without_exchange = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
+    without_exchange = functools.partial(_without_exchange, model)
     return Shard(dist.get_rank(), dist.get_world_size(), gather_rows, without_exchange)
+
+
+@contextmanager
+def _without_exchange(model: nn.Module) -> Iterator[None]:
+    """Gradients add up here, for the backward pass after it to exchange."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+        return
+    assert isinstance(model, DistributedDataParallel)
+    with model.no_sync():
+        yield
 
 
 def gather_rows(rows: Float[Tensor, "row embed"]) -> Float[Tensor, "pair embed"]:

@@ -92,8 +92,12 @@ class Gauges:
     ) -> dict[str, float]:
         """Figures of the step that was just made, by the names that they have in the charts.
 
-        `image_patches` are those that each picture kept; None: all.
         Similarities are of this rank's rows against all columns.
+
+        Args:
+            batch: of the step.
+            shard: as it was watched.
+            image_patches: that were encoded of each picture; None: all.
         """
         model, rows = self._config.model, len(batch.texts)
         patches = [encoded_patches(model, texts) for texts in (batch.texts, batch.left_texts)]

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,9 +50,12 @@ from pipelines.tracking.step_logger import StepLogger
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.collectives import (
     collect_objects,
+    divide_weights,
+    divided_like,
     sum_of_lower_ranks,
     sum_over_ranks,
     this_shard,
+    whole_tensor,
 )
 from pipelines.training.gauges import Gauges, shares_of_sources
 from pipelines.training.monitor import MonitorClient
@@ -147,11 +151,7 @@ class Rank:
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
         self.state, self._rejected = _restored_state(job, self._device)
-        encoder = self.state.model.encoder
-        encoder.recomputes_activations = self._config.train.activation_checkpointing
-        if self._config.train.compile:
-            encoder.compile_blocks()
-        self._forward = ray.train.torch.prepare_model(self.state.model)
+        self._forward = self._exchanging_model()
         part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)
         self._reject_rows = JsonLines(job.run / "rejects", part)
@@ -192,11 +192,25 @@ class Rank:
         if self._reporter is not None:
             self._reporter.close()
 
+    def _exchanging_model(self) -> torch.nn.Module:
+        """The model as a step calls it: gradients are averaged over the ranks."""
+        encoder, train = self.state.model.encoder, self._config.train
+        encoder.recomputes_activations = train.activation_checkpointing
+        if train.compile:
+            encoder.compile_blocks()
+        if self._config.scaling.shard_weights:
+            self.state.divide(self._config.optim, divide_weights, divided_like)
+            return self.state.model
+        return ray.train.torch.prepare_model(self.state.model)
+
     def _step(self, batch: PreparedBatch) -> dict[str, float]:
-        # A copy: the batch is a read-only view of Ray's object store.
-        images = torch.tensor(batch.images, device=self._device)
-        train, shard = self._config.train, this_shard(self._forward)
+        with warnings.catch_warnings():
+            # The batch is a read-only view of Ray's object store; nothing here writes into it.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            images = torch.from_numpy(batch.images)
+        train = self._config.train
         kept = self._kept_patches(len(images))
+        shard = this_shard(self._forward)
         metrics = train_step(
             self.state,
             PairBatch(images, batch.texts, batch.left_texts, kept),
@@ -207,9 +221,8 @@ class Rank:
             shard=self._gauges.watch(shard),
             memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
         )
-        figures = {name: float(value) for name, value in metrics.items()}
-        is_logged = train.is_logged(self.state.step)
-        if not is_logged:
+        figures = {name: float(whole_tensor(value)) for name, value in metrics.items()}
+        if not train.is_logged(self.state.step):
             return figures
         image_patches = None if kept is None else kept.shape[1]
         return figures | self._gauges.read(batch, shard, image_patches=image_patches)
@@ -263,9 +276,13 @@ class Rank:
         """Save; the other ranks go on at once, rank 0 once the state is copied."""
         self._keys.flush(self.state.step)
         self._reject_rows.flush(self.state.step)
+        if self._reporter is None and not self._config.scaling.shard_weights:
+            return
+        extra = {"rejected": dict(self._rejected), "attempt": self._job.attempt}
+        # Where each rank holds a part, all of them are needed to put it together.
+        snapshot = self.state.snapshot(extra=extra, whole=whole_tensor)
         if self._reporter is not None:
-            extra = {"rejected": dict(self._rejected), "attempt": self._job.attempt}
-            self._reporter.save(self.state.snapshot(extra=extra), self.state.step)
+            self._reporter.save(snapshot, self.state.step)
 
     def _check_loss(self, loss: float, gradient_norm: float) -> None:
         chance = math.log(self._config.train.global_batch_size)

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
 from tests.benchmarks import report
+from tests.benchmarks.memory_probe import TIGHT_MEMORY
 
 MICRO_BATCH, LOGIT_ROWS = 256, 512
 
 
 def probe(pairs: int, *memory: int) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.benchmarks.memory_probe", *map(str, (pairs, *memory))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | TIGHT_MEMORY, check=True, stdout=subprocess.PIPE, text=True
+    )
     figures = json.loads(done.stdout)
     return {
         "peak_mb": figures["peak_bytes"] / 2**20,

@@ -87,7 +87,12 @@ class Ours:
     def gradients(self) -> None:
         self.state.optimizer.zero_grad(set_to_none=True)
         loss = accumulate_gradients(
-            self.state.model, self.batch, precision="bfloat16", shard=Shard(), memory=StepMemory()
+            self.state.model,
+            self.batch,
+            device=self.state.model.device,
+            precision="bfloat16",
+            shard=Shard(),
+            memory=StepMemory(),
         )
         synchronized(loss)
 

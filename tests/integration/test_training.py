@@ -78,23 +78,25 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
 
 def test_what_saves_time_or_memory_does_not_change_what_is_learnt(local_ray, make_config):
     """With some patches dropped: in one go on one rank, and in micro-batches on two."""
-    saving = {
-        "micro_batch_size": 3,
-        "logit_rows": 5,
-        "activation_checkpointing": True,
-        "compile": True,
+    parts = {"micro_batch_size": 3, "logit_rows": 5, "activation_checkpointing": True}
+    cases = {
+        "plain": ({}, {"num_ranks": 1}),
+        "compiled": ({**parts, "compile": True}, {"num_ranks": 2}),
+        "divided": (parts, {"num_ranks": 2, "shard_weights": True}),
     }
-    losses, norms = {}, {}
-    for ranks, settings in ((1, {}), (2, saving)):
+    losses, norms, embeddings = {}, {}, {}
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    for name, (settings, scaling) in cases.items():
         train = {"steps": 5, "image_patch_drop": 0.5, "unmasked_steps": 2, **settings}
-        summary = run(
-            make_config(scaling={"num_ranks": ranks}, storage={"run": f"of-{ranks}"}, train=train)
-        )
-        losses[ranks] = logged(summary)
-        norms[ranks] = logged(summary, "train/gradient_norm")
-    for step in range(1, 6):
-        assert losses[2][step] == pytest.approx(losses[1][step], abs=1e-4)
-        assert norms[2][step] == pytest.approx(norms[1][step], rel=1e-3)
+        summary = run(make_config(scaling=scaling, storage={"run": name}, train=train))
+        losses[name] = logged(summary)
+        norms[name] = logged(summary, "train/gradient_norm")
+        embeddings[name] = load_checkpoint(summary.checkpoint.uri).encode_images(images)
+    for name in ("compiled", "divided"):
+        for step in range(1, 6):
+            assert losses[name][step] == pytest.approx(losses["plain"][step], abs=1e-4)
+            assert norms[name][step] == pytest.approx(norms["plain"][step], rel=1e-3)
+        np.testing.assert_allclose(embeddings[name], embeddings["plain"], atol=1e-3)
 
 
 def test_a_killed_run_resumes_with_the_samples_it_would_have_seen(local_ray, make_config, tmp_path):

@@ -66,6 +66,7 @@ def test_shards_with_gathered_embeddings_have_the_gradients_of_the_whole(num_sha
             accumulate_gradients(
                 lambda *_, part=part: (sides[0][part], sides[1][part], scale),
                 batch.part(part.start, part.stop),
+                device=torch.device("cpu"),
                 precision="float32",
                 shard=Shard(index, num_shards, gather=lambda _, e=everything: next(e)),
                 memory=StepMemory(),
@@ -103,7 +104,12 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_plain_step(
         state.model.zero_grad()
         losses.append(
             accumulate_gradients(
-                state.model, batch, precision="float32", shard=Shard(), memory=memory
+                state.model,
+                batch,
+                device=torch.device("cpu"),
+                precision="float32",
+                shard=Shard(),
+                memory=memory,
             )
         )
         gradients.append({name: p.grad for name, p in state.model.named_parameters()})
@@ -173,7 +179,12 @@ def test_recomputed_activations_give_the_same_gradients():
         state.model.encoder.recomputes_activations = recomputes
         state.model.zero_grad()
         accumulate_gradients(
-            state.model, batch, precision="float32", shard=Shard(), memory=StepMemory()
+            state.model,
+            batch,
+            device=torch.device("cpu"),
+            precision="float32",
+            shard=Shard(),
+            memory=StepMemory(),
         )
         gradients.append([p.grad for p in state.model.parameters()])
     torch.testing.assert_close(*gradients)

@@ -1,0 +1,41 @@
+"""The memory estimate against a measured peak."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.memory_probe import TIGHT_MEMORY
+
+ROOT = Path(__file__).parents[2]
+PROBE = """
+import json, sys, torch
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.training.step import StepMemory
+from tests.benchmarks.memory_probe import probe
+torch.set_num_threads(1)
+vit = VitConfig(width=64, depth=4, mlp_dim=256, num_heads=4, embed_dim=32)
+model = ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="inked")
+print(json.dumps(probe(model, 2048, StepMemory(**json.loads(sys.argv[1])), steps=1)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [{}, {"micro_batch_size": 1024, "logit_rows": 128}])
+def test_the_memory_estimate_is_within_15_percent_of_the_peak(memory: dict):
+    """In a process of its own, whose resident set no other test has grown."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(memory)],
+        cwd=ROOT,
+        env=os.environ | TIGHT_MEMORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    figures = json.loads(done.stdout)
+    assert figures["estimated_bytes"] == pytest.approx(figures["peak_bytes"], rel=0.15)
