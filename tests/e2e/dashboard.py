@@ -36,7 +36,6 @@ SIZE = {"width": 1600, "height": 1000}
 #: MLflow loads charts and pictures as they come into view.
 SETTLE_MS = 8_000
 COLOURS = 128
-MAX_STEPS_OF_SLIDER = 10
 
 
 @contextmanager
@@ -66,31 +65,36 @@ def tidy(page: Page, server: str) -> None:
         pane.locator("xpath=ancestor::div[.//button][1]//button").last.click()
 
 
-def shoot(page: Page, place: Path) -> None:
-    """Store what the window shows, in as few bytes as it takes."""
-    page.screenshot(path=place)
+def shoot(page: Page, place: Path, *, height_px: int = SIZE["height"]) -> None:
+    """Store what the window shows, or the upper part of it, in as few bytes as it takes."""
+    page.screenshot(path=place, clip={"x": 0, "y": 0, "width": SIZE["width"], "height": height_px})
     Image.open(place).convert("RGB").quantize(COLOURS).save(place, optimize=True)
     print(place)
 
 
 def shoot_run(page: Page, server: str, tracked: TrackedRun, model: str, out: Path) -> None:
     """The pages of a run that docs/dashboard.md speaks of."""
+    num_pictures = len(MlflowClient(server).list_artifacts(tracked.run_id, "pictures"))
     run = f"{server}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
     tidy(page, server)
     visit(page, f"{run}/model-metrics", "train")
     show_section(page, "train")
     shoot(page, out / "train.png")
     show_section(page, "embedding")
+    # One picture for each evaluation, none at the start.
+    show_newest(page, "/confusion$", num_pictures - 1)
+    show_section(page, "embedding")
     shoot(page, out / "embedding.png")
     show_section(page, "batch")
     for name in ("pairs", "rendered_texts", "similarity"):
-        show_newest(page, f"batch/{name}")
+        show_newest(page, f"^batch/{name}$", num_pictures)
     shoot(page, out / "pictures.png")
     visit(page, f"{run}/system-metrics", "System metrics")
     show_section(page, "system/")
     shoot(page, out / "machines.png")
     visit(page, run, "Child runs")
-    shoot(page, out / "overview.png")
+    # Below stand the tags, with the paths of this machine.
+    shoot(page, out / "overview.png", height_px=600)
     visit(page, f"{server}/#/models/{model}", "champion")
     shoot(page, out / "model.png")
 
@@ -102,16 +106,17 @@ def show_section(page: Page, name: str) -> None:
     page.wait_for_timeout(SETTLE_MS)
 
 
-def show_newest(page: Page, chart: str) -> None:
+def show_newest(page: Page, chart: str, num_pictures: int) -> None:
     """In a chart of pictures: the last step, and no params over the picture."""
-    card = page.get_by_text(chart, exact=True).first
+    card = page.get_by_text(re.compile(chart)).first
     card = card.locator("xpath=ancestor::div[.//button[@aria-haspopup='menu']][1]")
     card.locator("button[aria-haspopup=menu]").first.click()
     page.get_by_role("menuitem", name="Configure").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("switch").first.click()
     dialog.get_by_role("slider").focus()
-    for _ in range(MAX_STEPS_OF_SLIDER):
+    # Beyond its end, MLflow's slider shows no picture.
+    for _ in range(num_pictures - 1):
         page.keyboard.press("ArrowRight")
     dialog.get_by_role("button", name=re.compile("Save")).click()
     page.wait_for_timeout(SETTLE_MS // 2)
