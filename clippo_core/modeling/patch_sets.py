@@ -139,7 +139,7 @@ def kept_patches(
     if which == "inked":
         is_kept = texts.inked_patches(patch_size_px)
         is_kept[:, 0, 0] |= ~is_kept.any((1, 2))
-        return is_kept.reshape(len(texts), -1)
+        return is_kept.reshape(len(texts), side**2)
     rows = -(-texts.occupied_rows * GLYPH_PX // patch_size_px)
     return np.repeat(np.arange(side) < np.maximum(rows, 1)[:, None], side, axis=1)
 

@@ -67,12 +67,14 @@ class TextRasters:
         size = self.config.image_size_px
         side = size // patch_size_px
         # One bit per pixel row that has ink somewhere in the patch's columns.
-        inked = np.bitwise_or.reduce(self.columns.reshape(-1, side, patch_size_px), axis=2)
+        inked = np.bitwise_or.reduce(
+            self.columns.reshape(len(self.columns), side, patch_size_px), axis=2
+        )
         bits = (inked[:, None, :] >> np.arange(GLYPH_PX, dtype=np.uint16)[:, None]) & 1
         text, row = self._text_and_row()
         rows = np.zeros((len(self), -(-size // GLYPH_PX), GLYPH_PX, side), bool)
         rows[text, row] = bits
-        of_canvas = rows.reshape(len(self), -1, side)[:, :size]
+        of_canvas = rows.reshape(len(self), rows.shape[1] * GLYPH_PX, side)[:, :size]
         return np.any(of_canvas.reshape(len(self), side, patch_size_px, side), axis=2)
 
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:

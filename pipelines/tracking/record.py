@@ -169,24 +169,37 @@ class _PictureTasks:
         # No CPU of their own: they must not wait for one where training has taken them all.
         self._task = ray.remote(_draw_in_background).options(num_cpus=0, max_retries=1)
         self._running: dict[Any, str | None] = {}
+        self._next: list[str | None] = []
 
     @property
     def checkpoints_in_use(self) -> set[str]:
-        return {checkpoint for checkpoint in self._running.values() if checkpoint is not None}
+        wanted = (*self._running.values(), *self._next)
+        return {checkpoint for checkpoint in wanted if checkpoint is not None}
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
     def start(self, checkpoint: str | None) -> None:
-        self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
+        """Draw, or wait for the task at work; of those that wait, the newest takes the turn."""
+        self._next = [checkpoint]
+        if not self._running:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        for checkpoint in self._next:
+            self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
+        self._next = []
 
     def finished(self) -> list[tuple[str | None, Mapping[str, bytes] | str]]:
         """Checkpoints and their pictures, or why there are none."""
         if not self._running:
             return []
-        done, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        return [(self._running.pop(reference), _outcome_of(reference)) for reference in done]
+        done, _ = ray.wait(list(self._running), timeout=0)
+        ended = [(self._running.pop(reference), _outcome_of(reference)) for reference in done]
+        if not self._running:
+            self._start_next()
+        return ended
 
 
 def _outcome_of(reference: Any) -> Mapping[str, bytes] | str:

@@ -43,3 +43,10 @@ def test_a_forward_pass_of_b16_is_what_the_paper_of_its_size_says():
 
     flops = int(transformer_flops(VitConfig(), np.array([196]))[0]) + 2 * 196 * 768 * 768
     assert 34e9 < flops < 37e9
+
+
+@pytest.mark.parametrize("text_patches", ["all", "occupied", "inked"])
+def test_no_texts_have_no_patches(text_patches):
+    config = dataclasses.replace(CONFIG, text_patches=text_patches)
+    texts = Clippo(config).renderer.render_batch([])
+    assert encoded_patches(config, texts).shape == (0,)

@@ -257,3 +257,8 @@ def test_rasters_that_do_not_fit_their_config_are_refused(renderer):
     rasters = renderer.render_batch(["abc"])
     with pytest.raises(RenderError, match="another canvas or cut short"):
         TextRasters(rasters.columns[:0], rasters.row_offsets, rasters.config)
+
+
+def test_no_text_has_no_inked_patches():
+    renderer = TextRenderer(RenderConfig(image_size_px=64))
+    assert renderer.render_batch([]).inked_patches(16).shape == (0, 4, 4)
