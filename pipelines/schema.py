@@ -191,6 +191,9 @@ class TrackingConfig(Config):
     MLFLOW_TRACKING_URI where that is set."""
     experiment: str = "clippo"
     """MLflow experiment."""
+    pictures: bool = True
+    """Draw texts, pairs and similarities of a batch, at the start and at checkpoints, one batch at
+    a time: out of idle CPU time, though each takes a process's start."""
     registered_model: str | None = None
     """Name in MLflow's registry; each checkpoint becomes a version of it. None: checkpoints are
     logged as models of the run, and not registered."""

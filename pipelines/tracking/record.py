@@ -41,7 +41,7 @@ class RunRecord:
         )
         self._pictures = _PictureTasks(resolved.stream, resolved.config)
         # MLflow's charts of pictures open at step 0, and are blank where it has none.
-        self._is_start_drawn = bool(whole_checkpoints(resolved.run))
+        self._is_start_drawn = not tracking.pictures or bool(whole_checkpoints(resolved.run))
         self._cluster = ClusterMetrics(tracker.run)
         self._looked_at = 0.0
 
@@ -64,7 +64,8 @@ class RunRecord:
             if name.startswith("model.")
         }
         self._models.publish(checkpoint, params=params)
-        self._pictures.start(checkpoint)
+        if self._resolved.config.tracking.pictures:
+            self._pictures.start(checkpoint)
 
     def checkpoint_removed(self, checkpoint: str) -> None:
         """Its model goes with it, but for one that an alias points to."""

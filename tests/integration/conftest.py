@@ -22,6 +22,7 @@ from pipelines.schema import (
     RunConfig,
     ScalingConfig,
     StorageConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from tests.integration.colours import colour_samples, write_samples
@@ -59,6 +60,8 @@ def make_config(tmp_path: Path, colours: Path) -> ConfigMaker:
                 threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
             ),
             storage=StorageConfig(root=str(tmp_path / "runs"), run="run"),
+            # Each would take seconds; tests/integration/test_mlflow_server.py looks at them.
+            tracking=TrackingConfig(pictures=False),
         )
         groups = {
             group: dataclasses.replace(getattr(config, group), **fields)

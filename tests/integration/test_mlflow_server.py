@@ -52,7 +52,7 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
     config = make_config(
         train={"steps": STEPS, "checkpoint_every": EVERY},
         evaluation={"tasks": (f"zero_shot:{colours}", f"retrieval:{colours}"), "cpus": 0.25},
-        tracking={"uri": server.uri, "registered_model": "tiny"},
+        tracking={"uri": server.uri, "registered_model": "tiny", "pictures": True},
         storage={"keep_checkpoints": 2},
     )
     resolved = resolve(config)
