@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 
@@ -13,7 +14,14 @@ from pipelines.schema import RunConfig
 from pipelines.storage import Location
 from tests.integration.multinode.local_cluster import Follower, LocalCluster, samples_per_step
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("CLIPPO_MULTINODE") != "1",
+        reason="CLIPPO_MULTINODE is not 1: clusters of five nodes on this machine, for five minutes",
+    ),
+]
 
 
 def start(cluster: LocalCluster, config: RunConfig, folder) -> Follower:
