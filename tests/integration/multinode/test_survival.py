@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         os.environ.get("CLIPPO_MULTINODE") != "1",
-        reason="CLIPPO_MULTINODE is not 1: clusters of five nodes on this machine, for five minutes",
+        reason="CLIPPO_MULTINODE is not 1: clusters of five nodes on this machine take minutes",
     ),
 ]
 
