@@ -54,6 +54,14 @@ def machine() -> dict[str, object]:
     }
 
 
+def show(figures: Mapping[str, Mapping[str, float]]) -> None:
+    """Print groups of figures, one to a line."""
+    for name, values in figures.items():
+        print(name)
+        for key, value in values.items():
+            print(f"  {key:<34}{value:>16,.3f}")
+
+
 def write(name: str, figures: Mapping[str, object]) -> None:
     """Store the figures with the machine; print where."""
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -154,10 +154,7 @@ def main() -> None:
                     spec, arguments.rounds, arguments.seconds
                 )
         ray.shutdown()
-    for name, values in figures.items():
-        print(name)
-        for key, value in values.items():
-            print(f"  {key:<34}{value:>12,.3f}")
+    report.show(figures)
     report.write("sizing", figures)
 
 

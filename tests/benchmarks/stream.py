@@ -208,10 +208,7 @@ def main() -> None:
             }
             figures[f"{steps} steps over 1e9"] = endurance(spec, scaling, steps)
         ray.shutdown()
-    for name, values in figures.items():
-        print(name)
-        for key, value in values.items():
-            print(f"  {key:<34}{value:>16,.3f}")
+    report.show(figures)
     report.write("stream", figures)
 
 
