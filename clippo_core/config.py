@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from clippo_core.errors import ConfigError
 
 TextPatches = Literal["all", "occupied", "inked"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Config:

@@ -26,11 +26,14 @@ from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from clippo_core.rejected import Rejected
+from pipelines.checkpoints import (
+    fetched,
+)
 from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
 from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.ingest.sources import locate_source, open_source
 from pipelines.progress import progress
-from pipelines.storage import Location, fetched
+from pipelines.storage import Location
 
 #: With a leading underscore, so that the folder reads as one Parquet data set.
 SUMMARY_FILE = "_embeddings.json"

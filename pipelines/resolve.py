@@ -22,6 +22,10 @@ from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.memory import training_bytes, typical_text_patches
 from clippo_core.training.step import StepMemory
+from pipelines.checkpoints import (
+    fetched,
+    find_checkpoint,
+)
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source
@@ -33,7 +37,7 @@ from pipelines.ingest.stages import (
     prepare_samples,
 )
 from pipelines.schema import RunConfig
-from pipelines.storage import Location, fetched, find_checkpoint
+from pipelines.storage import Location
 
 #: A run's config, in its folder.
 RUN_FILE = "run.json"

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clippo_core.config import ClippoConfig, Config, OptimConfig, require
-from clippo_core.training.step import Precision
+from clippo_core.config import ClippoConfig, Config, OptimConfig, Precision, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,12 @@
-"""Files of runs and data sets, on disks and in buckets, through fsspec (s3fs for `s3://`).
-
-A checkpoint is whole if its config.json is there: that file is written last and removed first, and
-on a disk the whole folder appears by one rename. Why not Ray Train's own checkpoint manager:
-docs/design.md.
-"""
+"""Files of runs and data sets, on disks and in buckets, through fsspec (s3fs for `s3://`)."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-import re
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,13 +17,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from clippo_core.checkpoints.native import CONFIG_FILE
-from clippo_core.errors import CheckpointError, SampleError, StorageError
+from clippo_core.errors import SampleError, StorageError
 
 OWNER_FILE = "owner.json"
 #: With s3fs' waits of 0.1 s * 1.7 ** attempt: about 50 s in all.
 _S3_ATTEMPTS = 12
-_CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 _STORAGE_FAILURES = (OSError, ValueError, ImportError)
 
 
@@ -237,100 +228,6 @@ def storage_errors(location: Location) -> Iterator[None]:
             f"{location.uri} does not answer as expected: {type(error).__name__}: {error}; check "
             "the path, the permissions, and for buckets AWS_ENDPOINT_URL and the credentials"
         ) from error
-
-
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint folder of a step."""
-    return f"step_{step:08d}"
-
-
-def checkpoint_step(name: str) -> int | None:
-    """The step that a checkpoint folder's name says; None for other names."""
-    match = _CHECKPOINT_NAME.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def whole_checkpoints(run: Location) -> list[tuple[int, Location]]:
-    """The whole checkpoints of a run, oldest first, with their steps."""
-    folder = run / "checkpoints"
-    found = [(checkpoint_step(name), folder / name) for name in folder.names()]
-    steps = [(step, place) for step, place in found if step is not None]
-    return [(step, place) for step, place in steps if (place / CONFIG_FILE).exists()]
-
-
-def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
-    """Have a checkpoint written and bring it to its place, whole or not at all.
-
-    Args:
-        write: makes the folder at the path it is given, atomically (`TrainState.save`).
-        target: where the checkpoint belongs.
-    """
-    if target.is_local:
-        with storage_errors(target):
-            write(Path(target.uri))
-        return
-    fs, path = target.open_fs()
-    with tempfile.TemporaryDirectory(prefix="clippo-") as folder, storage_errors(target):
-        local = Path(folder) / target.name
-        write(local)
-        for file in sorted(local.iterdir(), key=lambda file: file.name == CONFIG_FILE):
-            fs.put_file(str(file), f"{path}/{file.name}")
-
-
-def remove_checkpoint(place: Location) -> None:
-    """Remove a checkpoint; from the first moment on it no longer counts as whole."""
-    fs, path = place.open_fs()
-    with storage_errors(place):
-        fs.rm_file(f"{path}/{CONFIG_FILE}")
-    place.remove()
-
-
-def remove_leftovers(run: Location) -> None:
-    """Remove half-written checkpoints that a killed process left behind."""
-    folder = run / "checkpoints"
-    for name in folder.names():
-        is_half = checkpoint_step(name) is not None and not (folder / name / CONFIG_FILE).exists()
-        if name.startswith(".step_") or is_half:
-            (folder / name).remove()
-
-
-def find_checkpoint(reference: str) -> Location:
-    """The checkpoint that a person means: itself, or the newest of a run.
-
-    Args:
-        reference: a checkpoint folder, a `.npz` file, or a run's folder; a path or URI.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    place = Location.of(reference)
-    if not place.exists():
-        raise CheckpointError(
-            f"{reference} does not exist; expected a checkpoint or a run's folder"
-        )
-    if place.name.endswith(".npz") or (place / CONFIG_FILE).exists():
-        return place
-    checkpoints = whole_checkpoints(place)
-    if not checkpoints:
-        raise CheckpointError(
-            f"{reference} holds no whole checkpoint; expected a folder with {CONFIG_FILE}, a .npz "
-            "file, or a run with checkpoints/"
-        )
-    return checkpoints[-1][1]
-
-
-@contextmanager
-def fetched(place: Location) -> Iterator[Path]:
-    """A checkpoint as a local path: itself where it is local, else a copy for the while."""
-    if place.is_local:
-        yield Path(place.uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
-        local = Path(folder) / place.name
-        fs, path = place.open_fs()
-        with storage_errors(place):
-            fs.get(path, str(local), recursive=fs.isdir(path))
-        yield local
 
 
 class SupersededError(StorageError):

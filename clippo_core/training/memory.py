@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clippo_core.config import ClippoConfig, OptimConfig
-from clippo_core.training.step import Precision, StepMemory
+from clippo_core.config import ClippoConfig, OptimConfig, Precision
+from clippo_core.training.step import StepMemory
 
 #: Of a caption of 50 characters, in pixels: 22 patches of 16 px.
 _TYPICAL_INK_PX2 = 22 * 16**2

@@ -9,20 +9,19 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from clippo_core.config import OptimConfig
+from clippo_core.config import OptimConfig, Precision
 from clippo_core.contrastive import contrastive_loss_shard
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
 from clippo_core.rendering import TextRasters
 from clippo_core.training.state import TrainState
 
-Precision = Literal["float32", "bfloat16"]
 #: Of the left and the right sides of pairs, and the logit scale.
 Embeddings = tuple[Tensor, Tensor, Tensor]
 #: The model, or a wrapper of it that averages gradients over ranks.

@@ -24,8 +24,10 @@ from clippo_core.errors import ConfigError
 from clippo_core.modeling import Clippo
 from clippo_core.modeling.clippo import normalize
 from clippo_core.rendering import load_font
+from pipelines.checkpoints import (
+    fetched,
+)
 from pipelines.cli.configs import parse
-from pipelines.storage import fetched
 from pipelines.tracking.registered_models import find_model
 
 _PROBE_TEXTS = ("a red car", "ein rotes Auto", "красная машина", "赤い車", "لال گاڑی", "")

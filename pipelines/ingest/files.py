@@ -82,23 +82,30 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
         raise SampleError(f"{uri} has the columns {found}; expected {columns.names}")
     metadata = file.metadata
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    empty = _empty_columns(metadata) - set(columns.captions)
-    chosen = [name for name in columns.names if name in found and name not in empty]
+    present = [name for name in columns.names if name in found]
+    empty = _empty_columns(metadata, present) - set(columns.captions)
+    chosen = [name for name in present if name not in empty]
     return ParquetShard(file, chosen, np.cumsum(sizes, dtype=np.int64))
 
 
-def _empty_columns(metadata: pq.FileMetaData) -> set[str]:
-    """Top-level columns without a value, by the file's statistics: reading them is for nothing."""
-    filled: set[str] = set()
-    names: set[str] = set()
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            name = column.path_in_schema.partition(".")[0]
-            names.add(name)
-            statistics = column.statistics
-            if statistics is None or statistics.null_count != column.num_values:
-                filled.add(name)
-    return names - filled
+def _empty_columns(metadata: pq.FileMetaData, names: Sequence[str]) -> set[str]:
+    """Of these columns those without a value, by the file's statistics: to read them is in vain."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+
+    def is_empty(number: int) -> bool:
+        for group in range(metadata.num_row_groups):
+            column = metadata.row_group(group).column(number)
+            if column.statistics is None or column.statistics.null_count != column.num_values:
+                return False
+        return True
+
+    filled = {
+        name
+        for name in names
+        for number, path in enumerate(paths)
+        if path.partition(".")[0] == name and not is_empty(number)
+    }
+    return set(names) - filled
 
 
 def fetch_files(base: Location, references: Sequence[ImageReference]) -> list[bytes | None]:

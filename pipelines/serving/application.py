@@ -34,6 +34,9 @@ from clippo_core.modeling import Clippo
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import BUNDLED_FONT
+from pipelines.checkpoints import (
+    fetched,
+)
 from pipelines.serving.collection import Collection, Match
 from pipelines.serving.requests import (
     Gate,
@@ -44,7 +47,7 @@ from pipelines.serving.requests import (
     read_body,
     read_text,
 )
-from pipelines.storage import Location, fetched
+from pipelines.storage import Location
 
 APPLICATION = "clippo"
 MAX_TEXT_CHARS = 2000

@@ -12,11 +12,15 @@ import ray
 import ray.exceptions
 
 from pipelines.background import in_background
+from pipelines.checkpoints import (
+    checkpoint_step,
+    whole_checkpoints,
+)
 from pipelines.evaluating.tasks import EvaluationReport
 from pipelines.ingest.stages import StreamSpec
 from pipelines.resolve import ResolvedRun, flatten
 from pipelines.schema import RunConfig
-from pipelines.storage import Location, checkpoint_step, whole_checkpoints
+from pipelines.storage import Location
 from pipelines.tracking.batch_pictures import draw_batch
 from pipelines.tracking.child_runs import log_evaluation
 from pipelines.tracking.mlflow_tracker import DataSet, RunTracker

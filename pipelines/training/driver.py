@@ -20,6 +20,11 @@ from tqdm import tqdm
 
 from clippo_core.codec import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
+from pipelines.checkpoints import (
+    remove_checkpoint,
+    remove_leftovers,
+    whole_checkpoints,
+)
 from pipelines.evaluating.registry import EvaluationOptions
 from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks, write_report
 from pipelines.ingest.stream import batch_bytes, steps_per_unit
@@ -28,13 +33,7 @@ from pipelines.progress import progress
 from pipelines.ray_session import ray_session
 from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
-from pipelines.storage import (
-    Location,
-    remove_checkpoint,
-    remove_leftovers,
-    take_over,
-    whole_checkpoints,
-)
+from pipelines.storage import Location, take_over
 from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, TrackedRun, reach
 from pipelines.tracking.origin import run_tags
 from pipelines.tracking.record import RunRecord

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clippo_core.config import Precision
 from clippo_core.modeling.flops import encoded_patches, training_flops
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.alignment import batch_alignment
-from clippo_core.training.step import Gather, Precision, Shard
+from clippo_core.training.step import Gather, Shard
 from pipelines.ingest.stages import PreparedBatch
 from pipelines.schema import RunConfig
 from pipelines.training.collectives import gather_numbers

@@ -10,6 +10,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.preemption import _get_draining_nodes
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
+from pipelines.checkpoints import (
+    whole_checkpoints,
+)
 from pipelines.ingest.stream import (
     DATASET,
     StreamRange,
@@ -18,7 +21,6 @@ from pipelines.ingest.stream import (
     stream_dataset,
 )
 from pipelines.placement import Placement
-from pipelines.storage import whole_checkpoints
 from pipelines.training.worker import WorkerJob, train_on_rank
 
 #: How often a run that could use more ranks looks for them. A resize restarts the ranks from the

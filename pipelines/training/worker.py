@@ -30,6 +30,13 @@ from clippo_core.errors import (
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
+from pipelines.checkpoints import (
+    checkpoint_name,
+    commit_checkpoint,
+    fetched,
+    find_checkpoint,
+    whole_checkpoints,
+)
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
@@ -39,11 +46,6 @@ from pipelines.storage import (
     Location,
     SupersededError,
     check_owner,
-    checkpoint_name,
-    commit_checkpoint,
-    fetched,
-    find_checkpoint,
-    whole_checkpoints,
 )
 from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.tracking.step_logger import StepLogger

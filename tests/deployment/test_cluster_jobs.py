@@ -20,7 +20,10 @@ from cluster import submit
 from cluster.environment import JobEnvironment
 from cluster.package import pack
 from cluster.submit import process_environment
-from pipelines.storage import Location, whole_checkpoints
+from pipelines.checkpoints import (
+    whole_checkpoints,
+)
+from pipelines.storage import Location
 from tests.deployment.clusters import LocalCluster, local_cluster
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted-in-the-shell-0123", "MINE": "planted-by-name-4567"}

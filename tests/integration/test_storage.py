@@ -11,20 +11,22 @@ from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, StorageError
 from clippo_core.modeling import Clippo
+from pipelines.checkpoints import (
+    checkpoint_name,
+    commit_checkpoint,
+    fetched,
+    find_checkpoint,
+    remove_checkpoint,
+    remove_leftovers,
+    whole_checkpoints,
+)
 from pipelines.storage import (
     JsonLines,
     Location,
     SupersededError,
     check_owner,
-    checkpoint_name,
-    commit_checkpoint,
-    fetched,
-    find_checkpoint,
     read_json_lines,
-    remove_checkpoint,
-    remove_leftovers,
     take_over,
-    whole_checkpoints,
 )
 
 

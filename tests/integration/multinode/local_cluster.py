@@ -16,7 +16,10 @@ from mlflow import MlflowClient
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from pipelines.storage import Location, whole_checkpoints
+from pipelines.checkpoints import (
+    whole_checkpoints,
+)
+from pipelines.storage import Location
 
 ROOT = Path(__file__).parents[3]
 #: A dead node is noticed within 2 s, not within 15; one that is only slow is given time.
