@@ -15,9 +15,7 @@ import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from pipelines.background import in_background
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
 from pipelines.ingest.sources import locate_source, open_source
 from pipelines.storage import Location
