@@ -47,6 +47,11 @@ if TYPE_CHECKING:
 #: A stopped run writes its checkpoint first; Ray would give it three seconds.
 STOP_WAIT_S = 600
 _EXIT_STOPPED = 130
+#: What Ray does not say, though it is the commonest reason on a machine that people share.
+_NO_AGENT = (
+    " If the head is up for longer than half a minute, another Ray on that machine may hold the "
+    "port of its agent: start it with --dashboard-agent-listen-port=52366"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +232,8 @@ def _send(client: JobSubmissionClient, job: Job, submission_id: str) -> str:
                 metadata=job.plan.metadata,
             )
         except RuntimeError as error:
-            raise StorageError(f"the cluster does not take the job: {error}") from error
+            advice = _NO_AGENT if "No available agent" in str(error) else ""
+            raise StorageError(f"the cluster does not take the job: {error}{advice}") from error
 
 
 def _entrypoint(plan: JobPlan) -> str:
