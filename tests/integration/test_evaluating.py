@@ -10,11 +10,8 @@ import ray
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.evaluating.registry import (
-    EvaluationOptions,
-    multilingual_retrieval,
-    retrieval,
-)
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.retrieval_tasks import multilingual_retrieval, retrieval
 from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
 from pipelines.ingest.sources import open_source
 from tests.integration.colours import colour_samples, write_samples
@@ -41,7 +38,8 @@ def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
     benchmarks = [Benchmark.parse(f"{task}:{colours}") for task in ("zero_shot", "retrieval")]
     reports = {report.benchmark.task: report for report in ends(start(benchmarks, timeout_s=60))}
     assert {report.status for report in reports.values()} == {"ok"}
-    assert reports["zero_shot"].result["metrics"]["chance_accuracy"] == 0.25
+    floors = {"chance": 0.25, "most frequent class": 0.25}
+    assert reports["zero_shot"].result["floors"]["accuracy"] == floors
     assert reports["zero_shot"].pictures.keys() == {"predictions", "confusion"}
     assert reports["retrieval"].pictures.keys() == {"gallery"}
     recalls = reports["retrieval"].result["metrics"]
@@ -53,6 +51,29 @@ def test_an_evaluation_that_hangs_is_stopped_at_its_time(local_ray, colours):
     tasks = start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=1, cpus=99)
     (report,) = ends(tasks)
     assert (report.status, "not done after 1 s" in report.message) == ("timeout", True)
+
+
+def test_an_evaluation_that_never_ends_is_killed_with_its_process(
+    local_ray, colours, monkeypatch, tmp_path
+):
+    """One that runs, and does not answer; its process must not live on and hold a CPU."""
+    import os
+
+    from pipelines.evaluating import tasks as module
+
+    def hang(*_: object) -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    monkeypatch.setattr(module, "_evaluate_in_background", hang)
+    tasks = start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=8, cpus=0.25)
+    (report,) = ends(tasks)
+    assert (report.status, report.result) == ("timeout", {})
+    process = Path("/proc", (tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 30
+    while process.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_missing_data_is_told_by_the_task_that_misses_it(local_ray, tmp_path):
