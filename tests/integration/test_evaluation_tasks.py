@@ -236,3 +236,9 @@ def test_a_set_of_another_kind_is_refused_with_what_is_needed(task, tmp_path, re
     for source in wrong:
         with pytest.raises(SampleError, match=source.name):
             evaluation(model, source, OPTIONS)
+
+
+def test_every_evaluation_is_in_the_docs():
+    docs = (Path(__file__).parents[2] / "docs" / "evaluations.md").read_text()
+    for name in (*EVALUATIONS, *WITHOUT_DATA):
+        assert f"\n| `{name}` |" in docs, name
