@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+import torch
 from ray.data import DataContext, TaskPoolStrategy
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
+from clippo_core.config import Precision
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from clippo_core.rejected import Rejected
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
 from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.ingest.sources import locate_source, open_source
@@ -50,6 +50,7 @@ class EmbeddingJob:
     kind: InputKind
     input: str
     out: str
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,14 @@ def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
     start, stop = int(unit["start"][0]), int(unit["stop"][0])
     items = [str(item) for item in unit["items"][0]]
     rejects: list[dict[str, str]] = []
-    if job.kind == "texts":
-        keys = [str(line) for line in range(start, stop)]
-        tables = [_text_table(model, identity, keys, items)]
-    else:
-        samples = read_samples(job.kind, job.input, range(start, stop), items)
-        tables = _sample_tables(model, identity, samples, rejects)
+    is_half = job.precision == "bfloat16"
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half):
+        if job.kind == "texts":
+            keys = [str(line) for line in range(start, stop)]
+            tables = [_text_table(model, identity, keys, items)]
+        else:
+            samples = read_samples(job.kind, job.input, range(start, stop), items)
+            tables = _sample_tables(model, identity, samples, rejects)
     table = pa.concat_tables(tables)
     if table.num_rows:
         buffer = io.BytesIO()
@@ -258,6 +261,7 @@ def _conclude(
         {
             "model": summary.model,
             "checkpoint": job.checkpoint,
+            "precision": job.precision,
             "input": job.input,
             "num_embeddings": summary.num_embeddings,
             "num_rejected": summary.num_rejected,

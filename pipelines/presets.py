@@ -34,7 +34,7 @@ def demo() -> RunConfig:
     schedule = ScheduleConfig(decay="rsqrt", warmup_steps=None, cooldown_steps=None)
     return RunConfig(
         preset="demo",
-        model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="inked"),
+        model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied"),
         optim=OptimConfig(name="adafactor", learning_rate=1e-3, schedule=schedule),
         data=DataConfig(sources=("fashion_mnist/train",), run_length=16),
         train=TrainConfig(steps=400, global_batch_size=128, checkpoint_every=200),
@@ -86,7 +86,7 @@ def registry_full() -> RunConfig:
         model=ClippoConfig(
             vit=vit_config("S/16", embed_dim=384),
             render=RenderConfig(image_size_px=96),
-            text_patches="inked",
+            text_patches="occupied",
         ),
         train=TrainConfig(steps=20_000, global_batch_size=1024, checkpoint_every=1000),
         evaluation=EvaluationConfig(
@@ -127,7 +127,7 @@ def paper_b16() -> RunConfig:
         model=ClippoConfig(
             vit=vit_config("B/16"),
             image=ImageConfig(resize="bilinear"),
-            text_patches="inked",
+            text_patches="occupied",
         ),
         optim=OptimConfig(),
         train=TrainConfig(steps=100_000, global_batch_size=10_240, checkpoint_every=1_000),

@@ -22,10 +22,7 @@ from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.memory import training_bytes, typical_text_patches
 from clippo_core.training.step import StepMemory
-from pipelines.checkpoints import (
-    fetched,
-    find_checkpoint,
-)
+from pipelines.checkpoints import fetched, find_checkpoint
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source

@@ -10,8 +10,8 @@ dimensions that it factors in the paper (it never factors across heads).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -144,12 +144,18 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.query_key_value = HeadProjection(width, 3, num_heads)
         self.output = MergeHeads(width, num_heads)
+        self._attend_within = _attend_within
 
     def forward(
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "token width"]:
         projected = self.query_key_value(x)
-        return self.output(_attend_within_eagerly(self.query_key_value, projected, groups))
+        return self.output(self._attend_within(self.query_key_value, projected, groups))
+
+    def do_not_compile_attention(self) -> None:
+        """How many groups there are changes from batch to batch: nothing to compile once."""
+        # Not at import: naming the compiler loads it, which takes a second.
+        self._attend_within = torch.compiler.disable(_attend_within)
 
 
 def _attend_within(
@@ -164,13 +170,6 @@ def _attend_within(
         query, key, value = projection.split_heads(part, group)
         attended.append(attend(query, key, value, group.is_token))
     return torch.cat(attended)
-
-
-# How many groups there are changes from batch to batch: nothing to compile once.
-_attend_within_eagerly = cast(
-    Callable[[HeadProjection, Tensor, Sequence[TokenGroup]], Tensor],
-    torch.compiler.disable(_attend_within),
-)
 
 
 class AttentionPooling(nn.Module):

@@ -99,6 +99,7 @@ class VisionTransformer(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block's dense part, for any number of tokens, when it is first used."""
         for block in self.blocks:
+            cast(Block, block).attention.do_not_compile_attention()
             block.compile(dynamic=True)
 
     def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:

@@ -24,9 +24,7 @@ from clippo_core.errors import ConfigError
 from clippo_core.modeling import Clippo
 from clippo_core.modeling.clippo import normalize
 from clippo_core.rendering import load_font
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.cli.configs import parse
 from pipelines.tracking.registered_models import find_model
 

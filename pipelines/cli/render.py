@@ -12,9 +12,7 @@ from PIL import Image
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.config import RenderConfig
 from clippo_core.rendering import TextRenderer
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.cli.configs import parse
 from pipelines.tracking.registered_models import find_model
 

@@ -16,9 +16,7 @@ import ray.exceptions
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
 from pipelines.background import in_background
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.evaluating.registry import WITHOUT_DATA, find_evaluation
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
 from pipelines.ingest.sources import locate_source, open_source

@@ -223,7 +223,7 @@ def iterate_batches(
     step = steps.start_step
     while step < steps.total_steps:
         arrived = shard.iter_batches(
-            batch_size=batch_size, batch_format="pyarrow", prefetch_batches=2, drop_last=True
+            batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1, drop_last=True
         )
         before = step
         for block in arrived:

@@ -34,9 +34,7 @@ from clippo_core.modeling import Clippo
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import BUNDLED_FONT
-from pipelines.checkpoints import (
-    fetched,
-)
+from pipelines.checkpoints import fetched
 from pipelines.serving.collection import Collection, Match
 from pipelines.serving.requests import (
     Gate,

@@ -10,11 +10,7 @@ import numpy as np
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.modeling import Clippo
 from clippo_core.training.state import TrainState
-from pipelines.checkpoints import (
-    checkpoint_step,
-    fetched,
-    find_checkpoint,
-)
+from pipelines.checkpoints import checkpoint_step, fetched, find_checkpoint
 from pipelines.ingest.stages import StreamSpec, open_renderer, prepare_batch
 from pipelines.schema import RunConfig
 from pipelines.storage import Location

@@ -21,10 +21,7 @@ from PIL import Image
 import clippo_core
 from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig
-from pipelines.checkpoints import (
-    checkpoint_step,
-    fetched,
-)
+from pipelines.checkpoints import checkpoint_step, fetched
 from pipelines.storage import Location
 from pipelines.tracking import clippo_pyfunc
 from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, metric_name, metric_points

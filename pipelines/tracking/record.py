@@ -12,10 +12,7 @@ import ray
 import ray.exceptions
 
 from pipelines.background import in_background
-from pipelines.checkpoints import (
-    checkpoint_step,
-    whole_checkpoints,
-)
+from pipelines.checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.evaluating.tasks import EvaluationReport
 from pipelines.ingest.stages import StreamSpec
 from pipelines.resolve import ResolvedRun, flatten

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from clippo_core.checkpoints.native import CONFIG_FILE, FORMAT
 from clippo_core.errors import CheckpointError
-from pipelines.checkpoints import (
-    find_checkpoint,
-)
+from pipelines.checkpoints import find_checkpoint
 from pipelines.resolve import tracking_uri
 from pipelines.schema import RunConfig
 from pipelines.storage import Location

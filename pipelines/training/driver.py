@@ -20,11 +20,7 @@ from tqdm import tqdm
 
 from clippo_core.codec import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
-from pipelines.checkpoints import (
-    remove_checkpoint,
-    remove_leftovers,
-    whole_checkpoints,
-)
+from pipelines.checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.evaluating.results import EvaluationOptions
 from pipelines.evaluating.stored import write_report
 from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks

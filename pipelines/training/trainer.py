@@ -10,9 +10,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.preemption import _get_draining_nodes
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.ingest.stream import (
     DATASET,
     StreamRange,

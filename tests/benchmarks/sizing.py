@@ -1,7 +1,8 @@
 """Sizing's prediction beside the stream that it predicts: `python -m tests.benchmarks.sizing`.
 
 Predicts from one render worker in a process of its own, then measures the stream through Ray Data
-with one worker and with two into a consumer that does nothing; in turn, medians of some rounds. And
+with one worker and with two into a consumer that does nothing, and the same blocks made by a torch
+`DataLoader` with as many workers; in turn, medians of some rounds. And
 what a block costs Ray, in CPU time of all its processes: of one step, and of as many as fill it.
 """
 
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import pyarrow as pa
 import ray
+import torch.utils.data
 
 from clippo_core.config import ClippoConfig, RenderConfig
 from cluster.sizing import RendererRate, measure_renderer
@@ -24,7 +27,9 @@ from pipelines.ingest.manifest import ShardWriter
 from pipelines.ingest.stages import StreamSpec
 from pipelines.ingest.stream import (
     StreamRange,
+    Unit,
     iterate_batches,
+    make_block,
     steps_per_unit,
     stream_dataset,
 )
@@ -95,13 +100,46 @@ def measure(
     return Measured(count / elapsed, 1000 * cpu / count)
 
 
+class PlannedBlocks(torch.utils.data.Dataset):
+    """What the render tasks make, for a `DataLoader`."""
+
+    def __init__(self, spec: StreamSpec, per_unit: int) -> None:
+        self._spec, self._per_unit = spec, per_unit
+
+    def __len__(self) -> int:
+        return 10**5
+
+    def __getitem__(self, number: int) -> pa.Table:
+        first = number * self._per_unit
+        return make_block(self._spec, Unit(range(first, first + self._per_unit), 0), 1)
+
+
+def rows_per_s_of_data_loader(spec: StreamSpec, workers: int, seconds: float) -> float:
+    """As `measure`, through torch's processes and pipes."""
+    loader = torch.utils.data.DataLoader(
+        PlannedBlocks(spec, steps_per_unit(spec, 1)),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn",
+    )
+    blocks = iter(loader)
+    for _ in range(workers + 1):
+        next(blocks)
+    started, rows = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        rows += next(blocks).num_rows
+    return rows / (time.perf_counter() - started)
+
+
 def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     rates: list[RendererRate] = []
     measured: dict[int, list[float]] = {workers: [] for workers in WORKERS}
+    loaded: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     for _ in range(rounds):
         rates.append(measure_renderer(spec, 1, steps_per_unit(spec, 1), seconds=seconds))
         for workers in WORKERS:
             measured[workers].append(measure(spec, workers, seconds).rows_per_s)
+            loaded[workers].append(rows_per_s_of_data_loader(spec, workers, seconds))
     one = statistics.median(rate.rows_per_s_in_ray for rate in rates)
     figures = {
         "rows_per_block": float(rates[0].rows_per_block),
@@ -114,7 +152,12 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
             f"predicted_rows_per_s_{workers}": one * workers,
             f"measured_rows_per_s_{workers}": found,
             f"measured_over_predicted_{workers}": found / (one * workers),
+            f"data_loader_rows_per_s_{workers}": statistics.median(loaded[workers]),
         }
+    figures["measured_over_plain"] = figures["measured_rows_per_s_1"] / figures["plain_rows_per_s"]
+    figures["two_workers_over_one"] = (
+        figures["measured_rows_per_s_2"] / figures["measured_rows_per_s_1"]
+    )
     return figures
 
 

@@ -36,7 +36,7 @@ from pipelines.resolve import resolve
 from pipelines.schema import DataConfig, RunConfig, ScalingConfig, TrainConfig
 from pipelines.storage import Location
 from tests.benchmarks import report
-from tests.integration.colours import colour_samples, write_samples
+from tests.integration.colours import colour_samples
 
 BATCH = 128
 ROWS_OF_A_SHARD = 10_000
@@ -49,6 +49,14 @@ def config_of(source: Path | str, *, steps: int = 10**6) -> RunConfig:
         train=TrainConfig(steps=steps, global_batch_size=BATCH),
         scaling=ScalingConfig(renderer_cpus=0.5, max_renderers=2),
     )
+
+
+def write_shard(folder: Path) -> Path:
+    writer = ShardWriter(Location.of(folder), name="colours", rows_per_shard=ROWS_OF_A_SHARD)
+    for sample in colour_samples(ROWS_OF_A_SHARD):
+        writer.add(sample)
+    writer.close()
+    return folder
 
 
 def as_if_larger(folder: Path, original: Path, rows: int) -> Path:
@@ -187,9 +195,7 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        original = write_samples(
-            folder / "original", colour_samples(ROWS_OF_A_SHARD), rows_per_shard=ROWS_OF_A_SHARD
-        )
+        original = write_shard(folder / "original")
         large = as_if_larger(folder / "1e9", original, 10**9)
         figures["plan of 1e5"] = planning(as_if_larger(folder / "1e5", original, 10**5))
         figures["plan of 1e9"] = planning(large)

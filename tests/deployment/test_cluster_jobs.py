@@ -20,9 +20,7 @@ from cluster import submit
 from cluster.environment import JobEnvironment
 from cluster.package import pack
 from cluster.submit import process_environment
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.storage import Location
 from tests.deployment.clusters import LocalCluster, local_cluster
 

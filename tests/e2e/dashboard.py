@@ -122,10 +122,25 @@ def show_newest(page: Page, chart: str, num_pictures: int) -> None:
     page.wait_for_timeout(SETTLE_MS // 2)
 
 
+@contextmanager
+def tracking_server(uri: str) -> Iterator[str]:
+    """The server that a run was tracked by, or one on the file that it was tracked in."""
+    if uri.startswith("http"):
+        yield uri
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        server = MlflowServer(Path(folder), database=Path(uri.removeprefix("sqlite:///")))
+        server.start()
+        try:
+            yield server.uri
+        finally:
+            server.kill()
+
+
 def main() -> None:
-    """Start a server on a run's database, and look at it."""
+    """Look at a run through the server that it is tracked by."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="folder of a finished run, tracked in SQLite")
+    parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--out", type=Path, default=Path("docs/dashboard"))
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     arguments = parser.parse_args()
@@ -133,15 +148,8 @@ def main() -> None:
     client = MlflowClient(tracked.uri, registry_uri=tracked.uri)
     (model, *_) = client.search_registered_models()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    database = Path(tracked.uri.removeprefix("sqlite:///"))
-    with tempfile.TemporaryDirectory() as folder:
-        server = MlflowServer(Path(folder), database=database)
-        server.start()
-        try:
-            with browser_page(arguments.chromium) as page:
-                shoot_run(page, server.uri, tracked, model.name, arguments.out)
-        finally:
-            server.kill()
+    with tracking_server(tracked.uri) as server, browser_page(arguments.chromium) as page:
+        shoot_run(page, server, tracked, model.name, arguments.out)
 
 
 if __name__ == "__main__":

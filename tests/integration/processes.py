@@ -8,9 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.storage import Location
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.checkpoints import load_checkpoint, model_identity, save_checkpoint
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.config import ClippoConfig, Precision, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.modeling import Clippo
 from pipelines.embedding import EmbeddingJob, EmbeddingSummary, embed, input_kind
@@ -27,9 +27,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(checkpoint: Path, source: Path, out: Path) -> EmbeddingSummary:
+def run(
+    checkpoint: Path, source: Path, out: Path, precision: Precision = "float32"
+) -> EmbeddingSummary:
     kind, place = input_kind(str(source))
-    job = EmbeddingJob(str(checkpoint), kind, place.uri, str(out))
+    job = EmbeddingJob(str(checkpoint), kind, place.uri, str(out), precision)
     return embed(job, cpus=1, max_tasks=2)
 
 
@@ -70,6 +72,16 @@ def test_lines_of_text_are_embedded_in_any_script(local_ray, checkpoint, tmp_pat
     table = pq.read_table(tmp_path / "out")
     assert summary.num_embeddings == 3
     assert table["text"].to_pylist() == ["ein Haus", "дом", "家"]
+
+
+def test_in_bfloat16_embeddings_are_nearly_the_same(local_ray, checkpoint, tmp_path):
+    (tmp_path / "texts.txt").write_text("ein Haus\nдом\n家\n")
+    run(checkpoint, tmp_path / "texts.txt", tmp_path / "out", "bfloat16")
+    rows = pq.read_table(tmp_path / "out").to_pylist()
+    expected = load_checkpoint(checkpoint).encode_texts([row["text"] for row in rows])
+    embeddings = np.array([row["embedding"] for row in rows], np.float32)
+    np.testing.assert_allclose(embeddings, expected, atol=0.02)
+    assert not np.array_equal(embeddings, expected)
 
 
 def test_nothing_is_written_over_and_nothing_is_embedded_from_nothing(

@@ -13,9 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.resolve import resolve
 from pipelines.storage import Location
 from pipelines.tracking import mlflow_tracker

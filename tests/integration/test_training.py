@@ -20,9 +20,7 @@ from clippo_core.config import ScheduleConfig
 from clippo_core.errors import CheckpointError, ConfigError, DivergedError, SampleError
 from clippo_core.rendering import load_font
 from clippo_core.rendering.unifont import glyph_table
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.resolve import read_run_config, resolve
 from pipelines.schema import RunConfig

@@ -16,9 +16,7 @@ from mlflow import MlflowClient
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from pipelines.checkpoints import (
-    whole_checkpoints,
-)
+from pipelines.checkpoints import whole_checkpoints
 from pipelines.storage import Location
 
 ROOT = Path(__file__).parents[3]

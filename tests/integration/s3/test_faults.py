@@ -17,11 +17,7 @@ import s3fs.core
 
 from clippo_core.codec import to_json
 from clippo_core.errors import StorageError
-from pipelines.checkpoints import (
-    checkpoint_name,
-    remove_checkpoint,
-    whole_checkpoints,
-)
+from pipelines.checkpoints import checkpoint_name, remove_checkpoint, whole_checkpoints
 from pipelines.ingest.manifest import ShardWriter
 from pipelines.ingest.prepare.index import IndexColumns, prepare_index
 from pipelines.ingest.sources import _read_shards, open_source
