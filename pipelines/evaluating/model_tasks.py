@@ -45,8 +45,8 @@ def modality_gap_of_pairs(model: Clippo, source: Source, options: EvaluationOpti
             "pair_similarity": {"a picture and another's caption": float(others.mean())},
         },
         intervals={
-            "gap": bootstrap_interval(_gap, embedded.images, texts, num_resamples=100),
-            "pair_similarity": bootstrap_interval(lambda s: float(s.mean()), similarity),
+            "gap": bootstrap_interval(_mean, _along_gap(embedded.images, texts)),
+            "pair_similarity": bootstrap_interval(_mean, similarity),
         },
         pictures={
             "embeddings": scatter(
@@ -57,11 +57,17 @@ def modality_gap_of_pairs(model: Clippo, source: Source, options: EvaluationOpti
     )
 
 
-def _gap(
+def _along_gap(
     images: Float32[np.ndarray, "pair embed"], texts: Float32[np.ndarray, "pair embed"]
-) -> float:
-    difference: Float[np.ndarray, " embed"] = images.mean(axis=0) - texts.mean(axis=0)
-    return float(np.linalg.norm(difference))
+) -> Float32[np.ndarray, " pair"]:
+    """How far apart each pair is in the direction of the gap; the mean is the gap."""
+    differences = images - texts
+    mean = differences.mean(axis=0)
+    return differences @ (mean / max(float(np.linalg.norm(mean)), 1e-9))
+
+
+def _mean(values: Float[np.ndarray, " pair"]) -> float:
+    return float(values.mean())
 
 
 def patch_filters_of(model: Clippo) -> TaskResult:

@@ -133,9 +133,9 @@ def _training_set(source: Source, names: Sequence[str]) -> Source:
     place = source.folder.parent / SHOTS_FROM
     if place == source.folder or not is_prepared(place):
         raise SampleError(
-            f"few_shot tests on a set that has one to draw shots from beside it: {place.uri} is "
-            f"{'the set itself' if place == source.folder else 'none'}; name such a test set, "
-            "e.g. few_shot:fashion_mnist/test"
+            f"{source.name} has no set beside it to draw shots from: {place.uri} is "
+            f"{'the set itself' if place == source.folder else 'none'}; name a test set, e.g. "
+            "few_shot:fashion_mnist/test"
         )
     training = open_source(place.uri)
     if training.manifest.class_names != tuple(names):

@@ -102,7 +102,7 @@ class Row:
         lines: list[str] = []
         for name, found in values.items():
             ends = list(dict.fromkeys((self.shown(min(found)), self.shown(max(found)))))
-            lines.append(f"{' to '.join(ends)} {name}")
+            lines.append(f"{name} {' to '.join(ends)}")
         return lines
 
 

@@ -90,10 +90,10 @@ def test_few_shot_draws_from_the_training_set_beside_the_test_set(trained, named
     training = open_source(str(Path(named.folder.uri).parent / "train"))
     assert result.also_read == {training.folder.uri: training.manifest.digest}
     assert training.class_ids() == [sample.class_id for sample in training]
-    with pytest.raises(SampleError, match=r"beside it: .*is the set itself"):
+    with pytest.raises(SampleError, match=r"draw shots from: .*is the set itself"):
         EVALUATIONS["few_shot"](trained, training, OPTIONS)
     alone = write_samples(tmp_path / "alone" / "test", colour_samples(8))
-    with pytest.raises(SampleError, match=r"beside it: .*is none"):
+    with pytest.raises(SampleError, match=r"draw shots from: .*is none"):
         EVALUATIONS["few_shot"](trained, open_source(str(alone)), OPTIONS)
     write_samples(tmp_path / "alone" / "train", colour_samples(20))
     with pytest.raises(SampleError, match="class 0 has 5 samples; expected at least 10"):

@@ -62,7 +62,7 @@ def test_a_score_stands_beside_its_interval_its_floor_and_the_papers(evaluated):
     markdown = to_markdown(evaluated)
     (row,) = [line for line in markdown.splitlines() if line.startswith(f"| {IMAGENET} |")]
     assert row == (
-        f"| {IMAGENET} | accuracy, % | 43.2 [42.0 to 44.0] | 50.0 | 0.1 chance | 43.4 (CLIPPO) |"
+        f"| {IMAGENET} | accuracy, % | 43.2 [42.0 to 44.0] | 50.0 | chance 0.1 | 43.4 (CLIPPO) |"
     )
     assert "| modality_gap/set | gap | 0.8123 |  |  |  |" in markdown
     assert f"| {IMAGENET} accuracy | 43.4 | 47.4 | 44.8 | 42 | 33.4 | prompts |" in markdown
