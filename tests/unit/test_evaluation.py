@@ -100,9 +100,8 @@ def test_chance_of_retrieval_is_that_of_random_orders():
     chance = retrieval_chance(image_of_text, ks=(1, 3))
     generator = np.random.default_rng(0)
     found = [
-        recall_of_similarity(generator.random((4, 7)), image_of_text, ks=(1, 3))
-        for _ in range(2000)
+        recall_of_similarity(generator.random((4, 7)), image_of_text, ks=(1, 3)) for _ in range(400)
     ]
     for name, value in chance.items():
-        assert value == pytest.approx(np.mean([f[name] for f in found]), abs=0.02)
+        assert value == pytest.approx(np.mean([f[name] for f in found]), abs=0.06)
     assert set(retrieval_chance(np.arange(3), ks=(10,)).values()) == {1.0}
