@@ -193,8 +193,9 @@ def to_csv(evaluated: Sequence[Evaluated]) -> str:
             if cell is None:
                 continue
             low, high = cell.interval or ("", "")
-            highest = max(cell.floors, key=lambda name: cell.floors[name], default="")
-            floor = cell.floors.get(highest, "")
+            floors = cell.floors
+            highest = max(floors, key=lambda name: floors[name], default="")
+            floor = floors.get(highest, "")
             found = (cell.value, low, high, floor, highest, cell.num_samples, percent, model)
             table.writerow([one.name, row.benchmark, row.metric, *found])
     return written.getvalue()
