@@ -145,11 +145,11 @@ def _beside(metric: str, result: Mapping[str, Any]) -> str:
 
 
 def _language_table(per_language: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
+    if len(per_language) > _LANGUAGES_PRINTED:
+        return [f"  {len(per_language)} languages, each in the result's file"]
     names = list(next(iter(per_language.values())))
     lines = ["  ".join(["language".ljust(10), *names])]
-    for language, found in list(per_language.items())[:_LANGUAGES_PRINTED]:
+    for language, found in per_language.items():
         cells = [f"{found[name]:.4g}".rjust(len(name)) for name in names]
         lines.append("  ".join([language.ljust(10), *cells]))
-    if len(per_language) > _LANGUAGES_PRINTED:
-        lines.append(f"and {len(per_language) - _LANGUAGES_PRINTED} more, in the result's file")
     return lines

@@ -41,10 +41,9 @@ def to_html(evaluated: Sequence[Evaluated]) -> str:
 
 def _table(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> str:
     columns = "".join(f'<th class="number">{_breakable(one.name)}</th>' for one in evaluated)
-    lines = [
-        f"<tr><th>benchmark</th><th>metric</th>{columns}<th>floor</th>"
-        '<th class="number">paper</th></tr>'
-    ]
+    has_paper = any(row.paper is not None for row in rows)
+    paper = '<th class="number">paper</th>' * has_paper
+    lines = [f"<tr><th>benchmark</th><th>metric</th>{columns}<th>floor</th>{paper}</tr>"]
     body: list[str] = []
     for _, group in itertools.groupby(rows, lambda row: row.benchmark):
         of_benchmark = list(group)
@@ -55,7 +54,8 @@ def _table(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> str:
                 + f"<td>{escape(row.label)}</td>"
                 + "".join(_table_cell(row, cell) for cell in row.cells)
                 + f"<td>{'<br>'.join(map(escape, row.floor_lines))}</td>"
-                f'<td class="number">{escape(row.paper_text)}</td></tr>'
+                + f'<td class="number">{escape(row.paper_text)}</td>' * has_paper
+                + "</tr>"
             )
     return _scrolled(lines, body)
 

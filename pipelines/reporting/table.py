@@ -94,16 +94,16 @@ class Row:
 
     @property
     def floor_lines(self) -> list[str]:
-        """Each floor with its name; where checkpoints differ in it, from the least to the most."""
+        """Floors and what gets them; where checkpoints differ in one, from the least to the most."""
         values: dict[str, list[float]] = {}
         for cell in self.cells:
             for name, value in (cell.floors if cell is not None else {}).items():
                 values.setdefault(name, []).append(value)
-        lines: list[str] = []
+        names: dict[str, list[str]] = {}
         for name, found in values.items():
-            ends = list(dict.fromkeys((self.shown(min(found)), self.shown(max(found)))))
-            lines.append(f"{name} {' to '.join(ends)}")
-        return lines
+            ends = dict.fromkeys((self.shown(min(found)), self.shown(max(found))))
+            names.setdefault(" to ".join(ends), []).append(name)
+        return [f"{', '.join(of)} {value}" for value, of in names.items()]
 
 
 def make_rows(evaluated: Sequence[Evaluated]) -> list[Row]:
@@ -139,14 +139,17 @@ def _cell(result: Mapping[str, Any], metric: str) -> Cell | None:
 def to_markdown(evaluated: Sequence[Evaluated]) -> str:
     """The table, the paper's models where a row is theirs, and what failed."""
     rows = make_rows(evaluated)
-    header = ["benchmark", "metric", *(one.name for one in evaluated), "floor", "paper"]
-    lines = [_line(header), _line(["---", "---", *["--:"] * len(evaluated), "---", "--:"])]
+    has_paper = any(row.paper is not None for row in rows)
+    header = ["benchmark", "metric", *(one.name for one in evaluated), "floor"]
+    lines = [_line([*header, *["paper"] * has_paper])]
+    lines.append(_line(["---", "---", *["--:"] * len(evaluated), "---", *["--:"] * has_paper]))
     before = ""
     for row in rows:
         cells = [_markdown_cell(row, cell) for cell in row.cells]
         name = row.benchmark if row.benchmark != before else ""
         before = row.benchmark
-        lines.append(_line([name, row.label, *cells, "; ".join(row.floor_lines), row.paper_text]))
+        paper = [row.paper_text] * has_paper
+        lines.append(_line([name, row.label, *cells, "; ".join(row.floor_lines), *paper]))
     lines += ["", "In brackets: 95 % intervals."]
     if theirs := [row.paper for row in rows if row.paper is not None]:
         lines += ["", *paper_lines(theirs)]

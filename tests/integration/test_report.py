@@ -142,7 +142,7 @@ def test_results_are_found_by_run_checkpoint_and_folder(tmp_path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(run), "b16.npz", "--out", "out"]) == 0
     printed = capsys.readouterr().out
-    assert "| zero_shot/set | accuracy, % | 50.0 | 60.0 |  |  |" in printed
+    assert "| zero_shot/set | accuracy, % | 50.0 | 60.0 |  |\n" in printed
     assert [Path(line).name for line in printed.splitlines()[-3:]] == [
         "report.md",
         "report.csv",
