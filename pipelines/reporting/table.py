@@ -94,7 +94,7 @@ class Row:
 
     @property
     def floor_lines(self) -> list[str]:
-        """Floors and what gets them; where checkpoints differ in one, from the least to the most."""
+        """What gets which floor; where checkpoints differ in one, from the least to the most."""
         values: dict[str, list[float]] = {}
         for cell in self.cells:
             for name, value in (cell.floors if cell is not None else {}).items():
