@@ -46,7 +46,7 @@ def write_report(report: EvaluationReport, folder: Location) -> Location:
 
 def _remove_failure(folder: Location, benchmark: Benchmark) -> None:
     """An earlier failure, which may not have come as far as the data set's own name."""
-    place = folder / f"{benchmark.task}/{Location(benchmark.source).name}.json"
+    place = folder / f"{benchmark.task}/{benchmark.place_name}.json"
     stored = _read(place)
     if stored is not None and stored.get("status") != "ok":
         place.remove_file()

@@ -25,6 +25,8 @@ from pipelines.tracking.figures import encode_pngs
 
 #: What stands for the data set where there is none.
 WEIGHTS = "weights"
+#: Names that folders of many data sets have.
+_SPLITS = ("train", "val", "dev", "test")
 #: Of results; those of another one are not compared, and measured anew.
 RESULT_FORMAT = 2
 
@@ -40,6 +42,14 @@ class Benchmark:
 
     task: str
     source: str
+
+    @property
+    def place_name(self) -> str:
+        """What to call the data set by its place alone, since it may not be there."""
+        place = Location(self.source)
+        if place.name in _SPLITS:
+            return f"{place.parent.name}-{place.name}"
+        return place.name or WEIGHTS
 
     @staticmethod
     def parse(text: str) -> Benchmark:
@@ -83,7 +93,7 @@ class EvaluationReport:
     @property
     def name(self) -> str:
         """Such as "zero_shot/fashion_mnist-test", for files and charts."""
-        data_set = self.result.get("source") or Location(self.benchmark.source).name or WEIGHTS
+        data_set = self.result.get("source") or self.benchmark.place_name
         return f"{self.benchmark.task}/{data_set}"
 
 

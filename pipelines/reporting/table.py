@@ -35,9 +35,12 @@ class Evaluated:
 
     @property
     def failures(self) -> dict[str, str]:
-        """What did not end well, and why."""
+        """What did not end well, and why; the first line of it."""
         bad = {name: r for name, r in self.results.items() if r["status"] != "ok"}
-        return {name: f"{r['status']}: {r.get('message', '')}" for name, r in bad.items()}
+        return {
+            name: f"{r['status']}: {r.get('message', '').partition(chr(10))[0]}"
+            for name, r in bad.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class Row:
 
     def shown(self, value: float) -> str:
         """A value as the table has it."""
-        return f"{100 * value:.1f}" if self.is_share else f"{value:.4g}"
+        if self.is_share:
+            return f"{100 * value:.1f}"
+        return f"{value:.3f}" if abs(value) < 10 and value % 1 else f"{value:.4g}"
 
     def interval_text(self, cell: Cell) -> str:
         """The 95 % interval; "" where no samples decide."""

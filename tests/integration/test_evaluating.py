@@ -174,7 +174,7 @@ def test_a_failure_goes_when_the_evaluation_succeeds(tmp_path):
     folder, benchmark = Location.of(tmp_path), Benchmark("zero_shot", "/somewhere/test")
     failed = EvaluationReport("model", benchmark, "timeout", {}, "too long")
     place = write_report(failed, folder)
-    assert stored_results(folder)["zero_shot/test"]["message"] == "too long"
+    assert stored_results(folder)["zero_shot/somewhere-test"]["message"] == "too long"
     result = {"source": "fashion-test", "limit": None, "metrics": {"accuracy": 0.5}}
     write_report(EvaluationReport("model", benchmark, "ok", result), folder)
     assert list(stored_results(folder)) == ["zero_shot/fashion-test"]

@@ -47,7 +47,7 @@ def evaluated(tmp_path: Path) -> list[Evaluated]:
             {"accuracy": 0.4321}, floors=accuracy, intervals={"accuracy": [0.42, 0.44]}
         ),
         "modality_gap/set": result({"gap": 0.81234}, pictures=["embeddings"]),
-        "retrieval/x<b>": {"status": "failed", "message": "no captions | at all"},
+        "retrieval/x<b>": {"status": "failed", "message": "no captions | at all\nor more"},
     }
     two = {IMAGENET: result({"accuracy": 0.5}, floors=accuracy)}
     folder = Location.of(tmp_path / "one")
@@ -64,7 +64,7 @@ def test_a_score_stands_beside_its_interval_its_floor_and_the_papers(evaluated):
     assert row == (
         f"| {IMAGENET} | accuracy, % | 43.2 [42.0 to 44.0] | 50.0 | chance 0.1 | 43.4 (CLIPPO) |"
     )
-    assert "| modality_gap/set | gap | 0.8123 |  |  |  |" in markdown
+    assert "| modality_gap/set | gap | 0.812 |  |  |  |" in markdown
     assert f"| {IMAGENET} accuracy | 43.4 | 47.4 | 44.8 | 42 | 33.4 | prompts |" in markdown
     assert "- retrieval/x<b> of run/one: failed: no captions | at all" in markdown
     widths = {line.count("|") for line in markdown.split("\n\n")[0].splitlines()}
