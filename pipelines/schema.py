@@ -206,9 +206,13 @@ class EvaluationConfig(Config):
     """What is evaluated at every checkpoint, beside training, as Ray tasks."""
 
     tasks: tuple[str, ...] = ()
-    """TASK:SOURCE pairs, e.g. "zero_shot:fashion_mnist/test" or "retrieval:DATA_FOLDER"."""
+    """TASK:SOURCE pairs, e.g. "zero_shot:fashion_mnist/test" or "retrieval:DATA_FOLDER"; TASK alone
+    where it needs no data. docs/evaluations.md lists them."""
     templates: tuple[str, ...] = ("a photo of a {}",)
-    """Prompts of zero_shot; {} is the class name. Their embeddings are averaged per class."""
+    """Prompts of pictures' classes; {} is the class name. Their embeddings are averaged per class.
+    Names of sets work too: name, photo, clip7, clip80."""
+    text_templates: tuple[str, ...] = ("{}",)
+    """Prompts of texts' classes, likewise; for positive and negative there is sentiment5."""
     limit: int | None = None
     """Evaluate on the first so many samples; None: all."""
     cpus: float = 1
@@ -219,7 +223,7 @@ class EvaluationConfig(Config):
     def __post_init__(self) -> None:
         for task in self.tasks:
             require(
-                ":" in task.strip(":"),
+                bool(task) and ":" not in (task[0], task[-1]),
                 f"evaluation.tasks has {task!r}; expected TASK:SOURCE, e.g. zero_shot:DATA_FOLDER",
             )
         limit = self.limit

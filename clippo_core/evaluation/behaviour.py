@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
-from clippo_core.errors import ConfigError
-from clippo_core.evaluation.retrieval import retrieval_recall
+from clippo_core.errors import ConfigError, SampleError
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRasters
 
@@ -87,10 +86,12 @@ class ChangedCaptions:
     """What a change of the captions does.
 
     Attributes:
-        recall: text-to-image recall@1 with the changed captions.
+        accuracy: share of the images whose nearest changed caption is their own.
+        recall: share of the changed captions whose nearest image is one that has them.
         similarity: mean cosine of the changed captions with the ones as they were.
     """
 
+    accuracy: float
     recall: float
     similarity: float
 
@@ -103,47 +104,59 @@ def changed_captions(
     num_typos: int = 1,
     seed: int = 0,
 ) -> dict[str, ChangedCaptions]:
-    """Retrieve pictures by their captions as they are, and changed.
+    """Find images by their captions, and captions by their images, as they are and changed.
 
     Args:
         model: encodes texts.
         image_embeddings: unit length.
-        captions: one for each image, all different.
+        captions: one for each image; images may share one.
         num_typos: in each caption of "typos".
         seed: of the typos.
 
     Returns:
         By change: "none", "upper_case", "typos", which should find as much or nearly so;
-        "upside_down", "blank", "swapped" (each picture gets its neighbour's caption), which should
-        find no more than `1 / images`.
+        "upside_down", "blank", "swapped" (each caption takes the place of another), which should
+        find no more than chance: one in as many as there are different captions.
 
     Raises:
-        ConfigError: if there are not as many captions as images, or fewer than two.
+        ConfigError: if there are not as many captions as images, or all are the same.
     """
-    if len(captions) != len(image_embeddings) or len(captions) < 2:
-        raise ConfigError(f"{len(captions)} captions for {len(image_embeddings)} images")
-    typos = [with_typos(c, num_typos=num_typos, seed=seed + i) for i, c in enumerate(captions)]
-    rasters = model.renderer.render_batch(captions)
+    texts, caption_of_image = np.unique(np.array(captions, dtype=object), return_inverse=True)
+    texts = [str(text) for text in texts]
+    if len(captions) != len(image_embeddings) or len(texts) < 2:
+        raise ConfigError(
+            f"{len(captions)} captions, {len(texts)} of them different, for "
+            f"{len(image_embeddings)} images; expected one for each, and two different ones"
+        )
+    typos = [with_typos(text, num_typos=num_typos, seed=seed + i) for i, text in enumerate(texts)]
+    rasters = model.renderer.render_batch(texts)
     changes: dict[str, Sequence[str] | TextRasters] = {
         "none": rasters,
-        "upper_case": [caption.upper() for caption in captions],
+        "upper_case": [text.upper() for text in texts],
         "typos": typos,
         "upside_down": upside_down(rasters),
-        "blank": [""] * len(captions),
-        "swapped": [*captions[1:], captions[0]],
+        "blank": [""] * len(texts),
+        "swapped": [*texts[1:], texts[0]],
     }
     embeddings = {name: model.encode_texts(changed) for name, changed in changes.items()}
     return {
-        name: ChangedCaptions(
-            recall=_recall(image_embeddings, changed),
-            similarity=float((embeddings["none"] * changed).sum(axis=1).mean()),
-        )
+        name: _found(image_embeddings, changed, embeddings["none"], caption_of_image)
         for name, changed in embeddings.items()
     }
 
 
-def _recall(
-    images: Float32[np.ndarray, "image embed"], texts: Float32[np.ndarray, "image embed"]
-) -> float:
-    found = retrieval_recall(images, texts, np.arange(len(images)), ks=(1,))
-    return found["text_to_image_recall@1"]
+def _found(
+    images: Float32[np.ndarray, "image embed"],
+    texts: Float32[np.ndarray, "text embed"],
+    unchanged: Float32[np.ndarray, "text embed"],
+    text_of_image: Int[np.ndarray, " image"],
+) -> ChangedCaptions:
+    similarity = images @ texts.T
+    if not np.isfinite(similarity).all():
+        raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
+    nearest_image = text_of_image[similarity.argmax(axis=0)]
+    return ChangedCaptions(
+        accuracy=float((similarity.argmax(axis=1) == text_of_image).mean()),
+        recall=float((nearest_image == np.arange(len(texts))).mean()),
+        similarity=float((unchanged * texts).sum(axis=1).mean()),
+    )

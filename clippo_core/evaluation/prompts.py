@@ -51,12 +51,25 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+def named_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """The templates, with those of a set in the place of its name in `TEMPLATES`."""
+    return tuple(one for name in templates for one in TEMPLATES.get(name, (name,)))
+
+
 def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Every template with every class name: all of the first class, then the second, and so on.
+
+    Args:
+        templates: with `{}` for the class name, or names of sets in `TEMPLATES`.
+        class_names: what goes into them.
 
     Raises:
         ConfigError: if a template has no `{}`, or there is none.
     """
+    templates = named_templates(templates)
     if not templates or any("{}" not in template for template in templates):
-        raise ConfigError(f"templates={templates}; expected at least one, each with {{}} in it")
+        raise ConfigError(
+            f"templates={templates}; expected at least one, each with {{}} in it, "
+            f"or one of {sorted(TEMPLATES)}"
+        )
     return [t.replace("{}", name) for name in class_names for t in templates]

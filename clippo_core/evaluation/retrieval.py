@@ -80,6 +80,26 @@ def recall_of_similarity(
     )
 
 
+def retrieval_chance(
+    image_of_text: Int[np.ndarray, " text"], *, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """What a random order of the candidates gets, by the names that `retrieval_recall` gives.
+
+    Args:
+        image_of_text: the image that each text describes; every image has a text.
+        ks: how many candidates count.
+    """
+    num_texts, texts_per_image = len(image_of_text), np.bincount(image_of_text)
+    num_images = len(texts_per_image)
+    chance: dict[str, float] = {}
+    for k in ks:
+        # A text of the image is missed by all k draws without replacement.
+        drawn = np.arange(min(k, num_texts))
+        left = np.maximum(num_texts - texts_per_image[:, None] - drawn, 0) / (num_texts - drawn)
+        chance[f"image_to_text_recall@{k}"] = float(1 - left.prod(axis=1).mean())
+    return chance | {f"text_to_image_recall@{k}": min(k / num_images, 1.0) for k in ks}
+
+
 def _both_directions(
     texts_of: SimilarityOf,
     images_of: SimilarityOf,

@@ -35,6 +35,7 @@ class AttackResult:
         flip_interval: of the flip rate, 95 %.
         written: the class written on each photo.
         attacked: the photos with words, to be shown.
+        attacked_predictions: the class that each of these is taken for.
     """
 
     accuracy: float
@@ -45,6 +46,7 @@ class AttackResult:
     flip_interval: Interval
     written: Int[np.ndarray, " image"]
     attacked: UInt8[np.ndarray, "image height_px width_px 3"]
+    attacked_predictions: Int[np.ndarray, " image"]
 
 
 def draw_words(
@@ -140,4 +142,5 @@ def typographic_attack(
         flip_interval=proportion_interval(flip_rate, len(labels)),
         written=written,
         attacked=attacked,
+        attacked_predictions=with_word.predictions,
     )

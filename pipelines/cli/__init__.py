@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a preset or an earlier run's config",
     "resume": "go on with a run",
     "evaluate": "evaluate a checkpoint, each benchmark a Ray task",
+    "report": "results of checkpoints side by side, with the paper's numbers",
     "embed": "embed pictures and texts into Parquet",
     "convert": "convert a checkpoint between formats",
     "serve": "a page to search pictures with a model",

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
+from pipelines.checkpoints import fetched
 from pipelines.cli.configs import parse, take_first
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.stored import file_name, result_lines, stored_report, write_report
+from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
 from pipelines.progress import progress
+from pipelines.ray_session import ray_session
 from pipelines.resolve import RUN_FILE, read_run_config
 from pipelines.schema import EvaluationConfig
 from pipelines.storage import Location
@@ -25,6 +32,8 @@ class EvaluateArguments:
     out: str | None = None
     """Folder for the results; None: evaluations/ in the checkpoint's run, or beside it; of a
     registered model: in the current folder."""
+    again: bool = False
+    """Measure anew what is there already, of the same weights, data and options."""
 
 
 def run(argv: list[str]) -> None:
@@ -35,24 +44,34 @@ def run(argv: list[str]) -> None:
     run_folder = run_of(checkpoint)
     default = EvaluateArguments(_evaluation_of(run_folder))
     arguments = parse(EvaluateArguments, rest, command="evaluate", default=default)
-    from pipelines.evaluating.registry import EvaluationOptions
-    from pipelines.evaluating.tasks import (
-        Benchmark,
-        EvaluationTasks,
-        result_lines,
-        write_report,
-    )
-    from pipelines.ray_session import ray_session
-
     config = arguments.evaluation
     if not config.tasks:
         raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")
-    options = EvaluationOptions(templates=config.templates, limit=config.limit)
+    options = EvaluationOptions.of(config)
     benchmarks = [Benchmark.parse(text) for text in config.tasks]
-    beside = Location.of(".") if is_registered(name) else run_folder or checkpoint.parent
-    results = beside / "evaluations" / model_name(name, checkpoint).rpartition("/")[2]
+    results = results_folder(name, checkpoint)
     folder = results if arguments.out is None else Location.of(arguments.out)
-    failures, places = [], []
+    stored = {} if arguments.again else _stored(checkpoint, benchmarks, options, folder)
+    for report in stored.values():
+        print("\n".join([*result_lines(report), "  as stored; --again measures anew"]))
+    missing = [benchmark for benchmark in benchmarks if benchmark not in stored]
+    measured = _evaluate(checkpoint, missing, options, config, folder) if missing else []
+    reports = [*stored.values(), *measured]
+    failures = [f"{r.name}: {r.status}: {r.message}" for r in reports if r.status != "ok"]
+    if failures:
+        raise SampleError("\n".join(failures))
+    print("\n".join((folder / f"{file_name(report)}.json").uri for report in reports))
+
+
+def _evaluate(
+    checkpoint: Location,
+    benchmarks: Sequence[Benchmark],
+    options: EvaluationOptions,
+    config: EvaluationConfig,
+    folder: Location,
+) -> list[EvaluationReport]:
+    """Run benchmarks; each is written and printed as it ends."""
+    reports: list[EvaluationReport] = []
     with ray_session(cpus=config.cpus):
         tasks = EvaluationTasks(benchmarks, options, cpus=config.cpus, timeout_s=config.timeout_s)
         tasks.start(checkpoint.uri)
@@ -60,14 +79,38 @@ def run(argv: list[str]) -> None:
             while tasks.num_running:
                 for report in tasks.finished(wait_s=0.5):
                     bar.update()
-                    places.append(write_report(report, folder))
+                    reports.append(report)
+                    write_report(report, folder)
                     if report.status == "ok":
                         print("\n".join(result_lines(report)))
-                    else:
-                        failures.append(f"{report.name}: {report.status}: {report.message}")
-    if failures:
-        raise SampleError("\n".join(failures))
-    print("\n".join(place.uri for place in places))
+    return reports
+
+
+def results_folder(name: str, checkpoint: Location) -> Location:
+    """Where the results of a checkpoint are, unless `--out` says otherwise.
+
+    Args:
+        name: as a person gave it.
+        checkpoint: as `find_model` found it.
+    """
+    beside = Location.of(".") if is_registered(name) else run_of(checkpoint) or checkpoint.parent
+    return beside / "evaluations" / model_name(name, checkpoint).rpartition("/")[2]
+
+
+def _stored(
+    checkpoint: Location,
+    benchmarks: Sequence[Benchmark],
+    options: EvaluationOptions,
+    folder: Location,
+) -> dict[Benchmark, EvaluationReport]:
+    """The benchmarks that have a result already."""
+    # Most have none, and the weights need not be read to see that.
+    if not any(name.endswith(".json") for name in folder.files()):
+        return {}
+    with fetched(checkpoint) as path:
+        identity = model_identity(load_checkpoint(path))
+    found = {b: stored_report(checkpoint, identity, b, options, folder) for b in benchmarks}
+    return {benchmark: report for benchmark, report in found.items() if report is not None}
 
 
 def run_of(checkpoint: Location) -> Location | None:

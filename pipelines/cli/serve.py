@@ -13,6 +13,8 @@ import tyro
 from clippo_core.errors import ConfigError
 from pipelines.cli.configs import parse
 from pipelines.cli.evaluate import run_of
+from pipelines.ingest.manifest import is_prepared, read_manifest
+from pipelines.ingest.sources import locate_source
 from pipelines.resolve import read_run_config
 from pipelines.storage import Location
 from pipelines.tracking.registered_models import find_model, model_name
@@ -91,7 +93,7 @@ def _check(arguments: ServeArguments) -> None:
 
 
 def _evaluated_on(checkpoint: Location) -> str:
-    """The data set that a checkpoint's run is evaluated on, or else trained on."""
+    """The first data set of pictures that a checkpoint's run is evaluated on, or trained on."""
     run_folder = run_of(checkpoint)
     if run_folder is None:
         raise ConfigError(
@@ -100,7 +102,13 @@ def _evaluated_on(checkpoint: Location) -> str:
         )
     config = read_run_config(run_folder)
     evaluated = [task.partition(":")[2] for task in config.evaluation.tasks]
-    return [*evaluated, *config.data.sources][0]
+    named = [*filter(None, evaluated), *config.data.sources]
+    return next((name for name in named if not _is_of_texts(name)), named[0])
+
+
+def _is_of_texts(name: str) -> bool:
+    place = locate_source(name)
+    return is_prepared(place) and not read_manifest(place).kind.startswith("image")
 
 
 def free_port(host: str, port: int) -> int:

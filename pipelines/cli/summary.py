@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.evaluating.tasks import file_name, result_lines
+from pipelines.evaluating.stored import file_name, result_lines
 from pipelines.training.driver import RunSummary
 
 

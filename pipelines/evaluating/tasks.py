@@ -14,30 +14,59 @@ import ray
 import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
+from clippo_core.errors import ConfigError
 from pipelines.background import in_background
 from pipelines.checkpoints import fetched
-from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
+from pipelines.evaluating.registry import WITHOUT_DATA, find_evaluation
+from pipelines.evaluating.results import EvaluationOptions, TaskResult
 from pipelines.ingest.sources import locate_source, open_source
 from pipelines.storage import Location
 from pipelines.tracking.figures import encode_pngs
 
+#: What stands for the data set where there is none.
+WEIGHTS = "weights"
+#: Names that folders of many data sets have.
+_SPLITS = ("train", "val", "dev", "test")
+#: Of results; those of another one are not compared, and measured anew.
+RESULT_FORMAT = 2
+
 
 @dataclass(frozen=True)
 class Benchmark:
-    """An evaluation on a data set, as "zero_shot:fashion_mnist/test" names it."""
+    """An evaluation on a data set, as "zero_shot:fashion_mnist/test" names it.
+
+    Attributes:
+        task: the evaluation's name.
+        source: folder or URI of the data set; "" where the model alone is looked at.
+    """
 
     task: str
     source: str
+
+    @property
+    def place_name(self) -> str:
+        """What to call the data set by its place alone, since it may not be there."""
+        place = Location(self.source)
+        if place.name in _SPLITS:
+            return f"{place.parent.name}-{place.name}"
+        return place.name or WEIGHTS
 
     @staticmethod
     def parse(text: str) -> Benchmark:
         """From TASK:SOURCE; the source becomes a place that any machine can find.
 
         Raises:
-            ConfigError: if there is no such task.
+            ConfigError: if there is no such task, or it needs a data set and has none, or has one
+                and needs none.
         """
         task, _, source = text.partition(":")
+        if task in WITHOUT_DATA:
+            if source:
+                raise ConfigError(f"{task} looks at the model alone; name it without {source!r}")
+            return Benchmark(task, "")
         find_evaluation(task)
+        if not source:
+            raise ConfigError(f"{task} needs a data set: {task}:DATA_SET")
         return Benchmark(task, locate_source(source).uri)
 
 
@@ -64,38 +93,61 @@ class EvaluationReport:
     @property
     def name(self) -> str:
         """Such as "zero_shot/fashion_mnist-test", for files and charts."""
-        data_set = self.result.get("source") or Location.of(self.benchmark.source).name
+        data_set = self.result.get("source") or self.benchmark.place_name
         return f"{self.benchmark.task}/{data_set}"
 
 
 def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:
     """Run one evaluation in this process."""
     started = time.monotonic()
-    source = open_source(benchmark.source)
+    # Before the model, which may take long: most of what goes wrong is in the data's name.
+    source = open_source(benchmark.source) if benchmark.source else None
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
-    found = find_evaluation(benchmark.task)(model, source, options)
+    identity = model_identity(model)
+    if source is None:
+        found, name, digest = WITHOUT_DATA[benchmark.task](model), WEIGHTS, short_digest(identity)
+    else:
+        found = find_evaluation(benchmark.task)(model, source, options)
+        name, digest = source.name, source.manifest.digest
+    seconds = round(time.monotonic() - started, 2)
     result = {
+        "format_version": RESULT_FORMAT,
         "task": benchmark.task,
-        "source": source.name,
-        "source_digest": source.manifest.digest,
+        "source": name,
+        "source_digest": digest,
         "checkpoint": checkpoint,
-        "model": model_identity(model),
+        "model": identity,
+        "options": options_json(options),
+        "limit": options.limit if benchmark.source else None,
+        **_numbers(found),
+        "seconds": seconds,
+    }
+    pictures = encode_pngs(found.pictures)
+    return EvaluationReport(checkpoint, benchmark, "ok", result, seconds=seconds, pictures=pictures)
+
+
+def options_json(options: EvaluationOptions) -> dict[str, Any]:
+    """Options as they come back from JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+
+
+def short_digest(identity: str) -> str:
+    """A model's identity, as short as the digest of a data set."""
+    return identity.removeprefix("sha256:")[:16]
+
+
+def _numbers(found: TaskResult) -> dict[str, Any]:
+    return {
         "metrics": found.metrics,
-        "limit": options.limit,
+        "floors": found.floors,
+        "intervals": {name: list(interval) for name, interval in found.intervals.items()},
         "num_samples": found.num_samples,
         "num_rejected": found.num_rejected,
         "details": found.details,
-        "seconds": round(time.monotonic() - started, 2),
+        "pictures": list(found.pictures),
+        "also_read": found.also_read,
     }
-    return EvaluationReport(
-        checkpoint,
-        benchmark,
-        "ok",
-        result,
-        seconds=result["seconds"],
-        pictures=encode_pngs(found.pictures),
-    )
 
 
 def _evaluate_in_background(
@@ -181,33 +233,3 @@ def _failure(
 ) -> EvaluationReport:
     seconds = time.monotonic() - running.started
     return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message, seconds)
-
-
-def write_report(report: EvaluationReport, folder: Location) -> Location:
-    """Store a report: `folder/TASK/SOURCE.json`, and its pictures beside it."""
-    place = folder / f"{file_name(report)}.json"
-    content = report.result or {"checkpoint": report.checkpoint, **asdict(report.benchmark)}
-    place.write_json({"status": report.status, "message": report.message} | content)
-    for name, png in report.pictures.items():
-        (folder / f"{file_name(report)}-{name}.png").write_bytes(png)
-    return place
-
-
-def result_lines(report: EvaluationReport) -> list[str]:
-    """What a report that is ok says, for a terminal."""
-    numbers = ", ".join(f"{name} {value:.4f}" for name, value in report.result["metrics"].items())
-    lines = [f"{report.name}: {numbers} ({report.result['num_samples']} samples)"]
-    per_language = report.result["details"].get("per_language", {})
-    if per_language:
-        names = list(next(iter(per_language.values())))
-        lines.append("  ".join(["language".ljust(10), *names]))
-        for language, found in per_language.items():
-            cells = [f"{found[name]:.4g}".rjust(len(name)) for name in names]
-            lines.append("  ".join([language.ljust(10), *cells]))
-    return lines
-
-
-def file_name(report: EvaluationReport) -> str:
-    """The report's name; one of part of a data set must not pass for, or replace, that of all."""
-    limit = report.result.get("limit")
-    return report.name if limit is None else f"{report.name}-first-{limit}"

@@ -51,11 +51,15 @@ class ParquetShard:
         """The rows that a row group holds."""
         return range(int(self.ends[group - 1]) if group else 0, int(self.ends[group]))
 
-    def read(self, group: int) -> pa.Table:
-        """A row group. Threads take turns: two reads at a time corrupt pyarrow's memory."""
+    def read(self, group: int, only: str | None = None) -> pa.Table:
+        """A row group, or one column of it, which may be empty and then is left out.
+
+        Threads take turns: two reads at a time corrupt pyarrow's memory.
+        """
+        columns = [name for name in self.columns if only in (None, name)]
         with self._reading:
             # Row groups are small: handing them to threads costs more than reading them.
-            return self.file.read_row_group(group, columns=self.columns, use_threads=False)
+            return self.file.read_row_group(group, columns=columns, use_threads=False)
 
 
 @functools.lru_cache(maxsize=128)

@@ -136,6 +136,27 @@ class Source:
                 for start in range(0, len(samples), _IMAGES_AT_A_TIME):
                     yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
 
+    def class_ids(self) -> list[int | None]:
+        """The class of every row; pictures and texts are not read.
+
+        Raises:
+            SampleError: if a shard is missing or not what the manifest says.
+            StorageError: if the storage does not answer.
+        """
+        column, found = self.manifest.columns.class_id, list[int | None]()
+        if column is None:
+            return [None] * self.num_rows
+        for number in range(len(self.shards)):
+            file = self._open(number)
+            for group in range(len(file.ends)):
+                with storage_errors(self.folder):
+                    table = file.read(group, only=column)
+                if column in table.column_names:
+                    found += map(self._class_id, table.column(column).to_pylist())
+                else:
+                    found += [None] * len(file.group_rows(group))
+        return found
+
     @property
     def _shards_at(self) -> Location:
         return Location.of(self.manifest.shards_at or self.folder.uri)

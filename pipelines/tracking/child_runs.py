@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from pipelines.evaluating.tasks import EvaluationReport, file_name
+from pipelines.evaluating.stored import file_name
+from pipelines.evaluating.tasks import EvaluationReport
 from pipelines.storage import Location
 from pipelines.tracking.mlflow_tracker import (
     TAG_CHARS,
@@ -21,6 +24,17 @@ from pipelines.tracking.mlflow_tracker import (
 def log_evaluation(tracker: RunTracker, report: EvaluationReport, *, step: int) -> None:
     """Add a child run for an evaluation that has ended, well or not."""
     _ChildRun(tracker, report, step).send()
+
+
+def with_floors(result: Mapping[str, Any]) -> dict[str, float]:
+    """For each metric the highest floor and the interval's ends, by names that sort beside it."""
+    floors = {f"{name}_floor": max(found.values()) for name, found in result["floors"].items()}
+    ends = {
+        f"{name}_{end}": value
+        for name, interval in result["intervals"].items()
+        for end, value in zip(("low", "high"), interval, strict=True)
+    }
+    return floors | ends
 
 
 class _ChildRun:
@@ -70,10 +84,12 @@ class _ChildRun:
         result = report.result
         wanted = ("limit", "num_samples", "num_rejected", "model")
         params = [Param(name, str(result[name])) for name in wanted]
-        points = metric_points(result["metrics"], step=self._step, timestamp_ms=self._ended_ms)
+        numbers = result["metrics"] | with_floors(result)
+        points = metric_points(numbers, step=self._step, timestamp_ms=self._ended_ms)
         self._client.log_batch(run_id, points, params)
-        data_set = DataSet(result["source"], result["source_digest"], report.benchmark.source)
-        self._client.log_inputs(run_id, [dataset_input(data_set, "evaluation")])
+        if report.benchmark.source:
+            data_set = DataSet(result["source"], result["source_digest"], report.benchmark.source)
+            self._client.log_inputs(run_id, [dataset_input(data_set, "evaluation")])
         self._client.log_text(
             run_id, json.dumps(result, indent=2, ensure_ascii=False), "result.json"
         )

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from clippo_core.codec import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from pipelines.checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
-from pipelines.evaluating.registry import EvaluationOptions
-from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks, write_report
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.stored import write_report
+from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks
 from pipelines.ingest.stream import batch_bytes, steps_per_unit
 from pipelines.placement import ClusterWatch, await_capacity
 from pipelines.progress import progress
@@ -119,9 +120,11 @@ class RunDriver:
         self._config, self._run = resolved.config, resolved.run
         self._monitor = start_monitor()
         evaluation = self._config.evaluation
-        options = EvaluationOptions(templates=evaluation.templates, limit=evaluation.limit)
         self._evaluations = EvaluationTasks(
-            resolved.benchmarks, options, cpus=evaluation.cpus, timeout_s=evaluation.timeout_s
+            resolved.benchmarks,
+            EvaluationOptions.of(evaluation),
+            cpus=evaluation.cpus,
+            timeout_s=evaluation.timeout_s,
         )
         self._record = RunRecord(resolved, tracker)
         self._reports: list[EvaluationReport] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -10,13 +12,13 @@ import ray
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.evaluating.registry import (
-    EvaluationOptions,
-    multilingual_retrieval,
-    retrieval,
-)
+from pipelines.cli import main
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.retrieval_tasks import multilingual_retrieval, retrieval
+from pipelines.evaluating.stored import stored_results, write_report
 from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
 from pipelines.ingest.sources import open_source
+from pipelines.storage import Location
 from tests.integration.colours import colour_samples, write_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -41,7 +43,8 @@ def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
     benchmarks = [Benchmark.parse(f"{task}:{colours}") for task in ("zero_shot", "retrieval")]
     reports = {report.benchmark.task: report for report in ends(start(benchmarks, timeout_s=60))}
     assert {report.status for report in reports.values()} == {"ok"}
-    assert reports["zero_shot"].result["metrics"]["chance_accuracy"] == 0.25
+    floors = {"chance": 0.25, "most frequent class": 0.25}
+    assert reports["zero_shot"].result["floors"]["accuracy"] == floors
     assert reports["zero_shot"].pictures.keys() == {"predictions", "confusion"}
     assert reports["retrieval"].pictures.keys() == {"gallery"}
     recalls = reports["retrieval"].result["metrics"]
@@ -122,3 +125,57 @@ def test_captions_of_unknown_language_are_no_test_of_languages(colours):
         multilingual_retrieval(
             load_checkpoint(CHECKPOINT), open_source(str(colours)), EvaluationOptions()
         )
+
+
+def test_what_is_there_is_not_measured_again(local_ray, tmp_path, capsys, monkeypatch):
+    """Unless the data, the options or the weights are others, or a person asks for it."""
+    data = write_samples(tmp_path / "data", colour_samples(40))
+    checkpoint = tmp_path / "model.npz"
+    checkpoint.write_bytes(CHECKPOINT.read_bytes())
+    benchmarks = [f"zero_shot:{data}", "patch_filters"]
+    words = ["evaluate", str(checkpoint), "--cpus", "0.25", "--tasks", *benchmarks]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    files = [Location.of(line) for line in printed.splitlines()[-2:]]
+    assert sorted(file.name for file in files) == ["colours.json", "weights.json"]
+    assert re.search(r"accuracy 0\.\d+ \[0\.\d+ to 0\.\d+; chance 0\.2500, most frequent", printed)
+
+    def measured(*more: str) -> list[str]:
+        """The tasks that would be started."""
+        asked: list[str] = []
+
+        def note(_place, wanted, *_: object) -> list[EvaluationReport]:
+            asked.extend(benchmark.task for benchmark in wanted)
+            return []
+
+        monkeypatch.setattr("pipelines.cli.evaluate._evaluate", note)
+        assert main([*words, *more]) == 0
+        return asked
+
+    assert measured() == []
+    assert capsys.readouterr().out.count("as stored; --again measures anew") == 2
+    assert measured("--again") == ["zero_shot", "patch_filters"]
+    assert measured("--limit", "8") == ["zero_shot", "patch_filters"]
+    assert measured("--templates", "clip7") == ["zero_shot", "patch_filters"]
+    failed = files[0].read_json() | {"status": "timeout"}
+    stored = {file.uri: file.read_json() for file in files}
+    files[0].write_json(failed)
+    assert measured() == [failed["task"]]
+    for uri, content in stored.items():
+        Location.of(uri).write_json(content)
+    shutil.rmtree(data)
+    write_samples(data, colour_samples(44))
+    assert measured() == ["zero_shot"]
+    stored_by_task = {content["task"]: content for content in stored.values()}
+    assert stored_by_task["patch_filters"]["source"] == "weights"
+
+
+def test_a_failure_goes_when_the_evaluation_succeeds(tmp_path):
+    folder, benchmark = Location.of(tmp_path), Benchmark("zero_shot", "/somewhere/test")
+    failed = EvaluationReport("model", benchmark, "timeout", {}, "too long")
+    place = write_report(failed, folder)
+    assert stored_results(folder)["zero_shot/somewhere-test"]["message"] == "too long"
+    result = {"source": "fashion-test", "limit": None, "metrics": {"accuracy": 0.5}}
+    write_report(EvaluationReport("model", benchmark, "ok", result), folder)
+    assert list(stored_results(folder)) == ["zero_shot/fashion-test"]
+    assert not place.exists()

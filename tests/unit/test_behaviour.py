@@ -78,11 +78,25 @@ def test_a_trained_model_ignores_capitals_and_needs_the_text(trained):
     model, images = trained
     found = changed_captions(model, model.encode_images(images), WORDS)
     assert found["none"].recall == found["upper_case"].recall == 1
+    assert found["none"].accuracy == found["upper_case"].accuracy == 1
     assert found["upper_case"].similarity == pytest.approx(1, abs=1e-5)
     assert found["typos"].recall >= 0.5
     for change in ("upside_down", "blank"):
         assert found[change].recall < found["typos"].recall
-    assert found["swapped"].recall == 0
+    assert found["swapped"].recall == found["swapped"].accuracy == 0
+    assert found["blank"].accuracy < found["typos"].accuracy
     assert found["swapped"].similarity < found["typos"].similarity
     with pytest.raises(ConfigError, match="8 images"):
         changed_captions(model, model.encode_images(images), WORDS[:2])
+
+
+def test_images_may_share_a_caption(trained):
+    model, images = trained
+    twice = np.concatenate([images, images])
+    found = changed_captions(model, model.encode_images(twice), WORDS * 2)
+    alone = changed_captions(model, model.encode_images(images), WORDS)
+    for change in ("none", "upper_case", "typos", "swapped"):
+        assert found[change].accuracy == alone[change].accuracy
+        assert found[change].recall == alone[change].recall
+    with pytest.raises(ConfigError, match="1 of them different"):
+        changed_captions(model, model.encode_images(images), WORDS[:1] * len(images))

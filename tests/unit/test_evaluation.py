@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.evaluation.prompts import TEMPLATES, fill
-from clippo_core.evaluation.retrieval import recall_of_similarity, retrieval_recall
+from clippo_core.evaluation.retrieval import (
+    recall_of_similarity,
+    retrieval_chance,
+    retrieval_recall,
+)
 from clippo_core.evaluation.zero_shot import class_embeddings, classify
 
 
@@ -89,3 +93,15 @@ def test_templates_are_filled_class_by_class():
 def test_templates_without_a_place_are_refused(templates):
     with pytest.raises(ConfigError, match="templates"):
         fill(templates, ["cat"])
+
+
+def test_chance_of_retrieval_is_that_of_random_orders():
+    image_of_text = np.array([0, 0, 0, 1, 2, 2, 3])
+    chance = retrieval_chance(image_of_text, ks=(1, 3))
+    generator = np.random.default_rng(0)
+    found = [
+        recall_of_similarity(generator.random((4, 7)), image_of_text, ks=(1, 3)) for _ in range(400)
+    ]
+    for name, value in chance.items():
+        assert value == pytest.approx(np.mean([f[name] for f in found]), abs=0.06)
+    assert set(retrieval_chance(np.arange(3), ks=(10,)).values()) == {1.0}

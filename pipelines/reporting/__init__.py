@@ -1,0 +1,1 @@
+"""Results of checkpoints side by side, with the paper's numbers."""
