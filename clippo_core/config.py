@@ -13,6 +13,7 @@ from clippo_core.errors import ConfigError
 
 TextPatches = Literal["all", "occupied", "inked"]
 Precision = Literal["float32", "bfloat16"]
+FineTuningTask = Literal["text_classification", "glue", "vqa"]
 
 
 class Config:
@@ -188,3 +189,43 @@ class OptimConfig(Config):
             require(0 <= beta < 1, f"{name}={beta}; expected a number in [0, 1)")
         clip = self.gradient_clip_norm
         require(clip is None or clip > 0, f"gradient_clip_norm={clip}; expected None or above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(Config):
+    """What a fine-tuned checkpoint adds to CLIPPO: a head, and what its outputs mean."""
+
+    task: FineTuningTask
+    """What it was trained for; it is evaluated as that alone."""
+    labels: tuple[str, ...] = ()
+    """Name of each output; empty: one output, a score."""
+    hidden_dim: int | None = None
+    """Hidden features of the head, an MLP; None: a linear head."""
+    glue_task: str = ""
+    """Which of GLUE's tasks ("sst-2"); "" for what is none of them."""
+    score_mean: float = 0.0
+    """Of the training scores; an output of 0 stands for it."""
+    score_deviation: float = 1.0
+    """Of the training scores; an output of 1 is so far above the mean."""
+
+    def __post_init__(self) -> None:
+        require(len(self.labels) != 1, f"labels={self.labels}; expected two or more, or none")
+        require(len(set(self.labels)) == len(self.labels), "labels holds a name twice")
+        require(
+            bool(self.labels) or self.task == "glue",
+            f"a classifier for {self.task} needs labels; only glue has scores",
+        )
+        hidden = self.hidden_dim
+        require(hidden is None or hidden >= 1, f"hidden_dim={hidden}; expected None, or 1 or more")
+        deviation = self.score_deviation
+        require(deviation > 0, f"score_deviation={deviation}; expected above 0")
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that the head gives for a sample."""
+        return len(self.labels) or 1
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it gives a score instead of classes."""
+        return not self.labels

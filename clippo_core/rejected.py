@@ -11,6 +11,7 @@ RejectReason = Literal[
     "corrupt_image",  # truncated, or the decoder gave up
     "too_many_pixels",  # above max_pixels: a decompression bomb, or a scan to be shrunk first
     "missing_caption",  # null, or an empty list of captions
+    "missing_label",  # no class or score to train on
     "blank_caption",  # empty, white space, or characters that the font lacks: nothing to see
 ]
 

@@ -11,19 +11,21 @@ from typing import Any
 
 import torch
 
-from clippo_core.checkpoints import load_checkpoint
+from clippo_core.checkpoints import load_checkpoint, read_classifier
 from clippo_core.checkpoints.native import FONT_FILE
 from clippo_core.codec import from_json, to_dict
-from clippo_core.config import ClippoConfig
+from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import VisionTransformer
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
+from clippo_core.training.fine_tuning import loss_at_chance
 from clippo_core.training.memory import training_bytes, typical_text_patches
 from clippo_core.training.step import StepMemory
-from pipelines.checkpoints import fetched, find_checkpoint
+from pipelines.checkpoints import fetched, find_checkpoint, whole_checkpoints
 from pipelines.evaluating.tasks import Benchmark
+from pipelines.ingest.labels import require_task_kind
 from pipelines.ingest.manifest import TRAINABLE_KINDS
 from pipelines.ingest.sources import Source, locate_source, open_source
 from pipelines.ingest.stages import (
@@ -33,6 +35,7 @@ from pipelines.ingest.stages import (
     open_renderer,
     prepare_samples,
 )
+from pipelines.labels import find_labels, label_spec
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 
@@ -50,11 +53,13 @@ class ResolvedRun:
         config: with the font's hash, the weights of the sources, and the run's name filled in.
         sources: opened.
         renderer: of the captions.
+        classifier: of fine-tuning; None: pairs.
     """
 
     config: RunConfig
     sources: tuple[Source, ...]
     renderer: TextRenderer
+    classifier: ClassifierConfig | None = None
 
     @property
     def run(self) -> Location:
@@ -79,7 +84,10 @@ class ResolvedRun:
             SourceReference(s.folder.uri, s.manifest.digest, s.manifest.kind) for s in self.sources
         )
         model = self.config.model
-        return StreamSpec(plan, references, self.renderer.config, model.image, model.render.font)
+        labels = None if self.classifier is None else label_spec(self.classifier)
+        return StreamSpec(
+            plan, references, self.renderer.config, model.image, model.render.font, labels
+        )
 
     @property
     def benchmarks(self) -> list[Benchmark]:
@@ -118,7 +126,10 @@ def resolve(config: RunConfig) -> ResolvedRun:
         storage=dataclasses.replace(config.storage, run=run, root=root.uri),
         tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
     )
-    return ResolvedRun(resolved, sources, renderer)
+    classifier = None
+    if config.finetune.task is not None:
+        classifier = find_labels(config.finetune.task, sources, config.finetune.hidden_dim)
+    return ResolvedRun(resolved, sources, renderer, classifier)
 
 
 def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[float, ...]]:
@@ -130,8 +141,10 @@ def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[floa
     data = config.data
     sources = [open_source(locate_source(name).uri) for name in data.sources]
     for source in sources:
-        manifest = source.manifest
-        if manifest.evaluation_only or manifest.kind not in TRAINABLE_KINDS:
+        manifest, task = source.manifest, config.finetune.task
+        if task is not None:
+            require_task_kind(source, task)
+        if manifest.evaluation_only or (task is None and manifest.kind not in TRAINABLE_KINDS):
             raise ConfigError(
                 f"{source.name} ({manifest.kind}) is for evaluation only; take it out of "
                 "data.sources, and name it in evaluation.tasks"
@@ -197,6 +210,7 @@ def validate(resolved: ResolvedRun) -> dict[str, int]:
             raise CheckpointError(
                 f"train.init_from={init_from} is another architecture:\n  {found}\n  {vit}"
             )
+    check_labels(resolved)
     return validate_samples(resolved)
 
 
@@ -213,7 +227,8 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
     for source in resolved.sources:
         samples = source.read(range(min(VALIDATED_SAMPLES, source.num_rows)))
         kind = source.manifest.kind
-        visits = [Visit(sample, kind, 0) for sample in samples]
+        number = resolved.sources.index(source)
+        visits = [Visit(sample, kind, 0, number) for sample in samples]
         outcomes = prepare_samples(spec, resolved.renderer, visits)
         paired = zip(samples, outcomes, strict=True)
         bad = [(sample.key, o) for sample, o in paired if isinstance(o, Rejected)]
@@ -240,10 +255,40 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
         "rows_per_source": dict(zip((s.name for s in resolved.sources), rows, strict=True)),
         "passes_per_source": dict(zip((s.name for s in resolved.sources), passes, strict=True)),
         "patches_per_canvas": config.model.grid_size**2,
-        "loss_at_chance": round(math.log(config.train.global_batch_size), 4),
+        "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
         "memory_estimate_bytes_per_rank": estimate_memory(config),
         "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
     }
+
+
+def chance_of(classifier: ClassifierConfig | None, config: RunConfig) -> float:
+    """The loss of a model that knows nothing."""
+    return (
+        math.log(config.train.global_batch_size)
+        if classifier is None
+        else loss_at_chance(classifier)
+    )
+
+
+def check_labels(resolved: ResolvedRun) -> None:
+    """Make sure that a run that goes on still has the labels that its checkpoints were made with.
+
+    Raises:
+        ConfigError: naming what changed.
+    """
+    whole = whole_checkpoints(resolved.run)
+    if resolved.classifier is None or not whole:
+        return
+    with fetched(whole[-1][1]) as path:
+        stored = read_classifier(path)
+    if stored != resolved.classifier:
+        before, after = (found.labels if found else () for found in (stored, resolved.classifier))
+        gone, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
+        raise ConfigError(
+            f"{resolved.run.uri} was trained with {len(before)} labels, and its data has "
+            f"{len(after)} now (gone: {gone[:5]}, new: {new[:5]}), or they have another order, or "
+            "scores another mean; put the old data back, or start a new run with finetune"
+        )
 
 
 def count_parameters(config: ClippoConfig) -> int:

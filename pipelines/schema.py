@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from clippo_core.config import ClippoConfig, Config, OptimConfig, Precision, require
+from clippo_core.config import (
+    ClippoConfig,
+    Config,
+    FineTuningTask,
+    OptimConfig,
+    Precision,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,23 @@ class TrainConfig(Config):
     def is_logged(self, step: int) -> bool:
         """Whether the update that ends at `step` is a point in the charts."""
         return step % self.log_every == 0 or step == self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Config):
+    """Labels instead of pairs; `python -m pipelines finetune` fills this in."""
+
+    task: FineTuningTask | None = None
+    """What to learn from labelled samples, on top of the weights of train.init_from; None: train
+    on pairs."""
+    hidden_dim: int | None = None
+    """Hidden features of the head on the pooled features, an MLP; None: a linear head."""
+
+    def __post_init__(self) -> None:
+        hidden = self.hidden_dim
+        require(
+            hidden is None or hidden >= 1, f"finetune.hidden_dim={hidden}; expected None or >= 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +270,8 @@ class RunConfig(Config):
     """What is trained on."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How long and in which batches."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Whether labels are learned instead."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     """Which machines do what."""
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -261,6 +287,11 @@ class RunConfig(Config):
             size % ranks == 0,
             f"train.global_batch_size={size} does not divide over {ranks} ranks; the largest below "
             f"it that does is {size // ranks * ranks}",
+        )
+        drop = self.train.image_patch_drop
+        require(
+            self.finetune.task is None or not drop,
+            f"train.image_patch_drop={drop} is for pairs; set it to 0 where finetune.task is set",
         )
         metric = self.tracking.champion_metric
         tasks = [task.partition(":")[0] for task in self.evaluation.tasks]

@@ -14,6 +14,7 @@ from torch import Tensor
 from clippo_core.checkpoints.big_vision import read_big_vision, write_big_vision
 from clippo_core.checkpoints.native import (
     SavedState,
+    read_classifier,
     read_native,
     read_state,
     write_native,
@@ -21,6 +22,7 @@ from clippo_core.checkpoints.native import (
 from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import CheckpointError
+from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.positions import resize_positions
 from clippo_core.rendering.unifont import GlyphTable
@@ -30,6 +32,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "model_identity",
+    "read_classifier",
     "read_state",
     "save_checkpoint",
     "write_big_vision",
@@ -50,7 +53,7 @@ def load_checkpoint(
             9.0.06); for a native checkpoint, where its font is to be read from instead.
 
     Returns:
-        The model, on the CPU, in evaluation mode.
+        The model, on the CPU, in evaluation mode; a `Classifier` where it was fine-tuned.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
@@ -61,8 +64,12 @@ def load_checkpoint(
         render = dataclasses.replace(config.render, image_size_px=image_size_px)
         config = dataclasses.replace(config, render=render)
     # No memory is spent on fresh weights: the loaded ones take their place.
+    classifier = read_classifier(path) if Path(path).is_dir() else None
     with torch.device("meta"):
-        model = Clippo(config, font=glyphs)
+        if classifier is None:
+            model = Clippo(config, font=glyphs)
+        else:
+            model = Classifier(config, classifier, font=glyphs)
     load_weights(model, state, where=path, assign=True)
     return model.eval()
 
@@ -100,8 +107,11 @@ def load_weights(
 
 
 def model_identity(model: Clippo) -> str:
-    """A digest of everything that decides the embeddings: weights and config."""
+    """A digest of everything that decides what it computes: weights and configs."""
     digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
+    if isinstance(model, Classifier):
+        classifier = to_dict(model.classifier_config)
+        digest.update(json.dumps(classifier, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -1,6 +1,7 @@
 """The native checkpoint: a folder that holds everything, and nothing that has to be unpickled.
 
-    config.json              what the model computes: architecture, rendering, image preprocessing
+    config.json              what the model computes: architecture, rendering, image preprocessing;
+                             of a fine-tuned one also its head and the names of its labels
     model.safetensors        its weights
     font.glyphs.xz           the font, unless it is the bundled one
     train_state.json         step, samples seen, and whatever else the trainer wants back
@@ -27,8 +28,9 @@ import safetensors.torch
 from torch import Tensor
 
 from clippo_core.codec import from_json, to_dict
-from clippo_core.config import ClippoConfig
+from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import CheckpointError, ConfigError
+from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.rendering.unifont import GlyphTable, load_font
 
@@ -72,7 +74,13 @@ def write_native(path: str | Path, model: Clippo, *, state: SavedState | None = 
 
 
 def _write_files(folder: Path, model: Clippo, state: SavedState | None) -> None:
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "clippo": to_dict(model.config)}
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "clippo": to_dict(model.config),
+    }
+    if isinstance(model, Classifier):
+        config["classifier"] = to_dict(model.classifier_config)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     _save_tensors(folder / WEIGHTS_FILE, model.state_dict())
     if not model.renderer.font.is_bundled:
@@ -107,6 +115,24 @@ def read_native(
     if font is None and not stored_font.is_file():
         return config, state, None
     return config, state, load_font(font or str(stored_font))
+
+
+def read_classifier(path: str | Path) -> ClassifierConfig | None:
+    """What a checkpoint folder says of its classifier; None where it has none.
+
+    Raises:
+        CheckpointError: if its config is missing, damaged, or of a later format.
+    """
+    folder = Path(path)
+    _read_config(folder)
+    found = _parse_json(folder / CONFIG_FILE).get("classifier")
+    if found is None:
+        return None
+    try:
+        where = f"classifier in {folder / CONFIG_FILE}"
+        return from_json(ClassifierConfig, json.dumps(found), where=where)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def read_state(path: str | Path) -> SavedState:

@@ -58,6 +58,11 @@ class Clippo(nn.Module):
         self.encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
         self.log_logit_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
 
+    def empty_copy(self) -> Clippo:
+        """A model of the same config and font, without memory for its weights."""
+        with torch.device("meta"):
+            return Clippo(self.config, font=self.renderer.font)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

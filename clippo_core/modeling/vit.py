@@ -160,12 +160,18 @@ class VisionTransformer(nn.Module):
 
     def embed(self, *parts: PatchSets) -> tuple[Float[Tensor, "canvas embed"], ...]:
         """Embeddings, not normalised, of each part's canvases; all parts are encoded at once."""
+        counts = [sum(group.num_sets for group in part.groups) for part in parts]
+        of_parts = self.head(self._pooled(parts)).split(counts)
+        return tuple(part.in_order(rows) for part, rows in zip(parts, of_parts, strict=True))
+
+    def features(self, part: PatchSets) -> Float[Tensor, "canvas width"]:
+        """What pooling gives, before the head: where fine-tuning starts from."""
+        return part.in_order(self._pooled([part]))
+
+    def _pooled(self, parts: Sequence[PatchSets]) -> Float[Tensor, "canvas width"]:
         tokens = torch.cat([self.embed_patches(part.pixels, part.positions) for part in parts])
         groups = [group for part in parts for group in part.groups]
-        pooled = self.pooling(self.norm(self.transform(tokens, groups)), groups)
-        counts = [sum(group.num_sets for group in part.groups) for part in parts]
-        of_parts = self.head(pooled).split(counts)
-        return tuple(part.in_order(rows) for part, rows in zip(parts, of_parts, strict=True))
+        return self.pooling(self.norm(self.transform(tokens, groups)), groups)
 
     def forward(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]

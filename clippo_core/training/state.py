@@ -20,8 +20,9 @@ from clippo_core.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from clippo_core.config import ClippoConfig, OptimConfig
+from clippo_core.config import ClassifierConfig, ClippoConfig, OptimConfig
 from clippo_core.errors import CheckpointError
+from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
@@ -63,6 +64,7 @@ class TrainState:
         device: torch.device | str = "cpu",
         init_from: str | Path | None = None,
         font: GlyphTable | None = None,
+        classifier: ClassifierConfig | None = None,
     ) -> TrainState:
         """A state at step 0.
 
@@ -73,15 +75,24 @@ class TrainState:
             device: where to train.
             init_from: checkpoint whose weights to start from; its position grid is resized.
             font: an already loaded font, instead of reading the one that the config names.
+            classifier: of fine-tuning; its head is fresh, whatever `init_from` was trained for.
 
         Raises:
             CheckpointError: if that checkpoint does not fit the architecture.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Clippo(model_config, font=font)
+            model = (
+                Clippo(model_config, font=font)
+                if classifier is None
+                else Classifier(model_config, classifier, font=font)
+            )
         if init_from is not None:
             weights = load_checkpoint(init_from).state_dict()
+            if classifier is not None:
+                weights = {n: w for n, w in weights.items() if not n.startswith(HEAD_PREFIX)}
+                fresh = model.state_dict()
+                weights |= {n: fresh[n] for n in fresh if n.startswith(HEAD_PREFIX)}
             load_weights(model, weights, where=init_from)
         model = model.to(device)
         return TrainState(model=model, optimizer=make_optimizer(model, optim_config))
@@ -106,8 +117,7 @@ class TrainState:
         progress = {"step": self.step, "samples_seen": self.samples_seen}
         weights = {name: copied(tensor) for name, tensor in self.model.state_dict().items()}
         moments = {name: copied(tensor) for name, tensor in self._moments().items()}
-        with torch.device("meta"):
-            model = Clippo(self.model.config, font=self.model.renderer.font)
+        model = self.model.empty_copy()
         model.load_state_dict(weights, assign=True)
         return Snapshot(model, SavedState(tensors=moments, values={**progress, **(extra or {})}))
 

@@ -129,18 +129,27 @@ def train_step(
         shard=shard,
         memory=memory,
     )
+    update = apply_gradients(state, config, total_steps=total_steps)
+    state.samples_seen += len(batch) * shard.count
+    logit_scale = state.model.logit_scale.detach().sum()
+    return {"loss": loss, "logit_scale": logit_scale, **update}
+
+
+def apply_gradients(
+    state: TrainState, config: OptimConfig, *, total_steps: int
+) -> dict[str, Float[Tensor, ""]]:
+    """Update the parameters by their gradients, as the schedule has it at `state.step`.
+
+    Returns:
+        `gradient_norm` before clipping, and `learning_rate`.
+    """
     gradient_norm = clip_gradients(state.model.parameters(), config.gradient_clip_norm)
     multiplier = schedule_multiplier(config.schedule, state.step, total_steps=total_steps)
     set_multiplier(state.optimizer, config, multiplier)
     state.optimizer.step()
     state.step += 1
-    state.samples_seen += len(batch) * shard.count
-    return {
-        "loss": loss,
-        "gradient_norm": gradient_norm,
-        "logit_scale": state.model.logit_scale.detach().sum(),
-        "learning_rate": torch.tensor(config.learning_rate * multiplier),
-    }
+    learning_rate = torch.tensor(config.learning_rate * multiplier)
+    return {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
 
 
 def accumulate_gradients(

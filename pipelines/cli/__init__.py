@@ -17,6 +17,7 @@ COMMANDS = {
     "render": "draw a text as the model sees it",
     "train": "train a preset or an earlier run's config",
     "resume": "go on with a run",
+    "finetune": "learn labels of texts, or answers to questions, on top of a checkpoint",
     "evaluate": "evaluate a checkpoint, each benchmark a Ray task",
     "report": "results of checkpoints side by side, with the paper's numbers",
     "embed": "embed pictures and texts into Parquet",

@@ -12,7 +12,7 @@ from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.checkpoints import fetched
 from pipelines.cli.configs import parse, take_first
-from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.results import Blank, EvaluationOptions
 from pipelines.evaluating.stored import file_name, result_lines, stored_report, write_report
 from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
 from pipelines.progress import progress
@@ -34,6 +34,8 @@ class EvaluateArguments:
     registered model: in the current folder."""
     again: bool = False
     """Measure anew what is there already, of the same weights, data and options."""
+    blank: Blank | None = None
+    """Ask visual questions without their pictures, or show the pictures without the questions."""
 
 
 def run(argv: list[str]) -> None:
@@ -47,8 +49,10 @@ def run(argv: list[str]) -> None:
     config = arguments.evaluation
     if not config.tasks:
         raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")
-    options = EvaluationOptions.of(config)
+    options = EvaluationOptions.of(config, blank=arguments.blank)
     benchmarks = [Benchmark.parse(text) for text in config.tasks]
+    if arguments.blank is not None:
+        _require_questions(benchmarks)
     results = results_folder(name, checkpoint)
     folder = results if arguments.out is None else Location.of(arguments.out)
     stored = {} if arguments.again else _stored(checkpoint, benchmarks, options, folder)
@@ -61,6 +65,15 @@ def run(argv: list[str]) -> None:
     if failures:
         raise SampleError("\n".join(failures))
     print("\n".join((folder / f"{file_name(report)}.json").uri for report in reports))
+
+
+def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
+    others = sorted({benchmark.task for benchmark in benchmarks} - {"vqa"})
+    if others:
+        raise ConfigError(
+            f"--blank is for vqa, but {', '.join(others)} is to be measured as well; name the "
+            "tasks: --tasks vqa:DATA_SET"
+        )
 
 
 def _evaluate(

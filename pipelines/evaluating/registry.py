@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import Clippo
+from pipelines.evaluating.fine_tuned_tasks import glue, text_classification, vqa
 from pipelines.evaluating.model_tasks import modality_gap_of_pairs, patch_filters_of
 from pipelines.evaluating.picture_tasks import few_shot_linear, typographic, zero_shot
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
@@ -32,6 +33,9 @@ EVALUATIONS: dict[str, Evaluation] = {
     "text_zero_shot": text_zero_shot,
     "text_similarity": text_similarity,
     "sequence_length": sequence_length,
+    "text_classification": text_classification,
+    "glue": glue,
+    "vqa": vqa,
 }
 #: Evaluations of the model alone.
 WITHOUT_DATA: dict[str, Callable[[Clippo], TaskResult]] = {"patch_filters": patch_filters_of}

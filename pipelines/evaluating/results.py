@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,8 @@ from pipelines.schema import EvaluationConfig
 
 #: By metric, then by what knows nothing, such as {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
+#: What a visual question may be asked without.
+Blank = Literal["picture", "question"]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
 
 
@@ -28,16 +30,18 @@ class EvaluationOptions:
         templates: prompts of pictures' classes; {} is the class name.
         text_templates: prompts of texts' classes, or names of sets of `prompts.TEMPLATES`.
         limit: take the first so many samples; None: all.
+        blank: side of visual questions that is left out.
     """
 
     templates: tuple[str, ...] = ("a photo of a {}",)
     text_templates: tuple[str, ...] = ("{}",)
     limit: int | None = None
+    blank: Blank | None = None
 
     @staticmethod
-    def of(config: EvaluationConfig) -> EvaluationOptions:
+    def of(config: EvaluationConfig, *, blank: Blank | None = None) -> EvaluationOptions:
         """What a run's config, or the command line, says."""
-        return EvaluationOptions(config.templates, config.text_templates, config.limit)
+        return EvaluationOptions(config.templates, config.text_templates, config.limit, blank)
 
 
 @dataclass(frozen=True, eq=False)

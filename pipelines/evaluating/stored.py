@@ -25,11 +25,13 @@ _LANGUAGES_PRINTED = 80
 
 def file_name(report: EvaluationReport) -> str:
     """The report's name; one of part of a data set must not pass for, or replace, that of all."""
-    return _name(report.name, report.result.get("limit"))
+    blank = report.result.get("options", {}).get("blank")
+    return _name(report.name, report.result.get("limit"), blank)
 
 
-def _name(benchmark: str, limit: int | None) -> str:
-    return benchmark if limit is None else f"{benchmark}-first-{limit}"
+def _name(benchmark: str, limit: int | None, blank: str | None) -> str:
+    without = "" if blank is None else f"-blank-{blank}"
+    return f"{benchmark}{without}" + ("" if limit is None else f"-first-{limit}")
 
 
 def write_report(report: EvaluationReport, folder: Location) -> Location:
@@ -77,7 +79,8 @@ def stored_report(
         except SampleError:
             return None
         name, digest, limit = manifest.name, manifest.digest, options.limit
-    stored = _read(folder / f"{_name(f'{benchmark.task}/{name}', limit)}.json")
+    file = _name(f"{benchmark.task}/{name}", limit, options.blank)
+    stored = _read(folder / f"{file}.json")
     wanted = {
         "status": "ok",
         "format_version": RESULT_FORMAT,

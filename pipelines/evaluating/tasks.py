@@ -128,8 +128,11 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
 
 
 def options_json(options: EvaluationOptions) -> dict[str, Any]:
-    """Options as they come back from JSON."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    """Options as they come back from JSON; `blank` only where a side was left out."""
+    found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    if options.blank is None:
+        del found["blank"]
+    return found
 
 
 def short_digest(identity: str) -> str:

@@ -127,14 +127,22 @@ class Source:
 
     def __iter__(self) -> Iterator[RawSample]:
         """All samples, shard by shard."""
+        for samples in self._groups():
+            for start in range(0, len(samples), _IMAGES_AT_A_TIME):
+                yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
+
+    def rows(self) -> Iterator[RawSample]:
+        """All samples as their rows are: pictures that lie elsewhere are not fetched."""
+        for samples in self._groups():
+            yield from samples
+
+    def _groups(self) -> Iterator[list[RawSample]]:
         for number in range(len(self.shards)):
             shard, file = self.shards[number], self._open(number)
             if file.num_rows != shard.num_rows:
                 raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
             for group in range(len(file.ends)):
-                samples = self._to_samples(shard, file.read(group), file.group_rows(group))
-                for start in range(0, len(samples), _IMAGES_AT_A_TIME):
-                    yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
+                yield self._to_samples(shard, file.read(group), file.group_rows(group))
 
     def class_ids(self) -> list[int | None]:
         """The class of every row; pictures and texts are not read.

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from clippo_core.config import ImageConfig, RenderConfig
 from clippo_core.errors import RenderError, SampleError
+from clippo_core.evaluation.vqa import draw_questions
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected, RejectReason
 from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import parse_font
 from clippo_core.sample_plan import PlannedSamples, SamplePlan
+from pipelines.ingest.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
 from pipelines.ingest.manifest import RawSample, SampleKind
 from pipelines.ingest.sources import Source, open_source
 from pipelines.storage import Location
@@ -46,6 +48,7 @@ class StreamSpec:
         render: how captions are drawn, with the font's hash.
         image: how pictures are resized.
         font_uri: the font's file where it is not the bundled one.
+        labels: of fine-tuning; None: pairs.
     """
 
     plan: SamplePlan
@@ -53,6 +56,7 @@ class StreamSpec:
     render: RenderConfig
     image: ImageConfig
     font_uri: str | None = None
+    labels: LabelSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ class StageClock:
 class PreparedBatch:
     """One rank's batch, ready for the device: pairs of a picture and a text, then of two texts.
 
+    In fine-tuning, labelled pictures (with questions drawn on them), or labelled texts; the side
+    that there is not is empty.
+
     Attributes:
         step: that it belongs to.
         keys: of the samples.
@@ -117,6 +124,7 @@ class PreparedBatch:
         texts: right sides of all pairs, rendered.
         rejected: samples that were replaced.
         effort: that it took.
+        targets: of labelled samples; None: pairs.
     """
 
     step: int
@@ -126,6 +134,7 @@ class PreparedBatch:
     texts: TextRasters
     rejected: list[RejectedRow]
     effort: Effort
+    targets: Float32[np.ndarray, "sample output"] | None = None
 
 
 def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> PreparedBatch:
@@ -147,7 +156,10 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     for slot in range(len(images)):
         images[slot] = usable[slot].left
     keys = [sample.key for sample in usable]
-    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, clock.effort())
+    found = [sample.target for sample in usable if sample.target is not None]
+    targets = np.stack(found) if found else None
+    effort = clock.effort()
+    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, effort, targets)
 
 
 class ChosenSamples(NamedTuple):
@@ -173,7 +185,7 @@ def _choose_samples(
         with clock.stage("read"):
             samples = read_planned(spec, visits)
         drawn = [
-            Visit(sample, spec.sources[source].kind, draw)
+            Visit(sample, spec.sources[source].kind, draw, source)
             for sample, source, draw in zip(
                 samples, visits.source.tolist(), visits.draw.tolist(), strict=True
             )
@@ -202,11 +214,15 @@ def _choose_samples(
 
 
 class UsableSample(NamedTuple):
-    """A pair: a picture on the canvas or a text, and the text that goes with it."""
+    """A pair: a picture on the canvas or a text, and the text that goes with it.
+
+    Of a labelled sample, either is there, beside its target; the other one is "".
+    """
 
     key: str
     left: UInt8[np.ndarray, "height_px width_px 3"] | str
     caption: str
+    target: Float32[np.ndarray, " output"] | None = None
 
 
 class Visit(NamedTuple):
@@ -215,6 +231,8 @@ class Visit(NamedTuple):
     sample: RawSample
     kind: SampleKind
     draw: int
+    source: int = 0
+    """Its number in `StreamSpec.sources`."""
 
 
 def prepare_samples(
@@ -227,6 +245,8 @@ def prepare_samples(
         renderer: for telling whether a text has anything to see.
         visits: what to prepare.
     """
+    if spec.labels is not None:
+        return _prepare_labelled(spec, spec.labels, renderer, visits)
     drawn = [_draw_pair(visit) for visit in visits]
     texts = list({text: None for pair in drawn if not isinstance(pair, Rejected) for text in pair})
     is_inked = dict(zip(texts, renderer.render_batch(texts).occupied_rows > 0, strict=True))
@@ -234,6 +254,57 @@ def prepare_samples(
         pair if isinstance(pair, Rejected) else _prepare_pair(spec, visit, pair, is_inked)
         for visit, pair in zip(visits, drawn, strict=True)
     ]
+
+
+def _prepare_labelled(
+    spec: StreamSpec, labels: LabelSpec, renderer: TextRenderer, visits: Sequence[Visit]
+) -> list[UsableSample | Rejected]:
+    """Texts, or pictures with their questions drawn on them, with what the head should give."""
+    read = [_read_labelled(spec, labels, visit) for visit in visits]
+    texts = ["" if isinstance(found, Rejected) else found.caption for found in read]
+    inked_rows = renderer.render_batch(texts).occupied_rows
+    outcomes = [
+        Rejected("blank_caption", repr(found.caption[:80]))
+        if isinstance(found, UsableSample) and not rows
+        else found
+        for found, rows in zip(read, inked_rows, strict=True)
+    ]
+    if labels.task != "vqa":
+        return outcomes
+    usable = [slot for slot, found in enumerate(outcomes) if isinstance(found, UsableSample)]
+    kept = [found for found in outcomes if isinstance(found, UsableSample)]
+    pictures = [found.left for found in kept if not isinstance(found.left, str)]
+    canvases = draw_questions(pictures, [found.caption for found in kept], renderer, spec.image)
+    for slot, found, canvas in zip(usable, kept, canvases, strict=True):
+        outcomes[slot] = found._replace(left=canvas, caption="")
+    return outcomes
+
+
+def _read_labelled(spec: StreamSpec, labels: LabelSpec, visit: Visit) -> UsableSample | Rejected:
+    """A sample with its text, or with its question and its picture below it, as stored."""
+    sample = visit.sample
+    target = target_of(sample, labels, _labels_of(spec.sources, visit.source, labels.digest))
+    if isinstance(target, Rejected):
+        return target
+    if labels.task != "vqa":
+        text = text_of(sample)
+        return text if isinstance(text, Rejected) else UsableSample(sample.key, "", text, target)
+    pixels = decode_image(sample.image, spec.image, image_size_px=spec.render.image_size_px)
+    if isinstance(pixels, Rejected):
+        return pixels
+    return UsableSample(sample.key, pixels, sample.question or "", target)
+
+
+@functools.lru_cache(maxsize=64)
+def _labels_of(sources: tuple[SourceReference, ...], number: int, digest: str) -> Labels:
+    """The labels of a run, which are the first source's, as another one numbers them."""
+    names = _open_reference(sources[0]).manifest.class_names if digest else ()
+    if digest_of_labels(names) != digest:
+        raise SampleError(
+            f"{sources[0].uri} has other labels than when the run began; put the old data back, "
+            "or start a new run"
+        )
+    return Labels(names, _open_reference(sources[number]).manifest.class_names)
 
 
 def _draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
@@ -254,12 +325,12 @@ def _prepare_pair(
     if blank:
         return Rejected("blank_caption", repr(blank[0][:80]))
     if visit.kind != "image-text":
-        return UsableSample(visit.sample.key, *texts)
+        return UsableSample(visit.sample.key, texts[0], texts[1])
     size = spec.render.image_size_px
     pixels = decode_image(visit.sample.image, spec.image, image_size_px=size)
     if isinstance(pixels, Rejected):
         return pixels
-    return UsableSample(visit.sample.key, pixels, *texts)
+    return UsableSample(visit.sample.key, pixels, texts[0])
 
 
 def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:
@@ -336,8 +407,11 @@ def to_block(batch: PreparedBatch) -> pa.Table:
         "effort": asdict(batch.effort),
         "rejected": [asdict(row) for row in batch.rejected],
     }
+    targets = batch.targets
+    labelled = {} if targets is None else {"target": _binary(_row_ends(targets), targets)}
     return pa.table(
         {
+            **labelled,
             "key": batch.keys,
             "image": _binary(image_ends, batch.images),
             "left_rows": _binary(left_rows * _row_bytes(batch.texts), batch.left_texts.columns),
@@ -366,7 +440,14 @@ def from_block(block: pa.Table, render: RenderConfig) -> PreparedBatch:
     rejected = [RejectedRow(**row) for row in notes["rejected"]]
     keys = block.column("key").to_pylist()
     effort = Effort(**notes["effort"])
-    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, effort)
+    targets = None
+    if "target" in block.column_names:
+        targets = _values(block, "target")[1].view(np.float32).reshape(len(keys), -1)
+    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, effort, targets)
+
+
+def _row_ends(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.arange(len(rows) + 1) * rows[0].nbytes
 
 
 def _row_bytes(texts: TextRasters) -> int:

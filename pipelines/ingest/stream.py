@@ -86,7 +86,8 @@ def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = Non
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
     """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
     size = spec.render.image_size_px
-    return spec.plan.batch_size // num_ranks * size * (size * 3 + 4 * 2)
+    targets = 0 if spec.labels is None else 4 * spec.labels.num_outputs
+    return spec.plan.batch_size // num_ranks * (size * (size * 3 + 4 * 2) + targets)
 
 
 class PlannedBatches(Datasource):

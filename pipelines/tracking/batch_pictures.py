@@ -6,12 +6,15 @@ The plan says which samples a step had, so that nothing has to come from the ran
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import UInt8
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.modeling import Clippo
+from clippo_core.modeling.classifier import Classifier
 from clippo_core.training.state import TrainState
 from pipelines.checkpoints import checkpoint_step, fetched, find_checkpoint
-from pipelines.ingest.stages import StreamSpec, open_renderer, prepare_batch
+from pipelines.ingest.sources import open_source
+from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer, prepare_batch
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.figures import (
@@ -30,7 +33,7 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     """Draw pairs of the last batch before a checkpoint; without one, of the first batch.
 
     Returns:
-        PNG files by name: `rendered_texts`, `pairs`, `similarity`.
+        PNG files by name: `rendered_texts`, `pairs`, `similarity`; of fine-tuning `samples`.
     """
     step = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
     drawn = max(step - 1, 0)
@@ -38,6 +41,8 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     # Evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
     batch = prepare_batch(spec, planned.take(shown), step=drawn)
+    if batch.targets is not None:
+        return encode_pngs({"samples": _labelled_sheet(spec, batch, checkpoint)})
     model = _model_at(checkpoint, spec, config)
     lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
     similarity = np.concatenate(lefts) @ model.encode_texts(batch.texts).T
@@ -50,6 +55,39 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
         "similarity": similarity_matrix(left, texts, similarity, title=f"step {step}"),
     }
     return encode_pngs(pictures)
+
+
+def _labelled_sheet(
+    spec: StreamSpec, batch: PreparedBatch, checkpoint: str | None
+) -> UInt8[np.ndarray, "height_px width_px 3"]:
+    """Samples as the model sees them, with their labels and what a checkpoint takes them for."""
+    assert batch.targets is not None
+    assert spec.labels is not None
+    names = open_source(spec.sources[0].uri).manifest.class_names
+    is_images = len(batch.images) > 0
+    canvases = batch.images if is_images else grey_to_rgb(batch.texts.to_pixels())
+    outputs = None
+    if checkpoint is not None:
+        with fetched(find_checkpoint(checkpoint)) as path:
+            model = load_checkpoint(path)
+        assert isinstance(model, Classifier)
+        outputs = (
+            model.outputs_of_images(batch.images)
+            if is_images
+            else model.outputs_of_rasters(batch.texts)
+        )
+    scores = batch.targets * spec.labels.score_deviation + spec.labels.score_mean
+    labels: list[tuple[str, bool | None]] = []
+    for row, target in enumerate(batch.targets):
+        found = None if outputs is None else outputs[row]
+        if spec.labels.is_regression:
+            said = "" if found is None else f" > {found[0]:.2f}"
+            labels.append((f"{scores[row, 0]:.2f}{said}", None))
+            continue
+        said = "" if found is None else f" > {names[found.argmax()]}"
+        is_right = None if found is None else bool(target[found.argmax()] > 0)
+        labels.append((f"{names[target.argmax()]}{said}", is_right))
+    return label_sheet(canvases, labels, columns=6)
 
 
 def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Clippo:

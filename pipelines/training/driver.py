@@ -131,7 +131,13 @@ class RunDriver:
         self._num_followed = 0
         self._judged: StreamFigures | None = None
         self._job = WorkerJob(
-            self._config, self._run, attempt, resolved.stream, tracker.run, self._monitor
+            self._config,
+            self._run,
+            attempt,
+            resolved.stream,
+            tracker.run,
+            self._monitor,
+            resolved.classifier,
         )
 
     def run(self) -> RunSummary:

