@@ -14,7 +14,7 @@ from pipelines.ingest.labels import LabelSpec, digest_of_labels, require_task_ki
 from pipelines.ingest.sources import Source
 
 #: What `prepare glue` calls a set: glue_sst-2-train.
-_GLUE_SET = re.compile(r"glue_(.+?)-(?:train|test|dev(?:_mis|_)?(?:matched)?)")
+_GLUE_SET = re.compile(r"glue_(.+?)-(?:train|test|dev|dev_matched|dev_mismatched)")
 
 
 def find_labels(

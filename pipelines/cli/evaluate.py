@@ -67,6 +67,14 @@ def run(argv: list[str]) -> None:
     print("\n".join((folder / f"{file_name(report)}.json").uri for report in reports))
 
 
+def evaluate_checkpoint(
+    checkpoint: Location, config: EvaluationConfig, folder: Location
+) -> list[EvaluationReport]:
+    """Run a config's benchmarks on a checkpoint; results are written to a folder and printed."""
+    benchmarks = [Benchmark.parse(text) for text in config.tasks]
+    return _evaluate(checkpoint, benchmarks, EvaluationOptions.of(config), config, folder)
+
+
 def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
     others = sorted({benchmark.task for benchmark in benchmarks} - {"vqa"})
     if others:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
 import tyro
@@ -13,16 +14,17 @@ from clippo_core.checkpoints import load_checkpoint
 from clippo_core.checkpoints.native import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
-from pipelines.checkpoints import fetched
+from pipelines.checkpoints import fetched, whole_checkpoints
 from pipelines.cli.configs import parse, take_first
 from pipelines.ingest.manifest import is_prepared
 from pipelines.ingest.prepare.registry import prepare_missing
 from pipelines.ingest.sources import locate_source
 from pipelines.presets import finetune_text, finetune_vqa
-from pipelines.resolve import ResolvedRun, derive, resolve, validate
+from pipelines.resolve import derive, resolve, validate
 from pipelines.schema import FinetuneConfig, RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.registered_models import find_model, is_registered
+from pipelines.training.sweep_settings import SweepSettings
 
 #: A training set for each task, where none is named.
 _DEFAULT_SOURCES = {
@@ -44,6 +46,8 @@ class FinetuneArguments:
     """Checkpoint, run (its newest), big_vision .npz, or models:/NAME@ALIAS to start from."""
     image_size_px: int | None = None
     """Another canvas than the checkpoint's; its position embeddings are resized."""
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    """Several runs instead of one, of which the best is kept."""
     dry_run: bool = False
     """Check the config and the data, print what would be done, and stop."""
 
@@ -65,6 +69,9 @@ def run(argv: list[str]) -> None:
             f"finetune {task} needs --checkpoint: a checkpoint, a run, a .npz or models:/NAME@ALIAS"
         )
     config = completed(arguments.config, task, checkpoint, image_size_px=arguments.image_size_px)
+    if arguments.sweep.learning_rates and not arguments.dry_run:
+        _sweep(config, arguments.sweep, reference)
+        return
     resolved = resolve(config)
     if arguments.dry_run:
         rejected = validate(resolved)
@@ -77,7 +84,32 @@ def run(argv: list[str]) -> None:
     from pipelines.training.driver import train
 
     print(f"run {resolved.run.uri}")
-    print_summary(train(with_own_start(resolved, reference)))
+    config = with_own_start(resolved.config, reference)
+    print_summary(train(dataclasses.replace(resolved, config=config)))
+
+
+def _sweep(config: RunConfig, settings: SweepSettings, reference: str) -> None:
+    """Compare learning rates; the last line is the best run's checkpoint."""
+    from pipelines.cli.evaluate import evaluate_checkpoint
+    from pipelines.training.sweep import sweep
+
+    name = config.storage.run or f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    config = dataclasses.replace(config, storage=dataclasses.replace(config.storage, run=name))
+    config = with_own_start(config, reference)
+    print(f"sweep {(Location.of(config.storage.root) / name).uri}")
+    result = sweep(config, settings)
+    print(result.table())
+    run = Location.of(result.best.run)
+    checkpoint = whole_checkpoints(run)[-1][1]
+    if config.evaluation.tasks:
+        evaluate_checkpoint(checkpoint, config.evaluation, run / "evaluations" / checkpoint.name)
+    share, sources = 1 - settings.held_out_share, " ".join(config.data.sources)
+    print(
+        f"the best run was trained on {share:.0%} of the data; on all of it:\n"
+        f"  python -m pipelines finetune {config.finetune.task} --checkpoint {reference} "
+        f"--data.sources {sources} --optim.learning-rate {result.best.learning_rate:g}"
+    )
+    print(checkpoint.uri)
 
 
 def option(words: Sequence[str], name: str) -> str | None:
@@ -161,14 +193,14 @@ def _tasks_beside(task: FineTuningTask, sources: Sequence[str]) -> tuple[str, ..
     return tuple(dict.fromkeys(f"{task}:{place.uri}" for place in beside if is_prepared(place)))
 
 
-def with_own_start(resolved: ResolvedRun, reference: str) -> ResolvedRun:
-    """The run, with a copy of a registered model in its folder, which is on this disk only now."""
+def with_own_start(config: RunConfig, reference: str) -> RunConfig:
+    """A copy of a registered model in the run's folder, since it is on this disk only now."""
     if not is_registered(reference):
-        return resolved
-    assert resolved.config.train.init_from is not None
-    start, copy = Location.of(resolved.config.train.init_from), resolved.run / "start"
+        return config
+    assert config.train.init_from is not None
+    start = Location.of(config.train.init_from)
+    copy = Location.of(config.storage.root) / str(config.storage.run) / "start"
     for name in start.files():
         if name not in (STATE_FILE, MOMENTS_FILE):
             (copy / name).write_bytes((start / name).read_bytes())
-    train = dataclasses.replace(resolved.config.train, init_from=copy.uri)
-    return dataclasses.replace(resolved, config=dataclasses.replace(resolved.config, train=train))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, init_from=copy.uri))

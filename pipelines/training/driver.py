@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -61,12 +61,15 @@ class RunSummary:
     """Which part of the run held up the rest, and what to raise; "" where no step was made."""
 
 
-def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
+def train(
+    resolved: ResolvedRun, *, is_resumed: bool = False, tags: Mapping[str, str] | None = None
+) -> RunSummary:
     """Train from the newest whole checkpoint, or from the start, to the end.
 
     Args:
         resolved: the run.
         is_resumed: whether the run's folder is expected to be there, or not to be.
+        tags: more of a new run, for MLflow.
 
     Raises:
         ConfigError: if a new run's folder is there already, or the machines do not suffice.
@@ -87,7 +90,7 @@ def train(resolved: ResolvedRun, *, is_resumed: bool = False) -> RunSummary:
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
         reaching.wait(None)
-        tracker = _open_tracker(resolved, is_resumed=is_resumed)
+        tracker = _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {})
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return RunDriver(resolved, tracker, attempt, watch).run()
 
@@ -290,34 +293,42 @@ def _outcome_of(thread: _Result) -> dict[str, Any]:
     ) from thread.error
 
 
-def _open_tracker(resolved: ResolvedRun, *, is_resumed: bool) -> RunTracker:
+def _open_tracker(
+    resolved: ResolvedRun, *, is_resumed: bool, tags: Mapping[str, str]
+) -> RunTracker:
     config, run = resolved.config, resolved.run
     if is_resumed:
         tracker = RunTracker(TrackedRun(**(run / TRACKED_FILE).read_json()))
         tracker.set_running()
         return tracker
     assert config.tracking.uri is not None
-    tags = {
+    known = {
         "clippo.run": run.uri,
         "clippo.preset": config.preset,
         "mlflow.user": getpass.getuser(),
-        "mlflow.source.name": f"pipelines train {config.preset}",
+        "mlflow.source.name": f"pipelines {_command_of(config)}",
         "mlflow.source.type": "LOCAL",
         "clippo.font_sha256": resolved.renderer.font.sha256,
         **run_tags(),
+        **tags,
     }
     tracker = RunTracker.open(
         config.tracking.uri,
         experiment=config.tracking.experiment,
         name=run.name,
         artifacts=run.parent / "mlartifacts",
-        tags=tags,
+        tags=known,
     )
     tracker.log_params(flatten(config))
     tracker.log_params({f"derived.{name}": value for name, value in derive(resolved).items()})
     read = [DataSet(s.name, s.manifest.digest, s.folder.uri) for s in resolved.sources]
     tracker.log_inputs(read, context="training")
     return tracker
+
+
+def _command_of(config: RunConfig) -> str:
+    task = config.finetune.task
+    return f"train {config.preset}" if task is None else f"finetune {task}"
 
 
 def _tell_unsent(unsent: list[str], run: Location) -> None:

@@ -1,0 +1,366 @@
+"""Fine-tuning by several learning rates, compared on a held-out part of the training set.
+
+Ray Tune starts one run of `pipelines.training.driver` for each. A trial itself takes no CPU worth
+mentioning: ranks, render tasks and evaluations of its run ask for theirs, as those of any run do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tqdm import tqdm
+
+from clippo_core.codec import from_json, to_json
+from clippo_core.errors import ConfigError, StorageError
+from pipelines.checkpoints import whole_checkpoints
+from pipelines.evaluating.stored import stored_results
+from pipelines.evaluating.tasks import Benchmark
+from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
+from pipelines.ingest.prepare.splits import is_held_out
+from pipelines.ingest.sources import Source, locate_source, open_source
+from pipelines.ray_session import ray_session
+from pipelines.resolve import RUN_FILE, read_run_config, resolve, tracking_uri, validate
+from pipelines.schema import RunConfig
+from pipelines.storage import Location
+from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
+from pipelines.training.driver import StoppedError, needed_cpus, train
+from pipelines.training.sweep_settings import SweepSettings
+
+#: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.
+_TRIAL_CPUS = 0.001
+TRAIN, HELD_OUT = "train", "held_out"
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate and what came of it.
+
+    Attributes:
+        learning_rate: of the run.
+        run: its folder.
+        score: the first metric on the held-out part, the mean over several parts by their samples;
+            None: it failed.
+        message: of the failure.
+    """
+
+    learning_rate: float
+    run: str
+    score: float | None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """All trials, in the order that they were asked for, and the best of them.
+
+    Attributes:
+        trials: one for each learning rate.
+        metric: that they are compared by; more is better.
+        num_held_out: samples that they are compared on.
+        folder: of the sweep.
+    """
+
+    trials: list[Trial]
+    metric: str
+    num_held_out: int
+    folder: Location
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the highest score; of equal ones the first.
+
+        Raises:
+            StorageError: if all failed.
+        """
+        ended = [(trial.score, trial) for trial in self.trials if trial.score is not None]
+        if not ended:
+            raise StorageError(
+                "all runs of the sweep failed:\n"
+                + "\n".join(f"  {trial.run}: {trial.message}" for trial in self.trials)
+            )
+        return max(ended, key=lambda pair: pair[0])[1]
+
+    def table(self) -> str:
+        """For a terminal."""
+        best = self.best
+        lines = [f"learning rate  {self.metric} on {self.num_held_out} held-out samples"]
+        for trial in self.trials:
+            score = f"failed: {trial.message}" if trial.score is None else f"{trial.score:.4f}"
+            mark = "  best" if trial is best else ""
+            lines.append(f"{trial.learning_rate:<13g}  {score}{mark}")
+        return "\n".join(lines)
+
+
+def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
+    """Make a run for each learning rate, or go on with those that are there.
+
+    Args:
+        config: of the runs, with the whole training sets; its evaluations are left out, and the
+            run's name becomes the sweep's.
+        settings: what to vary.
+
+    Raises:
+        ConfigError: if settings contradict each other, or the machines do not suffice.
+        SampleError: if the data cannot be used, or nothing of it is held out.
+        StorageError: if all runs fail.
+        StoppedError: after SIGTERM.
+    """
+    settings.check()
+    assert config.storage.run is not None
+    folder = Location.of(config.storage.root) / config.storage.run
+    if (folder / RUN_FILE).exists():
+        raise ConfigError(f"{folder.uri} is a run, not a sweep; name another with --storage.run")
+    parts = [
+        split_source(open_source(locate_source(source).uri), folder / "data" / str(number), share)
+        for number, source in enumerate(config.data.sources)
+        for share in (settings.held_out_share,)
+    ]
+    configs = [_trial_config(config, folder, parts, rate) for rate in settings.learning_rates]
+    for trial in configs:
+        validate(resolve(trial))
+    parent = _open_parent(configs[0], folder, settings)
+    status = "FAILED"
+    try:
+        with ray_session(cpus=settings.concurrent * (needed_cpus(configs[0]) + _TRIAL_CPUS)):
+            found = _tune(configs, folder, settings, parent.run)
+        result = _result(found, configs, folder)
+        (folder / SWEEP_FILE).write_json(
+            {
+                "metric": result.metric,
+                "held_out_share": settings.held_out_share,
+                "num_held_out": result.num_held_out,
+                "trials": [dataclasses.asdict(trial) for trial in result.trials],
+            }
+        )
+        parent.log_metrics({f"best/{result.metric}": result.best.score or 0.0}, step=0)
+        parent.set_tag("clippo.best_run", result.best.run)
+        status = "FINISHED"
+        return result
+    except (StoppedError, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        parent.finish(status)
+
+
+def split_source(source: Source, folder: Location, share: float) -> tuple[Location, Location]:
+    """Write a training set as two: `folder/train` and `folder/held_out`; what is there is kept.
+
+    Questions about one picture, where it lies in a file of its own, stay together.
+
+    Returns:
+        The folders of both.
+
+    Raises:
+        SampleError: if one of them would be empty.
+    """
+    places = (folder / TRAIN, folder / HELD_OUT)
+    if all(is_prepared(place) for place in places):
+        return places
+    manifest, name = source.manifest, source.name.removesuffix(f"-{TRAIN}")
+    writers = [
+        ShardWriter(
+            place,
+            # As published sets are called, so that GLUE's are known by their names.
+            name=f"{name}-{split}",
+            kind=manifest.kind,
+            class_names=manifest.class_names,
+            licence=manifest.licence,
+            origin=f"{source.folder.uri}, {part:g} of it",
+            evaluation_only=place.name == HELD_OUT,
+            files_at=manifest.files_at or source.folder.uri,
+        )
+        for place, split, part in zip(places, (TRAIN, "dev"), (1 - share, share), strict=True)
+    ]
+    for sample in source.rows():
+        writers[int(is_held_out(_group_of(sample), share))].add(sample)
+    for writer in writers:
+        writer.close()
+    return places
+
+
+def _group_of(sample: RawSample) -> str:
+    """What must not be torn apart."""
+    at = sample.image_at
+    return sample.key if at is None else f"{at.path}:{at.offset}"
+
+
+def _trial_config(
+    config: RunConfig,
+    folder: Location,
+    parts: Sequence[tuple[Location, Location]],
+    learning_rate: float,
+) -> RunConfig:
+    tasks = tuple(f"{config.finetune.task}:{held_out.uri}" for _, held_out in parts)
+    return dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, learning_rate=learning_rate),
+        data=dataclasses.replace(config.data, sources=tuple(train.uri for train, _ in parts)),
+        storage=dataclasses.replace(
+            config.storage, root=folder.uri, run=f"learning-rate-{learning_rate:g}"
+        ),
+        tracking=dataclasses.replace(
+            config.tracking, uri=tracking_uri(config), champion_metric=None
+        ),
+        evaluation=dataclasses.replace(config.evaluation, tasks=tasks, limit=None),
+    )
+
+
+def _open_parent(config: RunConfig, folder: Location, settings: SweepSettings) -> RunTracker:
+    assert config.tracking.uri is not None
+    tracker = RunTracker.open(
+        config.tracking.uri,
+        experiment=config.tracking.experiment,
+        name=folder.name,
+        artifacts=folder.parent / "mlartifacts",
+        tags={"clippo.sweep": folder.uri, "clippo.preset": config.preset},
+    )
+    tracker.log_params(
+        {
+            "sweep.learning_rates": list(settings.learning_rates),
+            "sweep.held_out_share": settings.held_out_share,
+        }
+    )
+    return tracker
+
+
+def _tune(
+    configs: Sequence[RunConfig], folder: Location, settings: SweepSettings, parent: TrackedRun
+) -> dict[str, Trial]:
+    """The trials by their run's name."""
+    # Tune would take Ctrl-C as a wish to end well; runs go on later from their checkpoints.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    root, filesystem = folder.arrow_path()
+    by_name = {str(config.storage.run): to_json(config) for config in configs}
+    trainable = ray.tune.with_parameters(_tune_trial, configs=by_name, parent=parent.run_id)
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),
+        param_space={"run": ray.tune.grid_search(list(by_name))},
+        tune_config=ray.tune.TuneConfig(max_concurrent_trials=settings.concurrent),
+        run_config=ray.tune.RunConfig(
+            # A name of its own for each attempt, as runs have: Ray finds nothing to trip over.
+            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=f"{root}/ray",
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[_Told(len(configs))],
+        ),
+    )
+    with _stopped_by_sigterm(folder):
+        found = tuner.fit()
+    trials: dict[str, Trial] = {}
+    for number in range(len(found)):
+        metrics: Mapping[str, Any] = found[number].metrics or {}
+        if "trial" in metrics:
+            trial = Trial(**metrics["trial"])
+            trials[Location.of(trial.run).name] = trial
+    return trials
+
+
+class _Told(ray.tune.Callback):
+    """Says on the terminal which runs have begun and ended."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._ended = count, 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        tqdm.write(f"{trial.config['run']} begins")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
+        self._ended += 1
+        tqdm.write(f"{trial.config['run']} ended, {self._ended} of {self._count}")
+
+
+@contextmanager
+def _stopped_by_sigterm(folder: Location) -> Iterator[None]:
+    def stop(_number: int, _frame: Any) -> None:
+        raise StoppedError(
+            f"the sweep was stopped; the same command with --storage.run {folder.name} goes on "
+            "from the last checkpoints"
+        )
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _tune_trial(config: Mapping[str, Any], *, configs: Mapping[str, str], parent: str) -> None:
+    """What Tune runs.
+
+    Tune has everything that a trial starts share the trial's own resources. The run is therefore
+    started by a task that is placed by hand, outside of them.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(run_trial).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    found: Trial = ray.get(task.remote(configs[config["run"]], parent))
+    ray.tune.report({"score": found.score or 0.0, "trial": dataclasses.asdict(found)})
+
+
+def run_trial(config_json: str, parent: str) -> Trial:
+    """Train one of the runs to its end; one that is there already goes on.
+
+    Args:
+        config_json: of the run.
+        parent: MLflow's id of the sweep's run.
+    """
+    config = from_json(RunConfig, config_json, where="a trial's config")
+    run = Location.of(config.storage.root) / str(config.storage.run)
+    rate = config.optim.learning_rate
+    try:
+        is_there = (run / RUN_FILE).exists()
+        resolved = resolve(read_run_config(run) if is_there else config)
+        train(resolved, is_resumed=is_there, tags={"mlflow.parentRunId": parent})
+        score, _, _ = held_out_score(run, config)
+    except Exception as error:  # noqa: BLE001 - one learning rate that diverges is no reason to lose the others
+        return Trial(rate, run.uri, None, f"{type(error).__name__}: {error}")
+    return Trial(rate, run.uri, score)
+
+
+def held_out_score(run: Location, config: RunConfig) -> tuple[float, str, int]:
+    """The first metric of a run's last checkpoint on the held-out part, its name, and of how many.
+
+    Raises:
+        StorageError: if it was not measured.
+    """
+    last = whole_checkpoints(run)[-1][1]
+    results = stored_results(run / "evaluations" / last.name)
+    wanted = [Benchmark.parse(text) for text in config.evaluation.tasks]
+    names = {f"{b.task}/{open_source(b.source).name}" for b in wanted}
+    good = [results[name] for name in names if results.get(name, {}).get("status") == "ok"]
+    if len(good) < len(names):
+        raise StorageError(
+            f"{last.uri} was not measured on the held-out part: "
+            f"{[result.get('message') for result in results.values()]}"
+        )
+    counts = [result["num_samples"] for result in good]
+    metric = next(iter(good[0]["metrics"]))
+    total = sum(n * result["metrics"][metric] for n, result in zip(counts, good, strict=True))
+    return total / sum(counts), metric, sum(counts)
+
+
+def _result(
+    found: Mapping[str, Trial], configs: Sequence[RunConfig], folder: Location
+) -> SweepResult:
+    trials: list[Trial] = []
+    for config in configs:
+        run = folder / str(config.storage.run)
+        lost = Trial(config.optim.learning_rate, run.uri, None, "Ray Tune lost it; see its logs")
+        trials.append(found.get(run.name, lost))
+    metric, count = "score", 0
+    for config, trial in zip(configs, trials, strict=True):
+        if trial.score is not None:
+            _, metric, count = held_out_score(Location.of(trial.run), config)
+    return SweepResult(trials, metric, count, folder)
