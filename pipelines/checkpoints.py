@@ -17,6 +17,8 @@ from clippo_core.checkpoints.native import CONFIG_FILE
 from clippo_core.errors import CheckpointError
 from pipelines.storage import Location, storage_errors
 
+#: In the folder of a sweep: what it found, and which of its runs is the best.
+SWEEP_FILE = "sweep.json"
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -79,7 +81,8 @@ def find_checkpoint(reference: str) -> Location:
     """The checkpoint that a person means: itself, or the newest of a run.
 
     Args:
-        reference: a checkpoint folder, a `.npz` file, or a run's folder; a path or URI.
+        reference: a checkpoint folder, a `.npz` file, a run's folder, or that of a sweep, whose
+            best run is meant; a path or URI.
 
     Raises:
         CheckpointError: if there is none.
@@ -91,6 +94,8 @@ def find_checkpoint(reference: str) -> Location:
         )
     if place.name.endswith(".npz") or (place / CONFIG_FILE).exists():
         return place
+    if (place / SWEEP_FILE).exists():
+        place = place / str((place / SWEEP_FILE).read_json()["best"])
     checkpoints = whole_checkpoints(place)
     if not checkpoints:
         raise CheckpointError(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from clippo_core.codec import from_json, to_json
 from clippo_core.errors import ConfigError, StorageError
-from pipelines.checkpoints import whole_checkpoints
+from pipelines.checkpoints import SWEEP_FILE, whole_checkpoints
 from pipelines.evaluating.stored import stored_results
 from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
@@ -39,7 +39,6 @@ from pipelines.training.sweep_settings import SweepSettings
 #: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.
 _TRIAL_CPUS = 0.001
 TRAIN, HELD_OUT = "train", "held_out"
-SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,7 @@ def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
         result = _result(found, configs, folder)
         (folder / SWEEP_FILE).write_json(
             {
+                "best": Location.of(result.best.run).name,
                 "metric": result.metric,
                 "held_out_share": settings.held_out_share,
                 "num_held_out": result.num_held_out,
@@ -241,6 +241,8 @@ def _tune(
     """The trials by their run's name."""
     # Tune would take Ctrl-C as a wish to end well; runs go on later from their checkpoints.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # And it would print its own tables, again and again.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     root, filesystem = folder.arrow_path()
     by_name = {str(config.storage.run): to_json(config) for config in configs}
     trainable = ray.tune.with_parameters(_tune_trial, configs=by_name, parent=parent.run_id)

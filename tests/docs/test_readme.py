@@ -100,6 +100,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = encoded_picture((class_id * 25,) * 3, number)
             writer.add(RawSample(f"{split}-{number}", picture, captions_of(class_id), class_id))
         writer.close()
+    write_labelled_sets(place / "cache")
     own = place / "my_pictures"
     own.mkdir()
     rows = ["image,caption"]
@@ -116,6 +117,35 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for suffix in ("png", "txt"):
                 tar.add(own / f"{number}.{suffix}", f"{number}.{suffix}")
     return place
+
+
+def write_labelled_sets(cache: Path) -> None:
+    """Stand-ins for what `finetune` fetches."""
+    for split in ("train", "test"):
+        reviews = ShardWriter(
+            Location.of(cache / "movie_reviews" / "rotten_tomatoes" / split),
+            name=f"rotten_tomatoes-{split}",
+            kind="labelled-text",
+            class_names=("negative", "positive"),
+            evaluation_only=split == "test",
+        )
+        questions = ShardWriter(
+            Location.of(cache / "easy_vqa" / split),
+            name=f"easy_vqa-{split}",
+            kind="image-question",
+            class_names=list(COLOURS),
+            evaluation_only=split == "test",
+        )
+        for number in range(80):
+            name, colour = list(COLOURS.items())[number % 4]
+            text = ("a dull film", "a fine film")[number % 2]
+            reviews.add(RawSample(f"{split}-{number}", None, [text], number % 2))
+            picture = encoded_picture(colour, number)
+            questions.add(
+                RawSample(f"{split}-{number}", picture, [name], number % 4, question="what colour?")
+            )
+        reviews.close()
+        questions.close()
 
 
 def environment(place: Path) -> dict[str, str]:

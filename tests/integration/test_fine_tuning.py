@@ -1,0 +1,473 @@
+"""Fine-tuning through Ray Data and Ray Train, its evaluations, and sweeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from clippo_core.checkpoints import load_checkpoint, save_checkpoint
+from clippo_core.config import (
+    ClassifierConfig,
+    ClippoConfig,
+    FineTuningTask,
+    OptimConfig,
+    RenderConfig,
+    ScheduleConfig,
+    VitConfig,
+)
+from clippo_core.errors import CheckpointError, ClippoError, ConfigError, SampleError
+from clippo_core.modeling import Clippo
+from clippo_core.modeling.classifier import Classifier
+from pipelines.checkpoints import whole_checkpoints
+from pipelines.cli import main
+from pipelines.cli.finetune import base_config, completed, model_of
+from pipelines.evaluating.registry import EVALUATIONS
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.stored import file_name, stored_report, write_report
+from pipelines.evaluating.tasks import Benchmark, evaluate
+from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.sources import Source, open_source
+from pipelines.ingest.stages import from_block, prepare_batch, to_block
+from pipelines.labels import find_labels
+from pipelines.resolve import read_run_config, resolve, validate
+from pipelines.schema import DataConfig, RunConfig, ScalingConfig, StorageConfig, TrackingConfig
+from pipelines.storage import Location, read_json_lines
+from pipelines.tracking.batch_pictures import draw_batch
+from pipelines.training.driver import RunSummary, StoppedError, train
+from pipelines.training.sweep import sweep
+from pipelines.training.sweep_settings import SweepSettings
+from tests.integration.colours import COLOURS, encoded_picture
+from tests.integration.test_training import keys_per_step, logged
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+WORDS = {"fruit": ("apple", "pear", "plum", "melon"), "beast": ("tiger", "wolf", "zebra", "horse")}
+ANSWERS = [*COLOURS, "yes", "no"]
+STEPS = 200
+
+
+def labelled_set(
+    folder: Path, name: str, samples: list[RawSample], classes: tuple[str, ...], kind: str
+) -> Source:
+    writer = ShardWriter(
+        Location.of(folder),
+        name=name,
+        kind=kind,  # pyright: ignore[reportArgumentType]
+        class_names=classes,
+        evaluation_only=folder.name != "train",
+    )
+    for sample in samples:
+        writer.add(sample)
+    writer.close()
+    return open_source(str(folder))
+
+
+def word_samples(count: int, seed: int, classes: tuple[str, ...]) -> list[RawSample]:
+    """Two words of one of two classes; no text says which."""
+    random = np.random.default_rng(seed)
+    names = [classes[n % 2] for n in range(count)]
+    texts = [" ".join(random.choice(WORDS[name], 2)) for name in names]
+    pairs = enumerate(zip(names, texts, strict=True))
+    return [RawSample(f"w{n:04d}", None, [text], classes.index(name)) for n, (name, text) in pairs]
+
+
+def question_samples(count: int) -> list[RawSample]:
+    """Questions that need the picture; whether there is an odd colour needs the question, too."""
+    names, samples = list(COLOURS), []
+    for number in range(count):
+        colour = names[number % 4]
+        asked = names[number // 4 % 4]
+        is_open = number % 8 < 4
+        question = "what colour is it?" if is_open else f"is it {asked}?"
+        answer = colour if is_open else ("yes" if asked == colour else "no")
+        picture = encoded_picture(COLOURS[colour], number)
+        samples.append(
+            RawSample(f"q{number:04d}", picture, [answer], ANSWERS.index(answer), question=question)
+        )
+    return samples
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with fresh weights, and sets of words and of questions."""
+    folder = tmp_path_factory.mktemp("fine-tuning")
+    torch.manual_seed(0)
+    vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+    render = RenderConfig(image_size_px=64)
+    model = Clippo(ClippoConfig(vit=vit, render=render, text_patches="occupied"))
+    save_checkpoint(folder / "base", model)
+    for split, count, seed, order in (("train", 160, 0, 1), ("test", 60, 1, -1)):
+        # The test set numbers its classes the other way round: names count.
+        classes = tuple(WORDS)[::order]
+        samples = word_samples(count, seed, classes)
+        labelled_set(folder / "words" / split, f"words-{split}", samples, classes, "labelled-text")
+    for split, count in (("train", 160), ("test", 80)):
+        labelled_set(
+            folder / "questions" / split,
+            f"questions-{split}",
+            question_samples(count),
+            tuple(ANSWERS),
+            "image-question",
+        )
+    return folder
+
+
+def config_of(
+    place: Path, task: FineTuningTask, source: str, run: str, **train_changes
+) -> RunConfig:
+    checkpoint = Location.of(place / "base")
+    base = base_config(task, model_of(checkpoint))
+    schedule = ScheduleConfig(decay="constant", warmup_steps=0, cooldown_steps=0)
+    changes = {"steps": STEPS, "checkpoint_every": 50, "precision": "float32"} | train_changes
+    config = dataclasses.replace(
+        base,
+        optim=OptimConfig(name="adamw", learning_rate=3e-3, schedule=schedule),
+        data=DataConfig(sources=(str(place / source / "train"),), run_length=4, record_keys=True),
+        train=dataclasses.replace(base.train, global_batch_size=16, **changes),
+        scaling=ScalingConfig(
+            threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
+        ),
+        storage=StorageConfig(root=str(place / "runs"), run=run),
+        tracking=TrackingConfig(pictures=False),
+    )
+    return completed(config, task, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, place: Path) -> RunSummary:
+    """Words, learned by one rank."""
+    config = config_of(place, "text_classification", "words", "undisturbed", checkpoint_every=STEPS)
+    return train(resolve(config))
+
+
+def test_classes_of_texts_are_learned_and_measured_beside_training(undisturbed, place):
+    assert logged(undisturbed)[1] == pytest.approx(np.log(2), abs=1e-3), "a fresh head is at chance"
+    assert logged(undisturbed, "train/accuracy")[STEPS] == 1.0
+    folder = undisturbed.run / "evaluations" / undisturbed.checkpoint.name
+    result = (folder / "text_classification/words-test.json").read_json()
+    assert result["status"] == "ok"
+    assert result["metrics"]["accuracy"] > 0.9
+    assert result["floors"]["accuracy"] == {"chance": 0.5, "most frequent class": 0.5}
+    low, high = result["intervals"]["accuracy"]
+    assert 0.5 < low <= result["metrics"]["accuracy"] <= high
+    assert set(result["details"]["accuracy_per_class"]) == set(WORDS)
+    model = load_checkpoint(undisturbed.checkpoint.uri)
+    assert isinstance(model, Classifier)
+    assert model.classifier_config.labels == tuple(WORDS)
+    assert model.encode_texts(["a text"]).shape == (1, 16), "it embeds as before"
+
+
+def stop_after_a_checkpoint(run: Location, ended: threading.Event) -> None:
+    """What a batch system does to a run: SIGTERM to the driver."""
+    while not whole_checkpoints(run):
+        if ended.wait(0.01):
+            return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undisturbed, place):
+    config = config_of(place, "text_classification", "words", "stopped", checkpoint_every=10)
+    # Evaluations of every checkpoint would only take time.
+    config = dataclasses.replace(
+        config,
+        scaling=dataclasses.replace(config.scaling, num_ranks=2),
+        evaluation=dataclasses.replace(config.evaluation, tasks=()),
+    )
+    run, ended = Location.of(config.storage.root) / "stopped", threading.Event()
+    thread = threading.Thread(target=stop_after_a_checkpoint, args=(run, ended))
+    thread.start()
+    try:
+        with pytest.raises(StoppedError, match="resume"):
+            train(resolve(config))
+    finally:
+        ended.set()
+        thread.join()
+    assert 0 < whole_checkpoints(run)[-1][0] < STEPS
+    resumed = train(resolve(read_run_config(run)), is_resumed=True)
+    assert keys_in_rank_order(run) == keys_per_step(undisturbed.run)
+    losses, expected = logged(resumed), logged(undisturbed)
+    assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
+    for step in (1, 2, 10, 50):
+        assert losses[step] == pytest.approx(expected[step], abs=1e-3)
+
+
+def keys_in_rank_order(run: Location) -> dict[int, list[str]]:
+    """Keys per step; steps that were made again must have seen the same."""
+    parts: dict[tuple[int, int], list[str]] = {}
+    for row in read_json_lines(run / "samples"):
+        assert parts.setdefault((row["step"], row["rank"]), row["keys"]) == row["keys"]
+    keys: dict[int, list[str]] = {}
+    for step, rank in sorted(parts):
+        keys.setdefault(step, []).extend(parts[step, rank])
+    return keys
+
+
+@pytest.fixture(scope="module")
+def answering(local_ray, place: Path) -> RunSummary:
+    """Questions, on a larger canvas than the checkpoint's, with an MLP on top."""
+    config = config_of(place, "vqa", "questions", "answering", steps=120, checkpoint_every=120)
+    render = dataclasses.replace(config.model.render, image_size_px=96)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, render=render),
+        finetune=dataclasses.replace(config.finetune, hidden_dim=32),
+    )
+    return train(resolve(config))
+
+
+def test_questions_are_answered_and_need_picture_and_question(answering, place, tmp_path):
+    checkpoint = answering.checkpoint
+    benchmark = Benchmark.parse(f"vqa:{place / 'questions/test'}")
+    found = {}
+    for blank in (None, "picture", "question"):
+        options = EvaluationOptions(blank=blank)
+        report = evaluate(checkpoint.uri, benchmark, options)
+        written = write_report(report, Location.of(tmp_path))
+        assert written.name == f"questions-test{'' if blank is None else f'-blank-{blank}'}.json"
+        again = stored_report(
+            checkpoint, report.result["model"], benchmark, options, Location.of(tmp_path)
+        )
+        assert again is not None
+        assert file_name(again) == file_name(report)
+        found[blank] = report.result
+    accuracy = {blank: result["metrics"]["accuracy"] for blank, result in found.items()}
+    floors = found[None]["floors"]["accuracy"]
+    assert floors["most frequent answer"] < floors["most frequent answer to the question"]
+    assert accuracy[None] > floors["most frequent answer to the question"] + 0.1
+    assert accuracy["picture"] <= floors["most frequent answer to the question"] + 1e-9
+    assert accuracy["question"] < accuracy[None]
+    assert found[None]["details"]["share_with_an_answer_in_the_vocabulary"] == 1.0
+    assert list(found[None]["also_read"]) == [str(place / "questions/train")]
+    model = load_checkpoint(checkpoint.uri)
+    assert model.config.render.image_size_px == 96
+
+
+def test_people_who_disagree_make_a_vqa_accuracy(answering, place, tmp_path):
+    samples = question_samples(16)
+    several = [s._replace(captions=[*(s.captions or [])] * 2 + ["puce"] * 2) for s in samples]
+    source = labelled_set(
+        tmp_path / "several", "several", several, tuple(ANSWERS), "image-question"
+    )
+    model = load_checkpoint(answering.checkpoint.uri)
+    result = EVALUATIONS["vqa"](model, source, EvaluationOptions())
+    assert list(result.metrics) == ["vqa_accuracy", "accuracy"]
+    # Two of four people said so: 2/3, or 1/3 where one of them is left out.
+    assert result.metrics["vqa_accuracy"] == pytest.approx(result.metrics["accuracy"] / 2)
+    assert set(result.floors) == set(result.metrics)
+
+
+def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
+    local_ray, place, tmp_path
+):
+    config = config_of(place, "text_classification", "words", "sweep", steps=60)
+    settings = SweepSettings(learning_rates=(1e-7, 3e-3), held_out_share=0.2)
+    result = sweep(config, settings)
+    worse, better = result.trials
+    assert result.best is better
+    assert better.score is not None
+    assert worse.score is not None
+    assert better.score > worse.score
+    assert "3e-03" in result.table() or "0.003" in result.table()
+    stored = (result.folder / "sweep.json").read_json()
+    assert [trial["learning_rate"] for trial in stored["trials"]] == [1e-7, 3e-3]
+    seen = {key for keys in keys_per_step(Location.of(better.run)).values() for key in keys}
+    data = result.folder / "data" / "0"
+    held_out = {sample.key for sample in open_source((data / "held_out").uri)}
+    assert len(held_out) == result.num_held_out
+    assert not seen & held_out
+    everything = {sample.key for sample in open_source(str(place / "words/train"))}
+    assert {s.key for s in open_source((data / "train").uri)} | held_out == everything
+    tracked = (Location.of(better.run) / "mlflow.json").read_json()
+    client = MlflowClient(tracked["uri"])
+    parent = client.get_run(tracked["run_id"]).data.tags["mlflow.parentRunId"]
+    assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
+
+
+def test_what_a_sweep_cannot_do_is_refused(place):
+    config = config_of(place, "text_classification", "words", "refused")
+    for changes, message in (
+        ({"learning_rates": (1e-3, 1e-3)}, "different numbers"),
+        ({"held_out_share": 1.0}, "held-out-share"),
+        ({"concurrent": 0}, "concurrent"),
+    ):
+        settings = dataclasses.replace(SweepSettings(learning_rates=(1e-3,)), **changes)
+        with pytest.raises(ConfigError, match=message):
+            sweep(config, settings)
+
+
+def glue_set(folder: Path, task: str, split: str = "dev") -> Source:
+    """Eight pairs of sentences with classes, or with scores."""
+    is_scored = task == "sts-b"
+    samples = [
+        RawSample(
+            f"{n}",
+            None,
+            [f"sentence {n}", "another one"],
+            None if is_scored else n % 2,
+            score=n / 2 if is_scored else None,
+        )
+        for n in range(8)
+    ]
+    classes = () if is_scored else ("not_equivalent", "equivalent")
+    name = f"glue_{task}-{split}"
+    return labelled_set(folder / task / split, name, samples, classes, "labelled-text")
+
+
+def test_glue_is_scored_by_its_own_metrics(place, tmp_path):
+    model = load_checkpoint(place / "base")
+    for task, metrics in (("mrpc", ["f1", "accuracy"]), ("sts-b", ["spearman", "pearson"])):
+        source = glue_set(tmp_path, task)
+        classifier = find_labels("glue", [source])
+        assert classifier.glue_task == task
+        tuned = Classifier(model.config, classifier).eval()
+        torch.nn.init.normal_(tuned.classifier.output.kernel, std=5)
+        result = EVALUATIONS["glue"](tuned, source, EvaluationOptions())
+        assert list(result.metrics) == metrics
+        assert set(result.floors) == set(result.intervals) == set(metrics)
+        other = glue_set(tmp_path / "other", "rte")
+        with pytest.raises(SampleError, match=f"is of rte, but .* fine-tuned for {task}"):
+            EVALUATIONS["glue"](tuned, other, EvaluationOptions())
+    assert classifier.score_mean == pytest.approx(1.75)
+    with pytest.raises(SampleError, match="is no set of GLUE"):
+        find_labels("glue", [open_source(str(place / "words/train"))])
+
+
+def test_a_batch_of_labels_survives_its_block(place):
+    for task, source in (("text_classification", "words"), ("vqa", "questions")):
+        resolved = resolve(config_of(place, task, source, "none"))
+        spec = resolved.stream
+        batch = prepare_batch(spec, spec.plan.batch(0), step=0)
+        again = from_block(to_block(batch), spec.render)
+        assert batch.targets is not None
+        assert again.targets is not None
+        np.testing.assert_array_equal(again.targets, batch.targets)
+        np.testing.assert_array_equal(again.images, batch.images)
+        np.testing.assert_array_equal(again.texts.to_pixels(), batch.texts.to_pixels())
+        assert again.keys == batch.keys
+        samples = {s.key: s for s in resolved.sources[0]}
+        for key, target in zip(batch.keys, batch.targets, strict=True):
+            assert target.argmax() == samples[key].class_id
+            assert target.sum() == 1
+        assert draw_batch(spec, resolved.config, None).keys() == {"samples"}
+
+
+def test_pictures_of_samples_say_what_a_checkpoint_takes_them_for(undisturbed, answering):
+    for summary in (undisturbed, answering):
+        resolved = resolve(read_run_config(summary.run))
+        pictures = draw_batch(resolved.stream, resolved.config, summary.checkpoint.uri)
+        assert pictures["samples"].startswith(b"\x89PNG")
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(words) in (2, 3)
+    return capsys.readouterr().err
+
+
+def test_what_cannot_be_fine_tuned_is_refused_with_what_to_do(place, capsys):
+    base, words = str(place / "base"), str(place / "words/train")
+    questions = str(place / "questions/train")
+    start = ["--checkpoint", base, "--data.sources"]
+    for command, message in (
+        (["finetune", "poems"], "there are text_classification, glue, vqa"),
+        (["finetune", "vqa", "--data.sources", questions], "needs --checkpoint"),
+        (["finetune", "text_classification", *start, questions], "needs labelled-text"),
+        (["finetune", "vqa", *start, words], "needs image-question"),
+        (["finetune", "glue", *start, words], "is no set of GLUE"),
+        (["finetune", "vqa", *start, str(place / "questions/test")], "for evaluation only"),
+        (["finetune", "vqa", "--checkpoint", "nowhere"], "nowhere does not exist"),
+        (
+            ["evaluate", base, "--tasks", f"text_classification:{words}", "--blank", "picture"],
+            "--blank is for vqa",
+        ),
+    ):
+        assert message in refused(command, capsys), command
+
+
+def test_dry_run_says_what_would_be_done(place, capsys):
+    code = main(
+        [
+            *("finetune", "text_classification", "--checkpoint", str(place / "base")),
+            *("--data.sources", str(place / "words"), "--image-size-px", "96", "--dry-run"),
+        ]
+    )
+    output = capsys.readouterr().out
+    assert code == 0
+    assert "loss_at_chance: 0.6931" in output
+    assert "patches_per_canvas: 36" in output
+    assert "would train in" in output
+
+
+def test_models_are_measured_only_as_what_they_were_tuned_for(place, undisturbed):
+    plain, tuned = load_checkpoint(place / "base"), load_checkpoint(undisturbed.checkpoint.uri)
+    questions, words = (open_source(str(place / n / "test")) for n in ("questions", "words"))
+    with pytest.raises(CheckpointError, match=r"has no classifier, and vqa needs.*finetune vqa"):
+        EVALUATIONS["vqa"](plain, questions, EvaluationOptions())
+    with pytest.raises(CheckpointError, match="is fine-tuned for text_classification, and vqa"):
+        EVALUATIONS["vqa"](tuned, questions, EvaluationOptions())
+    with pytest.raises(CheckpointError, match="has no classifier"):
+        EVALUATIONS["text_classification"](plain, words, EvaluationOptions())
+
+
+def test_unknown_labels_of_a_test_set_are_named(undisturbed, tmp_path):
+    source = labelled_set(
+        tmp_path / "odd",
+        "odd",
+        [*word_samples(4, 0, tuple(WORDS)), RawSample("x", None, ["granite"], 2)],
+        (*WORDS, "stone"),
+        "labelled-text",
+    )
+    model = load_checkpoint(undisturbed.checkpoint.uri)
+    with pytest.raises(SampleError, match=r"not trained on: \['stone'\]; it knows \['fruit'"):
+        EVALUATIONS["text_classification"](model, source, EvaluationOptions())
+
+
+def test_a_run_does_not_go_on_with_other_labels(undisturbed, place, tmp_path):
+    config = read_run_config(undisturbed.run)
+    shutil.copytree(place / "words", tmp_path / "words")
+    manifest = tmp_path / "words" / "train" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "class_names": ["fruit", "monster"]}))
+    data = dataclasses.replace(config.data, sources=(str(tmp_path / "words" / "train"),))
+    with pytest.raises(ConfigError, match=r"gone: \['beast'\], new: \['monster'\]"):
+        validate(resolve(dataclasses.replace(config, data=data)))
+
+
+def test_samples_without_a_label_are_rejected_by_key(place, tmp_path):
+    samples = word_samples(40, 0, tuple(WORDS))
+    bad = [s._replace(class_id=None) if n % 5 == 0 else s for n, s in enumerate(samples)]
+    labelled_set(tmp_path / "holes" / "train", "holes", bad, tuple(WORDS), "labelled-text")
+    config = config_of(place, "text_classification", "words", "holes")
+    data = dataclasses.replace(config.data, sources=(str(tmp_path / "holes" / "train"),))
+    resolved = resolve(dataclasses.replace(config, data=data))
+    assert validate(resolved) == {"holes": 8}
+    spec = resolved.stream
+    batch = prepare_batch(spec, spec.plan.batch(0), step=0)
+    assert {row.reason for row in batch.rejected} <= {"missing_label"}
+    labelled = {s.key for s in bad if s.class_id is not None}
+    assert set(batch.keys) <= labelled
+
+
+def test_sets_with_different_labels_do_not_go_together(place, tmp_path):
+    other = labelled_set(
+        tmp_path / "train", "other", word_samples(4, 0, tuple(WORDS)), (*WORDS, "stone"),
+        "labelled-text",
+    )  # fmt: skip
+    with pytest.raises(SampleError, match="different labels"):
+        find_labels("text_classification", [open_source(str(place / "words/train")), other])
+
+
+def test_configs_that_contradict_are_refused(place):
+    config = config_of(place, "text_classification", "words", "none")
+    with pytest.raises(ClippoError, match="image_patch_drop"):
+        dataclasses.replace(config, train=dataclasses.replace(config.train, image_patch_drop=0.5))
+    assert ClassifierConfig(task="vqa", labels=("a", "b")).num_outputs == 2
