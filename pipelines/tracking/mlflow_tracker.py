@@ -35,11 +35,13 @@ TAG_CHARS = 5000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 #: How long the end of a run waits for a server that is away.
 PATIENCE_AT_END_S = 30.0
-#: Without these, one call to a server that is down blocks for minutes.
-_PATIENCE = {
+#: Without the first three, one call to a server that is down blocks for minutes; the last keeps a
+#: line per run and ending out of the terminal, where `train` names the run itself.
+_CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -66,7 +68,7 @@ def connect(uri: str) -> MlflowClient:
 
     MLflow is imported here: it takes seconds, and most commands do without.
     """
-    for name, value in _PATIENCE.items():
+    for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
