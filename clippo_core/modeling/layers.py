@@ -10,8 +10,8 @@ dimensions that it factors in the paper (it never factors across heads).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,8 @@ class SelfAttention(nn.Module):
     def do_not_compile_attention(self) -> None:
         """How many groups there are changes from batch to batch: nothing to compile once."""
         # Not at import: naming the compiler loads it, which takes a second.
-        self._attend_within = torch.compiler.disable(_attend_within)
+        disable: Callable[..., Any] = torch.compiler.disable  # untyped
+        self._attend_within = disable(_attend_within)
 
 
 def _attend_within(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
 
+#: In a run's folder: where MLflow has it.
+TRACKED_FILE = "mlflow.json"
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
 TAG_CHARS = 5000
@@ -35,11 +37,13 @@ TAG_CHARS = 5000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 #: How long the end of a run waits for a server that is away.
 PATIENCE_AT_END_S = 30.0
-#: Without these, one call to a server that is down blocks for minutes.
-_PATIENCE = {
+#: Without the first three, one call to a server that is down blocks for minutes; the last keeps a
+#: line per run and ending out of the terminal, where `train` names the run itself.
+_CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -66,7 +70,7 @@ def connect(uri: str) -> MlflowClient:
 
     MLflow is imported here: it takes seconds, and most commands do without.
     """
-    for name, value in _PATIENCE.items():
+    for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -184,6 +188,14 @@ class RunTracker:
             What MLflow did not take, even now.
         """
         self._send(f"status {status}", lambda run: self.client.set_terminated(run, status))
+        return self.close()
+
+    def close(self) -> list[str]:
+        """Send what is left, and leave the run's status as it is.
+
+        Returns:
+            What MLflow did not take, even now.
+        """
         return self.outbox.close(patience_s=PATIENCE_AT_END_S)
 
     def _send(self, what: str, call: Callable[[str], Any]) -> None:

@@ -1,18 +1,23 @@
 """Embedding beside open_clip's: `python -m tests.benchmarks.embed [--quick]`.
 
-Encoded pictures and captions in, embeddings out, by ViT-B/16 at 224 px in bfloat16: this project's
-decoder, renderer and model in one process, against open_clip's `encode_image` and `encode_text` fed
-by a torch DataLoader with open_clip's own transform and tokenizer. What Ray Data adds to `python -m
-pipelines embed` is measured by the stream's benchmark.
+Encoded pictures and captions in, embeddings out, at 224 px in bfloat16: this project's decoder,
+renderer and model in one process, against open_clip's `encode_image` and `encode_text` fed by a
+torch DataLoader with open_clip's own transform and tokenizer, towers of the same size. With
+`--command`, what `python -m pipelines embed` does once Ray is up: two tasks of one core
+that start, load the checkpoint and write Parquet.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import logging
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -21,14 +26,24 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from clippo_core.config import ClippoConfig, TextPatches
+from clippo_core.checkpoints import save_checkpoint
+from clippo_core.config import ClippoConfig, TextPatches, VitConfig
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
+from pipelines.embedding import EmbeddingJob, embed
+from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ray_session import ray_session
+from pipelines.storage import Location
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 from tests.benchmarks.photographs import encode, rough
 
 BATCH = 64
+#: open_clip's names, and ours of the same towers.
+TOWERS = {
+    "ViT-B-16": VitConfig(),
+    "ViT-S-32": VitConfig(width=384, mlp_dim=1536, num_heads=6, patch_size_px=32, embed_dim=384),
+}
 
 
 class Pairs(Dataset):
@@ -36,7 +51,7 @@ class Pairs(Dataset):
 
     def __init__(self, files: list[bytes], texts: list[str], transform: Callable):
         self.files, self.texts, self.transform = files, texts, transform
-        self.tokenize = open_clip.get_tokenizer("ViT-B-16")
+        self.tokenize = open_clip.get_tokenizer("ViT-B-16")  # every tower's
 
     def __len__(self) -> int:
         return len(self.files)
@@ -46,10 +61,12 @@ class Pairs(Dataset):
         return image, self.tokenize([self.texts[number]])[0]
 
 
-def embed_with_open_clip(files: list[bytes], texts: list[str], device: torch.device) -> Callable:
+def embed_with_open_clip(
+    tower: str, files: list[bytes], texts: list[str], device: torch.device
+) -> Callable:
     logging.getLogger().setLevel(logging.ERROR)
     model, _, transform = open_clip.create_model_and_transforms(
-        "ViT-B-16", pretrained=None, device=device
+        tower, pretrained=None, device=device
     )
     model.eval()
 
@@ -64,10 +81,11 @@ def embed_with_open_clip(files: list[bytes], texts: list[str], device: torch.dev
 
 
 def embed_with_clippo(
-    files: list[bytes], texts: list[str], which, device: torch.device
+    tower: str, files: list[bytes], texts: list[str], which: TextPatches, device: torch.device
 ) -> Callable:
     torch.manual_seed(0)
-    model = Clippo(ClippoConfig(text_patches=which)).to(device).eval()
+    config = ClippoConfig(vit=TOWERS[tower], text_patches=which)
+    model = Clippo(config).to(device).eval()
 
     def run(count: int) -> None:
         for start in range(0, count, BATCH):
@@ -80,10 +98,37 @@ def embed_with_clippo(
     return run
 
 
+def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: Path) -> Callable:
+    config = ClippoConfig(vit=TOWERS[tower], text_patches="occupied")
+    checkpoint = scratch / "checkpoint"
+    save_checkpoint(Clippo(config), checkpoint)
+    calls = itertools.count()
+
+    def run(count: int) -> None:
+        call = next(calls)
+        writer = ShardWriter(Location.of(scratch / f"pairs-{call}"), name="pairs")
+        for number, (file, text) in enumerate(zip(files[:count], texts[:count], strict=True)):
+            writer.add(RawSample(f"{number:05d}", file, [text], None))
+        writer.close()
+        job = EmbeddingJob(
+            str(checkpoint),
+            "data set",
+            str(scratch / f"pairs-{call}"),
+            str(scratch / f"out-{call}"),
+            "bfloat16",
+        )
+        summary = embed(job, cpus=1, max_tasks=None)
+        assert summary.num_embeddings == 2 * count
+
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="128 pairs instead of 10,000")
     parser.add_argument("--pairs", type=int, help="pairs to embed")
+    parser.add_argument("--tower", choices=TOWERS, default="ViT-B-16")
+    parser.add_argument("--command", action="store_true", help="the command beside them")
     parser.add_argument(
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
@@ -95,24 +140,31 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distinct = [encode(rough(640, 480, seed=seed), "JPEG", quality=90) for seed in range(16)]
     files, texts = [distinct[n % 16] for n in range(count)], captions(count)
-    runs = {"open_clip": embed_with_open_clip(files, texts, device)} | {
-        which: embed_with_clippo(files, texts, which, device) for which in get_args(TextPatches)
+    tower = arguments.tower
+    runs = {"open_clip": embed_with_open_clip(tower, files, texts, device)} | {
+        which: embed_with_clippo(tower, files, texts, which, device)
+        for which in get_args(TextPatches)
     }
-    for run in runs.values():
-        run(min(count, 16))
-    seconds = report.seconds_each(
-        {name: lambda run=run: run(count) for name, run in runs.items()},
-        rounds=3 if arguments.quick else 1,
-        warm_up=0,
-        clock=clock,
-    )
-    figures = {"pairs": count, "threads": torch.get_num_threads()} | {
+    with ExitStack() as stack:
+        if arguments.command:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(ray_session(cpus=2))
+            runs["pipelines embed, occupied"] = embed_by_command(tower, files, texts, scratch)
+        for run in runs.values():
+            run(min(count, 16))
+        seconds = report.seconds_each(
+            {name: lambda run=run: run(count) for name, run in runs.items()},
+            rounds=3 if arguments.quick else 1,
+            warm_up=0,
+            clock=clock,
+        )
+    figures = {"tower": tower, "pairs": count, "threads": torch.get_num_threads()} | {
         name: {"pairs_per_s": count / taken, "of_open_clip": seconds["open_clip"] / taken}
         for name, taken in seconds.items()
     }
     for name, values in figures.items():
         if isinstance(values, dict):
-            print(f"{name:<12}" + "".join(f"{k:>16}{v:>10,.2f}" for k, v in values.items()))
+            print(f"{name:<28}" + "".join(f"{k:>16}{v:>10,.2f}" for k, v in values.items()))
     report.write("embed", figures)
 
 
