@@ -22,6 +22,7 @@ from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import Clippo
+from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.clippo import normalize
 from clippo_core.rendering import load_font
 from pipelines.checkpoints import fetched
@@ -100,11 +101,18 @@ def _not_carried(model: Clippo) -> list[str]:
         image=ImageConfig(resize="bilinear"),
     )
     actual = to_dict(model.config)
-    return [
-        f"{group}.{name}={actual[group][name]}"
-        for group in ("render", "image")
-        for name, value in to_dict(assumed)[group].items()
-        if actual[group][name] != value
-    ] + (
-        [] if model.config.text_patches == "all" else [f"text_patches={model.config.text_patches}"]
+    lost = ["its labels, and how they are read"] if isinstance(model, Classifier) else []
+    return (
+        lost
+        + [
+            f"{group}.{name}={actual[group][name]}"
+            for group in ("render", "image")
+            for name, value in to_dict(assumed)[group].items()
+            if actual[group][name] != value
+        ]
+        + (
+            []
+            if model.config.text_patches == "all"
+            else [f"text_patches={model.config.text_patches}"]
+        )
     )

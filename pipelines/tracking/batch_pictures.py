@@ -86,7 +86,8 @@ def _labelled_sheet(
             continue
         said = "" if found is None else f" > {names[found.argmax()]}"
         is_right = None if found is None else bool(target[found.argmax()] > 0)
-        labels.append((f"{names[target.argmax()]}{said}", is_right))
+        wanted = names[target.argmax()] if target.any() else "none that it knows"
+        labels.append((f"{wanted}{said}", is_right))
     return label_sheet(canvases, labels, columns=6)
 
 
