@@ -160,11 +160,17 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
 
     from clippo_core.training.state import TrainState
     from clippo_core.training.step import PairBatch, train_step
-    from pipelines.ingest.stages import prepare_batch
+    from pipelines.ingest.stages import open_vocabulary, prepare_batch
 
     config, device = resolved.config, "cuda" if torch.cuda.is_available() else "cpu"
+    vocabulary = resolved.stream.vocabulary
     state = TrainState.create(
-        config.model, config.optim, seed=0, device=torch.device(device), font=resolved.renderer.font
+        config.model,
+        config.optim,
+        seed=0,
+        device=torch.device(device),
+        font=resolved.renderer.font,
+        vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
     )
     batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(0)[:rows], step=0)
 

@@ -22,9 +22,10 @@ from clippo_core.checkpoints import (
 )
 from clippo_core.config import ClippoConfig, OptimConfig
 from clippo_core.errors import CheckpointError
-from clippo_core.modeling.clippo import Clippo
+from clippo_core.modeling import PairModel, make_model
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
+from clippo_core.vocabulary import Vocabulary
 
 Whole = Callable[[Tensor], Tensor]
 Divide = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +35,7 @@ Divide = Callable[[Tensor, Tensor], Tensor]
 class Snapshot:
     """What a checkpoint holds, apart from the state that goes on changing."""
 
-    model: Clippo
+    model: PairModel
     saved: SavedState
 
     def save(self, path: str | Path) -> None:
@@ -49,7 +50,7 @@ class TrainState:
     There are no random states: every draw of a run is a function of its seed and the step.
     """
 
-    model: Clippo
+    model: PairModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     samples_seen: int = 0
@@ -63,6 +64,7 @@ class TrainState:
         device: torch.device | str = "cpu",
         init_from: str | Path | None = None,
         font: GlyphTable | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> TrainState:
         """A state at step 0.
 
@@ -73,13 +75,14 @@ class TrainState:
             device: where to train.
             init_from: checkpoint whose weights to start from; its position grid is resized.
             font: an already loaded font, instead of reading the one that the config names.
+            vocabulary: of a baseline's texts.
 
         Raises:
             CheckpointError: if that checkpoint does not fit the architecture.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Clippo(model_config, font=font)
+            model = make_model(model_config, font=font, vocabulary=vocabulary)
         if init_from is not None:
             weights = load_checkpoint(init_from).state_dict()
             load_weights(model, weights, where=init_from)
@@ -107,12 +110,16 @@ class TrainState:
         weights = {name: copied(tensor) for name, tensor in self.model.state_dict().items()}
         moments = {name: copied(tensor) for name, tensor in self._moments().items()}
         with torch.device("meta"):
-            model = Clippo(self.model.config, font=self.model.renderer.font)
+            model = make_model(
+                self.model.config,
+                font=self.model.renderer.font,
+                vocabulary=self.model.vocabulary,
+            )
         model.load_state_dict(weights, assign=True)
         return Snapshot(model, SavedState(tensors=moments, values={**progress, **(extra or {})}))
 
     def divide(
-        self, config: OptimConfig, divide_weights: Callable[[Clippo], None], divided_like: Divide
+        self, config: OptimConfig, divide_weights: Callable[[PairModel], None], divided_like: Divide
     ) -> None:
         """Divide weights and moments over ranks, each of which holds the whole state so far.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import os
@@ -135,6 +136,14 @@ class Source:
                 samples = self._to_samples(shard, file.read(group), file.group_rows(group))
                 for start in range(0, len(samples), _IMAGES_AT_A_TIME):
                     yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
+
+    def read_texts(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
+        """`read` without pictures, which are not fetched."""
+        columns = self.manifest.columns
+        others = {field.name for field in dataclasses.fields(columns)} - {"key", "captions"}
+        texts = dataclasses.replace(columns, **dict.fromkeys(others))
+        manifest = dataclasses.replace(self.manifest, columns=texts)
+        return dataclasses.replace(self, manifest=manifest).read(rows)
 
     def class_ids(self) -> list[int | None]:
         """The class of every row; pictures and texts are not read.

@@ -8,10 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.training.state import TrainState
 from pipelines.checkpoints import checkpoint_step, fetched, find_checkpoint
-from pipelines.ingest.stages import StreamSpec, open_renderer, prepare_batch
+from pipelines.ingest.stages import (
+    StreamSpec,
+    as_drawn,
+    drawing,
+    open_renderer,
+    open_vocabulary,
+    prepare_batch,
+)
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.figures import (
@@ -38,12 +45,14 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     # Evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
     batch = prepare_batch(spec, planned.take(shown), step=drawn)
+    seen = prepare_batch(drawing(spec), planned.take(shown), step=drawn)
+    left_rasters, rasters = as_drawn(seen.left_texts), as_drawn(seen.texts)
     model = _model_at(checkpoint, spec, config)
     lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
     similarity = np.concatenate(lefts) @ model.encode_texts(batch.texts).T
-    left = np.concatenate([batch.images, grey_to_rgb(batch.left_texts.to_pixels())])
-    texts = batch.texts.to_pixels()
-    heights = [(f"text rows: {count}", None) for count in batch.texts.occupied_rows]
+    left = np.concatenate([batch.images, grey_to_rgb(left_rasters.to_pixels())])
+    texts = rasters.to_pixels()
+    heights = [(f"text rows: {count}", None) for count in rasters.occupied_rows]
     pictures = {
         "rendered_texts": label_sheet(grey_to_rgb(texts), heights, columns=6),
         "pairs": pair_sheet(left, texts, batch.keys),
@@ -52,13 +61,14 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     return encode_pngs(pictures)
 
 
-def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Clippo:
+def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> PairModel:
     """The model of a checkpoint; without one, as it was before training."""
     start = checkpoint or config.train.init_from
     if start is not None:
         with fetched(find_checkpoint(start)) as path:
             return load_checkpoint(path, image_size_px=config.model.render.image_size_px)
     font = open_renderer(spec.render, spec.font_uri).font
+    vocabulary = None if spec.vocabulary is None else open_vocabulary(spec.vocabulary)
     return TrainState.create(
-        config.model, config.optim, seed=config.train.seed, font=font
+        config.model, config.optim, seed=config.train.seed, font=font, vocabulary=vocabulary
     ).model.eval()

@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from clippo_core.config import ClippoConfig, VitConfig
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.evaluation.sequence_length import sequence_lengths
-from clippo_core.modeling import Clippo
-from clippo_core.modeling.baselines import Baseline, BaselineConfig, count_parameters
+from clippo_core.modeling import make_model
+from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.sizes import vit_config
-from clippo_core.modeling.vocabulary import (
+from clippo_core.rendering import TextRenderer
+from clippo_core.vocabulary import (
     END_ID,
     TokenTexts,
     Vocabulary,
     train_vocabulary,
 )
-from clippo_core.rendering import TextRenderer
 
 TINY = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+BASELINES = ["tokens_one_tower", "tokens_two_towers"]
 CORPUS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "boat")]
 
 
@@ -30,10 +31,15 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(train_vocabulary(CORPUS * 20, size=320))
 
 
-def baseline(towers: str, vocabulary: Vocabulary, **changes) -> Baseline:
+def config_of(text_input: str, **changes) -> ClippoConfig:
+    settings = {"vit": TINY, "vocabulary_size": 320, "max_tokens": 16}
+    render = RenderConfig(image_size_px=64)
+    return ClippoConfig(text_input=text_input, render=render, **(settings | changes))
+
+
+def baseline(text_input: str, vocabulary: Vocabulary, **changes) -> Baseline:
     torch.manual_seed(0)
-    settings = {"vit": TINY, "image_size_px": 64, "vocabulary_size": 320, "max_tokens": 16}
-    return Baseline(BaselineConfig(towers=towers, **(settings | changes)), vocabulary)
+    return Baseline(config_of(text_input, **changes), vocabulary)
 
 
 def test_the_same_corpus_makes_the_same_vocabulary(vocabulary: Vocabulary):
@@ -66,18 +72,21 @@ def test_what_is_no_vocabulary_or_no_corpus_is_refused():
 
 
 def test_texts_of_another_vocabulary_are_refused(vocabulary: Vocabulary):
-    model, foreign = baseline("two", vocabulary), TokenTexts(np.zeros((1, 16), np.int32), "other")
+    model, foreign = (
+        baseline("tokens_two_towers", vocabulary),
+        TokenTexts(np.zeros((1, 16), np.int32), "other"),
+    )
     with pytest.raises(ConfigError, match="another vocabulary"):
-        model.embed_tokens(foreign)
+        model.embed_texts(foreign)
     with pytest.raises(ConfigError, match="different vocabularies"):
         TokenTexts.concatenate([foreign, vocabulary.encode(["a"], max_tokens=16)])
     with pytest.raises(ConfigError, match="vocabulary_size is 10"):
-        baseline("two", vocabulary, vocabulary_size=10)
+        baseline("tokens_two_towers", vocabulary, vocabulary_size=10)
 
 
-@pytest.mark.parametrize("towers", ["one", "two"])
-def test_a_baseline_learns_pairs_by_heart(towers: str, vocabulary: Vocabulary):
-    model = baseline(towers, vocabulary)
+@pytest.mark.parametrize("text_input", BASELINES)
+def test_a_baseline_learns_pairs_by_heart(text_input: str, vocabulary: Vocabulary):
+    model = baseline(text_input, vocabulary)
     images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
     texts = vocabulary.encode(CORPUS, max_tokens=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -94,7 +103,7 @@ def test_a_baseline_learns_pairs_by_heart(towers: str, vocabulary: Vocabulary):
 
 
 def test_pairs_of_texts_follow_those_with_a_picture(vocabulary: Vocabulary):
-    model = baseline("one", vocabulary)
+    model = baseline("tokens_one_tower", vocabulary)
     images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     texts, left = (vocabulary.encode(CORPUS[:n], max_tokens=16) for n in (5, 3))
     with torch.no_grad():
@@ -107,12 +116,11 @@ def test_parameters_can_be_set_side_by_side(vocabulary: Vocabulary):
     vit = vit_config("B/16")
     with torch.device("meta"):
         counts = {
-            "clippo": count_parameters(Clippo(ClippoConfig(vit=vit))),
-            "two": count_parameters(Baseline(BaselineConfig(vit=vit), vocabulary)),
-            "one": count_parameters(Baseline(BaselineConfig(vit=vit, towers="one"), vocabulary)),
+            name: count_parameters(make_model(ClippoConfig(vit=vit, text_input=name)))
+            for name in ("pixels", *BASELINES)
         }
     millions = {name: round(count / 1e6) for name, count in counts.items()}
-    assert millions == {"clippo": 93, "two": 204, "one": 119}
+    assert millions == {"pixels": 93, "tokens_two_towers": 204, "tokens_one_tower": 119}
 
 
 def test_its_tokens_can_be_held_against_patches(vocabulary: Vocabulary):
