@@ -32,8 +32,9 @@ demo: $(VENV)/.runtime
 
 bench: install
 	$(RUN) -m tests.benchmarks.rendering
-	$(RUN) -m tests.benchmarks.stream
-	$(RUN) -m tests.benchmarks.sizing
+	$(RUN) -m tests.benchmarks.stream --steps 500
+	$(RUN) -m tests.benchmarks.sizing --rounds 1 --seconds 5
+	$(RUN) -m tests.benchmarks.simulation
 	$(RUN) -m tests.benchmarks.images --quick
 	$(RUN) -m tests.benchmarks.step --quick
 	$(RUN) -m tests.benchmarks.big_batch --quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,7 +11,7 @@ import tyro
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.checkpoints import fetched
+from pipelines.checkpoints import checkpoint_step, fetched
 from pipelines.cli.configs import parse, take_first
 from pipelines.evaluating.results import EvaluationOptions
 from pipelines.evaluating.stored import file_name, result_lines, stored_report, write_report
@@ -20,6 +21,8 @@ from pipelines.ray_session import ray_session
 from pipelines.resolve import RUN_FILE, read_run_config
 from pipelines.schema import EvaluationConfig
 from pipelines.storage import Location
+from pipelines.tracking.child_runs import log_evaluation
+from pipelines.tracking.mlflow_tracker import TRACKED_FILE, RunTracker, TrackedRun
 from pipelines.tracking.registered_models import find_model, is_registered, model_name
 
 
@@ -55,7 +58,9 @@ def run(argv: list[str]) -> None:
     for report in stored.values():
         print("\n".join([*result_lines(report), "  as stored; --again measures anew"]))
     missing = [benchmark for benchmark in benchmarks if benchmark not in stored]
-    measured = _evaluate(checkpoint, missing, options, config, folder) if missing else []
+    measured = (
+        _evaluate(checkpoint, missing, options, config, folder, run_folder) if missing else []
+    )
     reports = [*stored.values(), *measured]
     failures = [f"{r.name}: {r.status}: {r.message}" for r in reports if r.status != "ok"]
     if failures:
@@ -69,21 +74,36 @@ def _evaluate(
     options: EvaluationOptions,
     config: EvaluationConfig,
     folder: Location,
+    run_folder: Location | None,
 ) -> list[EvaluationReport]:
-    """Run benchmarks; each is written and printed as it ends."""
+    """Run benchmarks; each is written, printed and told to MLflow as it ends."""
     reports: list[EvaluationReport] = []
     with ray_session(cpus=config.cpus):
         tasks = EvaluationTasks(benchmarks, options, cpus=config.cpus, timeout_s=config.timeout_s)
         tasks.start(checkpoint.uri)
+        # Now, since importing MLflow takes seconds, in which the tasks are at work already.
+        tracker = _tracker_of(run_folder)
         with progress("evaluating", unit="task", total=len(benchmarks)) as bar:
             while tasks.num_running:
                 for report in tasks.finished(wait_s=0.5):
                     bar.update()
                     reports.append(report)
                     write_report(report, folder)
+                    if tracker is not None:
+                        step = checkpoint_step(checkpoint.name) or 0
+                        log_evaluation(tracker, report, step=step)
                     if report.status == "ok":
                         print("\n".join(result_lines(report)))
+    for what in tracker.close() if tracker is not None else ():
+        print(f"MLflow did not take {what}", file=sys.stderr)
     return reports
+
+
+def _tracker_of(run_folder: Location | None) -> RunTracker | None:
+    """The MLflow run that trained the checkpoint, to have the results beside its own."""
+    if run_folder is None or not (run_folder / TRACKED_FILE).exists():
+        return None
+    return RunTracker(TrackedRun(**(run_folder / TRACKED_FILE).read_json()))
 
 
 def results_folder(name: str, checkpoint: Location) -> Location:

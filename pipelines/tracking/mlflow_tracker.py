@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Metric
 
+#: In a run's folder: where MLflow has it.
+TRACKED_FILE = "mlflow.json"
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
 TAG_CHARS = 5000
@@ -186,6 +188,14 @@ class RunTracker:
             What MLflow did not take, even now.
         """
         self._send(f"status {status}", lambda run: self.client.set_terminated(run, status))
+        return self.close()
+
+    def close(self) -> list[str]:
+        """Send what is left, and leave the run's status as it is.
+
+        Returns:
+            What MLflow did not take, even now.
+        """
         return self.outbox.close(patience_s=PATIENCE_AT_END_S)
 
     def _send(self, what: str, call: Callable[[str], Any]) -> None:

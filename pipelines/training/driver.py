@@ -31,7 +31,13 @@ from pipelines.ray_session import ray_session
 from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, take_over
-from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, TrackedRun, reach
+from pipelines.tracking.mlflow_tracker import (
+    TRACKED_FILE,
+    DataSet,
+    RunTracker,
+    TrackedRun,
+    reach,
+)
 from pipelines.tracking.origin import run_tags
 from pipelines.tracking.record import RunRecord
 from pipelines.training.bottleneck import StreamFigures, verdict
@@ -40,7 +46,6 @@ from pipelines.training.trainer import make_trainer
 from pipelines.training.vocabulary import with_vocabulary
 from pipelines.training.worker import HOPELESS, WorkerJob, spool_path
 
-TRACKED_FILE = "mlflow.json"
 _POLL_S = 0.5
 
 

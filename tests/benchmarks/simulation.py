@@ -115,7 +115,7 @@ def simulate(rate: RendererRate, machines: Machines) -> dict[str, float]:
     count = ROUNDS - first
     return {
         "pairs_per_s": count * gpus * rows / elapsed,
-        "ranks_wait": 1 - count * step_s / elapsed,
+        "ranks_wait": max(1 - count * step_s / elapsed, 0.0),
         "renderers_busy": count * gpus * render_s / (elapsed * machines.renderers),
         "dealing_busy": count * gpus * DEALING_S / elapsed,
         "links_busy": count * send_s / elapsed,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError, SampleError
@@ -18,7 +19,9 @@ from pipelines.evaluating.retrieval_tasks import multilingual_retrieval, retriev
 from pipelines.evaluating.stored import stored_results, write_report
 from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
 from pipelines.ingest.sources import open_source
+from pipelines.resolve import resolve
 from pipelines.storage import Location
+from pipelines.training.driver import train
 from tests.integration.colours import colour_samples, write_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -168,6 +171,20 @@ def test_what_is_there_is_not_measured_again(local_ray, tmp_path, capsys, monkey
     assert measured() == ["zero_shot"]
     stored_by_task = {content["task"]: content for content in stored.values()}
     assert stored_by_task["patch_filters"]["source"] == "weights"
+
+
+def test_what_is_measured_later_is_beside_the_run_in_mlflow(local_ray, make_config):
+    summary = train(resolve(make_config(train={"steps": 2, "checkpoint_every": 2})))
+    assert main(["evaluate", summary.run.uri, "--cpus", "0.25", "--tasks", "patch_filters"]) == 0
+    client, run = MlflowClient(summary.tracked.uri), summary.tracked
+    (child,) = client.search_runs(
+        [run.experiment_id], f"tags.`mlflow.parentRunId` = '{run.run_id}'"
+    )
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["clippo.task"] == "patch_filters"
+    assert child.data.tags["clippo.step"] == "2"
+    assert "explained_by_10" in child.data.metrics
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_failure_goes_when_the_evaluation_succeeds(tmp_path):
