@@ -184,7 +184,7 @@ class SearchPage:
         self, queries: list[PreparedTexts | UInt8[np.ndarray, "height_px width_px 3"]]
     ) -> list[Float32[np.ndarray, " embed"]]:
         """Embed what requests that come together ask for: one rendered text or canvas each."""
-        return await asyncio.to_thread(_embed_queries, self._model, queries)
+        return await asyncio.to_thread(embed_queries, self._model, queries)
 
     async def _canvas(self, encoded: bytes | None) -> UInt8[np.ndarray, "height_px width_px 3"]:
         """A picture as the model sees it."""
@@ -275,7 +275,7 @@ async def _file(request: Request) -> Response:
     return FileResponse(_PAGE / _FILES[request.url.path])
 
 
-def _embed_queries(
+def embed_queries(
     model: PairModel, queries: Sequence[PreparedTexts | UInt8[np.ndarray, "_ _ 3"]]
 ) -> list[Float32[np.ndarray, " embed"]]:
     """Embeddings of rendered texts and canvases, in their order."""

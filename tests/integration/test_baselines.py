@@ -11,6 +11,7 @@ import torch
 from clippo_core.checkpoints import load_checkpoint, read_state, save_checkpoint
 from clippo_core.checkpoints.open_clip_api import as_open_clip
 from clippo_core.codec import to_json
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.modeling import Baseline, make_model
 from clippo_core.rendering import TextRasters
@@ -18,10 +19,15 @@ from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from clippo_core.vocabulary import TokenTexts, Vocabulary, train_vocabulary
 from pipelines.cli import main
+from pipelines.evaluating.model_tasks import patch_filters_of
+from pipelines.evaluating.registry import find_evaluation
+from pipelines.evaluating.results import EvaluationOptions
 from pipelines.ingest.manifest import RawSample, ShardWriter
+from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import from_block, open_vocabulary, prepare_batch, to_block
 from pipelines.resolve import read_run_config, resolve, validate
 from pipelines.schema import RunConfig
+from pipelines.serving.application import embed_queries
 from pipelines.storage import Location
 from pipelines.training.driver import train
 from pipelines.training.vocabulary import with_vocabulary
@@ -30,6 +36,7 @@ from tests.integration.test_training import logged, planned_keys, resumed_keys
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+OPTIONS = EvaluationOptions(templates=("a {} patch",), limit=24)
 BASELINES = ["tokens_one_tower", "tokens_two_towers"]
 
 
@@ -172,3 +179,40 @@ def test_weights_to_start_from_bring_their_vocabulary(make_config, tmp_path):
     assert with_vocabulary(resolved).config.model.vocabulary_sha256 == vocabulary.sha256
     with pytest.raises(CheckpointError, match="another architecture"):
         validate(resolve(make_config(train=start)))
+
+
+@pytest.fixture(scope="module")
+def untrained() -> Baseline:
+    vocabulary = Vocabulary(train_vocabulary(["a red patch", "blue number"] * 9, size=320))
+    vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+    config = ClippoConfig(
+        vit=vit, render=RenderConfig(image_size_px=32), **model_of("tokens_two_towers")
+    )
+    model = make_model(config, vocabulary=vocabulary).eval()
+    assert isinstance(model, Baseline)
+    return model
+
+
+def test_evaluations_take_a_baseline_like_any_model(untrained, colours, tmp_path):
+    for task in ("typographic", "modality_gap", "behaviour"):
+        found = find_evaluation(task)(untrained, open_source(str(colours)), OPTIONS)
+        assert all(np.isfinite(value) for value in found.metrics.values()), task
+        assert "upside_down_accuracy" not in found.metrics
+    assert patch_filters_of(untrained).metrics
+    place = Location.of(tmp_path / "texts")
+    texts = ShardWriter(place, name="texts", kind="labelled-text", class_names=["red", "blue"])
+    for number in range(8):
+        words = "a" if number else "a red patch " * 9
+        texts.add(RawSample(f"t{number}", None, [words], number % 2))
+    texts.close()
+    found = find_evaluation("text_zero_shot")(untrained, open_source(place.uri), OPTIONS)
+    assert found.details["share_of_texts_that_fill_max_tokens"] == 1 / 8
+
+
+def test_the_page_embeds_tokens_and_pictures_that_come_together(untrained):
+    canvas = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    one, other = (untrained.prepare_texts([text]) for text in ("a red patch", "blue"))
+    found = embed_queries(untrained, [one, canvas, other])
+    expected = untrained.encode_texts(["a red patch", "blue"])
+    np.testing.assert_allclose([found[0], found[2]], expected, atol=1e-6)
+    np.testing.assert_allclose(found[1], untrained.encode_images(canvas[None])[0], atol=1e-6)
