@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from clippo_core.errors import SampleError
+from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli.configs import parse
 from pipelines.evaluating.stored import stored_results
 from pipelines.reporting.page import to_html
@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     """Print the table; the last lines are the files."""
     arguments = parse(ReportArguments, argv, command="report")
     if not arguments.of:
-        raise SampleError("name what to report on: python -m pipelines report RUN CHECKPOINT …")
+        raise ConfigError("name what to report on: python -m pipelines report RUN CHECKPOINT …")
     evaluated = [find_results(reference) for reference in arguments.of]
     markdown, folder = to_markdown(evaluated), Location.of(arguments.out)
     files = {"md": markdown, "csv": to_csv(evaluated), "html": to_html(evaluated)}
