@@ -114,10 +114,13 @@ def few_shot(
     else:
         eigenvalues, vectors = scipy.linalg.eigh(x @ x.T, driver="evd")
         lhs, rhs = x.T @ vectors, vectors.T @ y
-    test_accuracy = [
-        _accuracy(x_test @ ((lhs / (eigenvalues + np.float32(strength))) @ rhs), test_labels)
-        for strength in l2
-    ]
+    # Features of low rank: rounding may bring an eigenvalue to minus the regulariser. The reference
+    # divides by zero then, without a word.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        test_accuracy = [
+            _accuracy(x_test @ ((lhs / (eigenvalues + np.float32(strength))) @ rhs), test_labels)
+            for strength in l2
+        ]
     chosen, scores = _choose_l2(x, y, labels, x_test, l2)
     return FewShotResult(_accuracy(scores, test_labels), chosen, tuple(l2), tuple(test_accuracy))
 

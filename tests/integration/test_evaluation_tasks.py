@@ -203,7 +203,9 @@ def test_lengths_are_measured_on_other_texts_than_the_vocabulary(trained, tmp_pa
     per_language = result.details["per_language"]
     assert per_language["en"]["texts"] == 20, "every other one trains the vocabulary"
     assert per_language["zh"]["bytes"] == pytest.approx(3 * per_language["zh"]["characters"])
-    assert per_language["zh"]["patches"] == per_language["zh"]["characters"]
+    # Glyphs of at most 16 columns, some with less ink.
+    patches, characters = (per_language["zh"][name] for name in ("patches", "characters"))
+    assert 0.8 * characters < patches < characters
     assert result.metrics["patches_per_byte"] < 1
     assert result.pictures["lengths"].shape[1] > 600
     with pytest.raises(SampleError, match="needs two or more"):
