@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from clippo_core.errors import ConfigError
 
 TextPatches = Literal["all", "occupied", "inked"]
+TextInput = Literal["pixels", "tokens_one_tower", "tokens_two_towers"]
 Precision = Literal["float32", "bfloat16"]
 FineTuningTask = Literal["text_classification", "glue", "vqa"]
 
@@ -111,10 +112,10 @@ class VitConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ClippoConfig(Config):
-    """Everything that decides what a CLIPPO checkpoint computes; it travels with the weights."""
+    """Everything that decides what a checkpoint computes; it travels with the weights."""
 
     vit: VitConfig = field(default_factory=VitConfig)
-    """The one tower that encodes photographs and rendered text alike."""
+    """The one tower that encodes photographs and rendered text alike; of CLIP*, each of the two."""
     render: RenderConfig = field(default_factory=RenderConfig)
     """How text is drawn; holds the canvas size."""
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -123,8 +124,22 @@ class ClippoConfig(Config):
     """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out the patch
     rows below the last inked text row, "inked" every patch without ink: cheaper, and they learn as
     well (EXPERIMENTS.md)."""
+    text_input: TextInput = "pixels"
+    """What the model reads of a text. "pixels" is CLIPPO. "tokens_two_towers" is the paper's CLIP*:
+    text has a transformer of its own, as large as the pictures'. "tokens_one_tower" is its 1T-CLIP:
+    the transformer is shared, embeddings and heads are not. A run trains the vocabulary on its own
+    texts."""
+    vocabulary_size: int = 32_000
+    """Rows of the token embedding; the vocabulary may have fewer tokens. No effect with pixels."""
+    max_tokens: int = 64
+    """Length of every text, the ends that fill it included. No effect with pixels."""
+    vocabulary_sha256: str | None = None
+    """Digest of the vocabulary; filled in when it is trained, and checked from then on."""
 
     def __post_init__(self) -> None:
+        require(self.max_tokens >= 2, f"max_tokens={self.max_tokens}; expected 2 or more")
+        tokens = self.vocabulary_size
+        require(tokens >= 2, f"vocabulary_size={tokens}; expected 2 or more, some 32,000")
         size, patch = self.render.image_size_px, self.vit.patch_size_px
         nearest = size // patch * patch
         require(
@@ -137,6 +152,11 @@ class ClippoConfig(Config):
     def grid_size(self) -> int:
         """Patches along one side of the canvas."""
         return self.render.image_size_px // self.vit.patch_size_px
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is a baseline, whose texts are not drawn."""
+        return self.text_input != "pixels"
 
 
 @dataclass(frozen=True, kw_only=True)

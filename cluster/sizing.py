@@ -6,10 +6,12 @@ the training step where nobody says how fast the GPUs are. The last line is the 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +28,7 @@ from pipelines.ingest.stream import Unit, batch_bytes, make_block, steps_per_uni
 from pipelines.placement import BLOCKS_PER_RANK
 from pipelines.resolve import ResolvedRun, resolve
 from pipelines.schema import RunConfig
+from pipelines.training.vocabulary import with_vocabulary
 
 #: Of a render worker's time, for a task beyond what the task does; tests/benchmarks/sizing.py.
 TASK_OVERHEAD_S = 0.008
@@ -160,11 +163,17 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
 
     from clippo_core.training.state import TrainState
     from clippo_core.training.step import PairBatch, train_step
-    from pipelines.ingest.stages import prepare_batch
+    from pipelines.ingest.stages import open_vocabulary, prepare_batch
 
     config, device = resolved.config, "cuda" if torch.cuda.is_available() else "cpu"
+    vocabulary = resolved.stream.vocabulary
     state = TrainState.create(
-        config.model, config.optim, seed=0, device=torch.device(device), font=resolved.renderer.font
+        config.model,
+        config.optim,
+        seed=0,
+        device=torch.device(device),
+        font=resolved.renderer.font,
+        vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
     )
     batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(0)[:rows], step=0)
 
@@ -211,35 +220,46 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
     print(found.renderers)
 
 
+def _size(argv: list[str], aside: str) -> None:
+    """Measure, predict, print; what has to be written goes to the folder `aside`."""
+    name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
+    arguments = parse(
+        SizingArguments, rest, command="sizing", default=SizingArguments(load_base(name))
+    )
+    if arguments.gpus < 1:
+        raise ConfigError(f"--gpus={arguments.gpus}; expected 1 or more")
+    prepare_missing(arguments.config.data.sources)
+    config = arguments.config
+    if config.model.reads_tokens:
+        # The vocabulary is trained before the run begins, and written to its folder.
+        storage = dataclasses.replace(config.storage, root=aside)
+        config = dataclasses.replace(config, storage=storage)
+    resolved = with_vocabulary(resolve(config))
+    gpus, spec = arguments.gpus, resolved.stream
+    if spec.plan.batch_size % gpus:
+        raise ConfigError(
+            f"train.global_batch_size={spec.plan.batch_size} does not divide over {gpus} GPUs"
+        )
+    steps = steps_per_unit(spec, gpus, wanted=resolved.config.data.steps_per_task)
+    size = steps * batch_bytes(spec, gpus)
+    print(f"measuring blocks of {steps} steps, {size / 1e6:.0f} MB at most", file=sys.stderr)
+    rate = measure_renderer(spec, gpus, steps, seconds=arguments.seconds)
+    speed, where = arguments.pairs_per_gpu_s, "as given"
+    if speed is None:
+        rows = min(spec.plan.batch_size // gpus, 32)
+        speed = measure_step(resolved, rows=rows, seconds=arguments.seconds)
+        where = "measured here"
+    _report(rate, predict(rate, gpus=gpus, pairs_per_gpu_s=speed), speed, where, gpus)
+
+
 def main(argv: list[str]) -> int:
     """Measure, predict, print; 0, or the exit code of an error."""
     try:
-        name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
-        arguments = parse(
-            SizingArguments, rest, command="sizing", default=SizingArguments(load_base(name))
-        )
-        if arguments.gpus < 1:
-            raise ConfigError(f"--gpus={arguments.gpus}; expected 1 or more")
-        prepare_missing(arguments.config.data.sources)
-        resolved = resolve(arguments.config)
-        gpus, spec = arguments.gpus, resolved.stream
-        if spec.plan.batch_size % gpus:
-            raise ConfigError(
-                f"train.global_batch_size={spec.plan.batch_size} does not divide over {gpus} GPUs"
-            )
-        steps = steps_per_unit(spec, gpus, wanted=resolved.config.data.steps_per_task)
-        size = steps * batch_bytes(spec, gpus)
-        print(f"measuring blocks of {steps} steps, {size / 1e6:.0f} MB at most", file=sys.stderr)
-        rate = measure_renderer(spec, gpus, steps, seconds=arguments.seconds)
-        speed, where = arguments.pairs_per_gpu_s, "as given"
-        if speed is None:
-            rows = min(spec.plan.batch_size // gpus, 32)
-            speed = measure_step(resolved, rows=rows, seconds=arguments.seconds)
-            where = "measured here"
+        with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
+            _size(argv, aside)
     except ClippoError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    _report(rate, predict(rate, gpus=gpus, pairs_per_gpu_s=speed), speed, where, gpus)
     return 0
 
 

@@ -26,7 +26,7 @@ from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.config import Precision
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 from pipelines.checkpoints import fetched
 from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
@@ -189,7 +189,7 @@ def read_samples(
 
 
 def _sample_tables(
-    model: Clippo, identity: str, samples: Sequence[RawSample], rejects: list[dict[str, str]]
+    model: PairModel, identity: str, samples: Sequence[RawSample], rejects: list[dict[str, str]]
 ) -> list[pa.Table]:
     """One table of the pictures, one of all their captions."""
     size = model.config.render.image_size_px
@@ -211,7 +211,7 @@ def _sample_tables(
 
 
 def _text_table(
-    model: Clippo, identity: str, keys: Sequence[str], texts: Sequence[str]
+    model: PairModel, identity: str, keys: Sequence[str], texts: Sequence[str]
 ) -> pa.Table:
     return _table(identity, keys, "text", texts, model.encode_texts(texts))
 
@@ -237,7 +237,7 @@ def _table(
 
 
 @functools.lru_cache(maxsize=1)
-def loaded_model(checkpoint: str) -> tuple[Clippo, str]:
+def loaded_model(checkpoint: str) -> tuple[PairModel, str]:
     """The model and its identity, loaded once per worker process."""
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)

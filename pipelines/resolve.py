@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from clippo_core import modeling
 from clippo_core.checkpoints import load_checkpoint, read_classifier
-from clippo_core.checkpoints.native import FONT_FILE
+from clippo_core.checkpoints.native import FONT_FILE, VOCABULARY_FILE
 from clippo_core.codec import from_json, to_dict
-from clippo_core.config import ClassifierConfig, ClippoConfig
+from clippo_core.config import ClassifierConfig, ClippoConfig, RenderConfig, TextInput
 from clippo_core.errors import CheckpointError, ConfigError, SampleError
-from clippo_core.modeling import VisionTransformer
+from clippo_core.modeling import make_model
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
@@ -32,6 +33,7 @@ from pipelines.ingest.stages import (
     SourceReference,
     StreamSpec,
     Visit,
+    VocabularyReference,
     open_renderer,
     prepare_samples,
 )
@@ -84,9 +86,14 @@ class ResolvedRun:
             SourceReference(s.folder.uri, s.manifest.digest, s.manifest.kind) for s in self.sources
         )
         model = self.config.model
+        vocabulary = None
+        if model.reads_tokens and model.vocabulary_sha256 is not None:
+            place = self.run / VOCABULARY_FILE
+            vocabulary = VocabularyReference(place.uri, model.vocabulary_sha256, model.max_tokens)
         labels = None if self.classifier is None else label_spec(self.classifier)
+        render, font = self.renderer.config, model.render.font
         return StreamSpec(
-            plan, references, self.renderer.config, model.image, model.render.font, labels
+            plan, references, render, model.image, font, vocabulary=vocabulary, labels=labels
         )
 
     @property
@@ -202,16 +209,22 @@ def validate(resolved: ResolvedRun) -> dict[str, int]:
         SampleError: if more than half of a source's first samples cannot be used.
         CheckpointError: if `train.init_from` is missing, or of another architecture.
     """
-    init_from, vit = resolved.config.train.init_from, resolved.config.model.vit
+    init_from, wanted = resolved.config.train.init_from, architecture(resolved.config.model)
     if init_from is not None:
         with fetched(find_checkpoint(init_from)) as path:
-            found = load_checkpoint(path).config.vit
-        if found != vit:
+            found = architecture(load_checkpoint(path).config)
+        if found != wanted:
             raise CheckpointError(
-                f"train.init_from={init_from} is another architecture:\n  {found}\n  {vit}"
+                f"train.init_from={init_from} is another architecture:\n  {found}\n  {wanted}"
             )
     check_labels(resolved)
     return validate_samples(resolved)
+
+
+def architecture(config: ClippoConfig) -> tuple[Any, ...]:
+    """The settings that weights must agree with; positions of patches are resized."""
+    tokens = (config.vocabulary_size, config.max_tokens) if config.reads_tokens else ()
+    return (config.vit, config.text_input, *tokens)
 
 
 def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
@@ -293,10 +306,23 @@ def check_labels(resolved: ResolvedRun) -> None:
 
 def count_parameters(config: ClippoConfig) -> int:
     """Parameters of the model, without spending memory on them."""
+    # They do not depend on the font, whose file may be elsewhere.
+    render = RenderConfig(image_size_px=config.render.image_size_px)
     with torch.device("meta"):
-        encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
-    num_logit_scales = 1
-    return sum(param.numel() for param in encoder.parameters()) + num_logit_scales
+        return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
+
+
+def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:
+    """Parameters of CLIPPO and of the baselines of the same size."""
+    names: dict[str, TextInput] = {
+        "CLIPPO": "pixels",
+        "1T-CLIP": "tokens_one_tower",
+        "CLIP*": "tokens_two_towers",
+    }
+    return {
+        name: count_parameters(dataclasses.replace(config, text_input=text_input))
+        for name, text_input in names.items()
+    }
 
 
 def estimate_memory(config: RunConfig) -> int:

@@ -17,13 +17,14 @@ from clippo_core.checkpoints.native import (
     read_classifier,
     read_native,
     read_state,
+    read_vocabulary,
     write_native,
 )
 from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import CheckpointError
+from clippo_core.modeling import PairModel, make_model
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.positions import resize_positions
 from clippo_core.rendering.unifont import GlyphTable
 
@@ -43,7 +44,7 @@ _POSITIONS = "encoder.position_embedding"
 
 def load_checkpoint(
     path: str | Path, *, image_size_px: int | None = None, font: str | None = None
-) -> Clippo:
+) -> PairModel:
     """Load a model, ready to encode.
 
     Args:
@@ -65,16 +66,14 @@ def load_checkpoint(
         config = dataclasses.replace(config, render=render)
     # No memory is spent on fresh weights: the loaded ones take their place.
     classifier = read_classifier(path) if Path(path).is_dir() else None
+    vocabulary = read_vocabulary(path, config) if config.reads_tokens else None
     with torch.device("meta"):
-        if classifier is None:
-            model = Clippo(config, font=glyphs)
-        else:
-            model = Classifier(config, classifier, font=glyphs)
+        model = make_model(config, font=glyphs, vocabulary=vocabulary, classifier=classifier)
     load_weights(model, state, where=path, assign=True)
     return model.eval()
 
 
-def save_checkpoint(path: str | Path, model: Clippo, *, state: SavedState | None = None) -> None:
+def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
     """Write a native checkpoint folder, atomically; see `clippo_core.checkpoints.native`.
 
     Raises:
@@ -84,13 +83,13 @@ def save_checkpoint(path: str | Path, model: Clippo, *, state: SavedState | None
 
 
 def load_weights(
-    model: Clippo, state: Mapping[str, Tensor], *, where: str | Path, assign: bool = False
+    model: PairModel, state: Mapping[str, Tensor], *, where: str | Path, assign: bool = False
 ) -> None:
     """Put weights into a model, strictly; only the position grid may be of another size.
 
     Args:
         model: of the same architecture.
-        state: as `Clippo.state_dict()` names them.
+        state: as `state_dict()` of such a model names them.
         where: named in errors.
         assign: take the tensors themselves instead of copying their values.
 
@@ -106,7 +105,7 @@ def load_weights(
         raise CheckpointError(f"the weights of {where} do not fit the model: {error}") from None
 
 
-def model_identity(model: Clippo) -> str:
+def model_identity(model: PairModel) -> str:
     """A digest of everything that decides what it computes: weights and configs."""
     digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
     if isinstance(model, Classifier):

@@ -114,7 +114,15 @@ def write_big_vision(path: str | Path, state: Mapping[str, Tensor]) -> None:
     Args:
         path: of the `.npz` file.
         state: `Clippo.state_dict()`.
+
+    Raises:
+        CheckpointError: if it is a baseline's, whose parameters have other names there.
     """
+    if "token_embedding.table" in state:
+        raise CheckpointError(
+            "big_vision's CLIPPO format has no place for a baseline that reads tokens; convert it "
+            "--to native or safetensors"
+        )
     arrays = {f"params/{key}": array for key, array in _flax_arrays(state).items()}
     np.savez(path, allow_pickle=False, **dict(sorted(arrays.items())))
 

@@ -17,13 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 
 
 class TextEncoder:
     """Texts to embeddings, with the `encode` that MTEB and its like call."""
 
-    def __init__(self, model: Clippo):
+    def __init__(self, model: PairModel):
         """Of a loaded checkpoint."""
         self.model = model
 

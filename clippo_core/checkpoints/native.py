@@ -4,6 +4,7 @@
                              of a fine-tuned one also its head and the names of its labels
     model.safetensors        its weights
     font.glyphs.xz           the font, unless it is the bundled one
+    vocabulary.model         of a baseline, which reads tokens
     train_state.json         step, samples seen, and whatever else the trainer wants back
     train_state.safetensors  the optimizer's moments
 
@@ -30,15 +31,17 @@ from torch import Tensor
 from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import CheckpointError, ConfigError
+from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.modeling.clippo import Clippo
 from clippo_core.rendering.unifont import GlyphTable, load_font
+from clippo_core.vocabulary import Vocabulary
 
 FORMAT = "clippo"
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FONT_FILE = "font.glyphs.xz"
+VOCABULARY_FILE = "vocabulary.model"
 STATE_FILE = "train_state.json"
 MOMENTS_FILE = "train_state.safetensors"
 
@@ -51,7 +54,7 @@ class SavedState:
     values: Mapping[str, Any]
 
 
-def write_native(path: str | Path, model: Clippo, *, state: SavedState | None = None) -> None:
+def write_native(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
     """Write a checkpoint folder: aside first, then renamed, so that no half of it is ever seen.
 
     An older checkpoint of that name is replaced.
@@ -73,7 +76,7 @@ def write_native(path: str | Path, model: Clippo, *, state: SavedState | None = 
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_files(folder: Path, model: Clippo, state: SavedState | None) -> None:
+def _write_files(folder: Path, model: PairModel, state: SavedState | None) -> None:
     config: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -85,6 +88,8 @@ def _write_files(folder: Path, model: Clippo, state: SavedState | None) -> None:
     _save_tensors(folder / WEIGHTS_FILE, model.state_dict())
     if not model.renderer.font.is_bundled:
         (folder / FONT_FILE).write_bytes(model.renderer.font.to_bytes())
+    if model.vocabulary is not None:
+        (folder / VOCABULARY_FILE).write_bytes(model.vocabulary.model)
     if state is not None:
         _save_tensors(folder / MOMENTS_FILE, state.tensors)
         (folder / STATE_FILE).write_text(json.dumps(state.values, indent=2) + "\n")
@@ -133,6 +138,22 @@ def read_classifier(path: str | Path) -> ClassifierConfig | None:
         return from_json(ClassifierConfig, json.dumps(found), where=where)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+
+
+def read_vocabulary(path: str | Path, config: ClippoConfig) -> Vocabulary:
+    """Read what a baseline reads with.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or not the config's.
+    """
+    file = Path(path) / VOCABULARY_FILE
+    try:
+        vocabulary = Vocabulary(file.read_bytes())
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(f"{file} is missing or damaged: {error}") from None
+    if vocabulary.sha256 != config.vocabulary_sha256:
+        raise CheckpointError(f"{file} is not the vocabulary that {CONFIG_FILE} names")
+    return vocabulary
 
 
 def read_state(path: str | Path) -> SavedState:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16, Shaped, UInt8, UInt16
+from jaxtyping import Float, Int16, Int32, Shaped, UInt8, UInt16
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,10 +25,11 @@ from clippo_core.checkpoints import load_checkpoint
 from clippo_core.config import ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError
 from clippo_core.images import fit_image
-from clippo_core.modeling import Clippo
-from clippo_core.modeling.clippo import normalize as to_unit_length
-from clippo_core.rendering import TextRasters, TextRenderer
+from clippo_core.modeling import PairModel
+from clippo_core.modeling.pair_model import normalize as to_unit_length
+from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import GLYPH_PX
+from clippo_core.vocabulary import TokenTexts
 
 
 def as_open_clip(
@@ -50,7 +51,7 @@ def as_open_clip(
     """
     clippo = load_checkpoint(path, image_size_px=image_size_px, font=font)
     transform = OpenClipTransform(clippo.config.image, clippo.config.render.image_size_px)
-    return OpenClipModel(clippo).eval(), transform, OpenClipTokenizer(clippo.renderer)
+    return OpenClipModel(clippo).eval(), transform, OpenClipTokenizer(clippo)
 
 
 @dataclass(frozen=True)
@@ -71,27 +72,33 @@ class OpenClipTransform:
 
 
 class OpenClipTokenizer:
-    """Renders texts; the "tokens" are the text rows of the canvas, one bit per pixel."""
+    """Renders texts; the "tokens" are the text rows of the canvas, one bit per pixel.
 
-    def __init__(self, renderer: TextRenderer):
-        """Of a checkpoint."""
-        self._renderer = renderer
+    A baseline's tokens are tokens.
+    """
+
+    def __init__(self, model: PairModel):
+        """Of a loaded checkpoint."""
+        self._model = model
 
     def __call__(
         self, texts: str | Sequence[str], context_length: int | None = None
-    ) -> Int16[Tensor, "text text_row width_px"]:
-        """Render texts.
+    ) -> Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"]:
+        """Prepare texts.
 
         Args:
             texts: one, or many.
-            context_length: taken for compatibility; the canvas is the limit.
+            context_length: taken for compatibility; the canvas, or `max_tokens`, is the limit.
 
         Returns:
             Bit `y` of an element is the pixel `y` rows down in its text row; blank rows are 0.
         """
         del context_length
         texts = [texts] if isinstance(texts, str) else texts
-        rasters, num_rows = self._renderer.render_batch(texts), _num_rows(self._renderer.config)
+        rasters = self._model.prepare_texts(texts)
+        if isinstance(rasters, TokenTexts):
+            return torch.from_numpy(rasters.ids)
+        num_rows = _num_rows(rasters.config)
         rows = np.zeros((len(rasters), num_rows, rasters.columns.shape[1]), np.uint16)
         rows[np.arange(num_rows) < rasters.occupied_rows[:, None]] = rasters.columns
         return torch.from_numpy(rows.view(np.int16))
@@ -104,7 +111,7 @@ class OpenClipModel(nn.Module):
     direction, and its length was never trained.
     """
 
-    def __init__(self, clippo: Clippo):
+    def __init__(self, clippo: PairModel):
         super().__init__()
         self.clippo = clippo
 
@@ -132,16 +139,21 @@ class OpenClipModel(nn.Module):
         return to_unit_length(self.clippo.encoder(pixels.permute(0, 2, 3, 1).contiguous()))
 
     def encode_text(
-        self, text: Int16[Tensor, "text text_row width_px"], normalize: bool = False
+        self,
+        text: Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"],
+        normalize: bool = False,
     ) -> Float[Tensor, "text embed"]:
         """Embed texts that `OpenClipTokenizer` made."""
         del normalize
-        return self.clippo.embed_rasters(unpack_rows(text, self.clippo.config.render))
+        if self.clippo.vocabulary is not None:
+            ids = text.cpu().numpy()
+            return self.clippo.embed_texts(TokenTexts(ids, self.clippo.vocabulary.sha256))
+        return self.clippo.embed_texts(unpack_rows(text, self.clippo.config.render))
 
     def forward(
         self,
         image: Shaped[Tensor, "image 3 height_px width_px"] | None = None,
-        text: Int16[Tensor, "text text_row width_px"] | None = None,
+        text: Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"] | None = None,
     ) -> tuple[
         Float[Tensor, "image embed"] | None, Float[Tensor, "text embed"] | None, Float[Tensor, "1"]
     ]:

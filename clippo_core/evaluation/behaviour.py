@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from clippo_core.errors import ConfigError, SampleError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRasters
+from clippo_core.vocabulary import PreparedTexts
 
 EncodeTexts = Callable[[Sequence[str]], Float32[np.ndarray, "text embed"]]
 
@@ -97,7 +98,7 @@ class ChangedCaptions:
 
 
 def changed_captions(
-    model: Clippo,
+    model: PairModel,
     image_embeddings: Float32[np.ndarray, "image embed"],
     captions: Sequence[str],
     *,
@@ -115,8 +116,9 @@ def changed_captions(
 
     Returns:
         By change: "none", "upper_case", "typos", which should find as much or nearly so;
-        "upside_down", "blank", "swapped" (each caption takes the place of another), which should
-        find no more than chance: one in as many as there are different captions.
+        "upside_down" (of a model that reads pixels), "blank", "swapped" (each caption takes the
+        place of another), which should find no more than chance: one in as many as there are
+        different captions.
 
     Raises:
         ConfigError: if there are not as many captions as images, or all are the same.
@@ -129,12 +131,13 @@ def changed_captions(
             f"{len(image_embeddings)} images; expected one for each, and two different ones"
         )
     typos = [with_typos(text, num_typos=num_typos, seed=seed + i) for i, text in enumerate(texts)]
-    rasters = model.renderer.render_batch(texts)
-    changes: dict[str, Sequence[str] | TextRasters] = {
-        "none": rasters,
+    prepared = model.prepare_texts(texts)
+    turned = {"upside_down": upside_down(prepared)} if isinstance(prepared, TextRasters) else {}
+    changes: dict[str, Sequence[str] | PreparedTexts] = {
+        "none": prepared,
         "upper_case": [text.upper() for text in texts],
         "typos": typos,
-        "upside_down": upside_down(rasters),
+        **turned,
         "blank": [""] * len(texts),
         "swapped": [*texts[1:], texts[0]],
     }

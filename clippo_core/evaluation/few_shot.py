@@ -16,7 +16,7 @@ from PIL import Image
 
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import fit_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 
 #: From 2^-10 to 2^20, the grid of "Big Transfer" (arXiv:1912.11370) and of big_vision before it
 #: fixed one value.
@@ -183,7 +183,7 @@ def _check(
 
 @torch.no_grad()
 def pooled_features(
-    model: Clippo,
+    model: PairModel,
     images: UInt8[np.ndarray, "image height_px width_px 3"]
     | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image],
     *,

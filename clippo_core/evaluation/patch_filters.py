@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class PatchFilters:
     colour_share: Float[np.ndarray, " filter"]
 
 
-def patch_filters(model: Clippo, *, num_filters: int = 28) -> PatchFilters:
+def patch_filters(model: PairModel, *, num_filters: int = 28) -> PatchFilters:
     """Principal components of the patch embedding's filters.
 
     Source: ViT (arXiv:2010.11929), figure 7 on the left, which the paper draws for CLIPPO.

@@ -9,11 +9,11 @@ from jaxtyping import Int
 
 from clippo_core.evaluation.prompts import fill
 from clippo_core.evaluation.zero_shot import ZeroShotResult, class_embeddings, classify
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 
 
 def classify_texts(
-    model: Clippo,
+    model: PairModel,
     texts: Sequence[str],
     labels: Int[np.ndarray, " text"],
     *,

@@ -11,22 +11,27 @@ import numpy as np
 from jaxtyping import Float32
 
 from clippo_core.errors import ConfigError
-from clippo_core.modeling import Clippo
-from clippo_core.rendering import TextRasters
+from clippo_core.modeling import PairModel
 from clippo_core.rendering.pairs import PAIR_SEPARATOR, join_pairs
 from clippo_core.rendering.unifont import GLYPH_PX
+from clippo_core.vocabulary import END_ID, PreparedTexts, TokenTexts
 
 __all__ = ["PAIR_SEPARATOR", "join_pairs", "share_full", "text_similarities"]
 
 
-def share_full(rasters: TextRasters) -> float:
-    """Share of texts with ink in the canvas' last row: those that may be cut. An upper bound."""
-    num_rows = rasters.config.image_size_px // GLYPH_PX
-    return float((rasters.occupied_rows == num_rows).mean())
+def share_full(texts: PreparedTexts) -> float:
+    """Share of texts that fill their room, and so may be cut. An upper bound.
+
+    That is ink in the canvas' last row; of tokens, one before the last place.
+    """
+    if isinstance(texts, TokenTexts):
+        return float((texts.ids[:, -2] != END_ID).mean())
+    num_rows = texts.config.image_size_px // GLYPH_PX
+    return float((texts.occupied_rows == num_rows).mean())
 
 
 def text_similarities(
-    model: Clippo, firsts: Sequence[str], seconds: Sequence[str], *, batch_size: int = 256
+    model: PairModel, firsts: Sequence[str], seconds: Sequence[str], *, batch_size: int = 256
 ) -> Float32[np.ndarray, " pair"]:
     """Cosine of the two texts' embeddings, each text an image of its own; no training.
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int, UInt8
 from clippo_core.errors import ConfigError
 from clippo_core.evaluation.uncertainty import Interval, proportion_interval
 from clippo_core.evaluation.zero_shot import classify
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRenderer
 from clippo_core.rendering.unifont import GLYPH_PX
 
@@ -90,7 +90,7 @@ def draw_words(
 
 
 def typographic_attack(
-    model: Clippo,
+    model: PairModel,
     images: UInt8[np.ndarray, "image height_px width_px 3"],
     labels: Int[np.ndarray, " image"],
     classes: Float32[np.ndarray, "label embed"],

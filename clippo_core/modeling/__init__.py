@@ -1,7 +1,19 @@
-"""The model: a Vision Transformer, and CLIPPO on top of it."""
+"""The models: CLIPPO, its baselines, and the Vision Transformer below them."""
 
+from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.clippo import Clippo
+from clippo_core.modeling.making import make_model
+from clippo_core.modeling.pair_model import PairModel
 from clippo_core.modeling.sizes import SIZES, vit_config
 from clippo_core.modeling.vit import VisionTransformer
 
-__all__ = ["SIZES", "Clippo", "VisionTransformer", "vit_config"]
+__all__ = [
+    "SIZES",
+    "Baseline",
+    "Clippo",
+    "PairModel",
+    "VisionTransformer",
+    "count_parameters",
+    "make_model",
+    "vit_config",
+]

@@ -5,62 +5,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import dataclasses
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clippo_core.config import Config, ImageConfig, VitConfig, require
+from clippo_core.config import ClippoConfig, VitConfig
 from clippo_core.errors import ConfigError
-from clippo_core.images import fit_image
-from clippo_core.modeling.clippo import INITIAL_LOGIT_SCALE, normalize
 from clippo_core.modeling.layers import (
     LAYER_NORM_EPSILON,
     Dense,
     TokenGroup,
     lecun_normal_,
 )
-from clippo_core.modeling.vit import Block, VisionTransformer
-from clippo_core.modeling.vocabulary import TokenTexts, Vocabulary
+from clippo_core.modeling.pair_model import PairModel
+from clippo_core.modeling.patch_sets import PatchSets
+from clippo_core.modeling.vit import Block, Transformer
+from clippo_core.rendering import GlyphTable
+from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig(Config):
-    """What a baseline computes."""
-
-    towers: Literal["one", "two"] = "two"
-    """"two" is the paper's CLIP*: text has a transformer of its own, as large as the pictures'.
-    "one" is its 1T-CLIP: the transformer is shared, embeddings and heads are not."""
-    vit: VitConfig = field(default_factory=VitConfig)
-    """The tower or towers."""
-    image: ImageConfig = field(default_factory=ImageConfig)
-    """How pictures are brought onto the canvas."""
-    image_size_px: int = 224
-    """Side of the square canvas."""
-    vocabulary_size: int = 32_000
-    """Rows of the token embedding; the vocabulary may have fewer tokens."""
-    max_tokens: int = 64
-    """Length of every text, the ends that fill it included."""
-
-    def __post_init__(self) -> None:
-        patch = self.vit.patch_size_px
-        require(
-            self.image_size_px % patch == 0,
-            f"patch_size_px={patch} does not divide image_size_px={self.image_size_px}",
-        )
-        require(self.max_tokens >= 2, f"max_tokens={self.max_tokens}; expected 2 or more")
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class TokenEmbedding(nn.Module):
     """Token numbers to tokens with positions."""
 
-    def __init__(self, config: BaselineConfig):
+    def __init__(self, config: ClippoConfig):
         super().__init__()
         self.table = nn.Parameter(torch.empty(config.vocabulary_size, config.vit.width))
         self.positions = nn.Parameter(torch.empty(1, config.max_tokens, config.vit.width))
@@ -71,7 +46,7 @@ class TokenEmbedding(nn.Module):
         return nn.functional.embedding(ids, self.table) + self.positions
 
 
-class TextTransformer(nn.Module):
+class TextTransformer(Transformer):
     """The text tower of CLIP*: blocks like those of the image tower; the last token is pooled.
 
     How the paper pools the text of CLIP* is not printed; this is big_vision's default.
@@ -83,118 +58,101 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPSILON)
 
     def forward(self, tokens: Float[Tensor, "text token width"]) -> Float[Tensor, "text width"]:
-        num_texts, num_tokens, _ = tokens.shape
-        tokens = tokens.flatten(0, 1)
-        for block in self.blocks:
-            tokens = block(tokens, [TokenGroup(num_texts, num_tokens)])
-        return self.norm(tokens.unflatten(0, (num_texts, num_tokens))[:, -1])
+        group = TokenGroup(tokens.shape[0], tokens.shape[1])
+        mixed = self.transform(tokens.flatten(0, 1), [group])
+        return self.norm(mixed.view_as(tokens)[:, -1])
 
 
-class Baseline(nn.Module):
-    """CLIP* or 1T-CLIP, with the methods of `Clippo`.
+class Baseline(PairModel):
+    """CLIP* or 1T-CLIP.
 
     Every token is attended to, those after a text's end as well, as in big_vision's text
-    transformer.
+    transformer. The renderer draws on pictures only, for the typographic attack.
     """
 
-    def __init__(self, config: BaselineConfig, vocabulary: Vocabulary):
+    def __init__(
+        self,
+        config: ClippoConfig,
+        vocabulary: Vocabulary | None,
+        *,
+        font: GlyphTable | None = None,
+    ):
         """Make a model with fresh weights.
 
         Args:
-            config: what it computes.
-            vocabulary: of its texts.
+            config: what it computes; it gets the vocabulary's hash.
+            vocabulary: of its texts; without one it takes tokens, but no strings.
+            font: see `PairModel`.
 
         Raises:
-            ConfigError: if the vocabulary has more tokens than the config allows.
+            ConfigError: if the config is CLIPPO's, or the vocabulary has more tokens than it
+                allows, or is another one than it names.
+            RenderError: see `PairModel`.
         """
-        super().__init__()
-        if vocabulary.size > config.vocabulary_size:
-            raise ConfigError(
-                f"the vocabulary has {vocabulary.size} tokens; vocabulary_size is "
-                f"{config.vocabulary_size}"
-            )
-        self.config, self.vocabulary = config, vocabulary
-        vit, grid_size = config.vit, config.image_size_px // config.vit.patch_size_px
-        self.encoder = VisionTransformer(vit, grid_size=grid_size)
+        super().__init__(config, font=font)
+        if not config.reads_tokens:
+            raise ConfigError("text_input=pixels is CLIPPO's; use make_model")
+        if vocabulary is not None:
+            self.vocabulary = _checked(vocabulary, config)
+            self.config = dataclasses.replace(self.config, vocabulary_sha256=vocabulary.sha256)
+        vit = config.vit
         self.token_embedding = TokenEmbedding(config)
-        self.text_encoder = TextTransformer(vit) if config.towers == "two" else None
+        has_tower = config.text_input == "tokens_two_towers"
+        self.text_encoder = TextTransformer(vit) if has_tower else None
         self.text_head = Dense(vit.width, vit.embed_dim)
         lecun_normal_(self.text_head.kernel.data, fan_in=vit.width)
-        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.log_logit_scale.device
-
-    @property
-    def logit_scale(self) -> Float[Tensor, "1"]:
-        """The positive number that similarities are multiplied by; its logarithm is learned."""
-        return self.log_logit_scale.exp()
-
-    def forward(
-        self,
-        images: UInt8[Tensor, "image height_px width_px 3"],
-        texts: TokenTexts,
-        left_texts: TokenTexts | None = None,
-    ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
-        """Unit-length embeddings of both sides of the pairs, and the logit scale; as `Clippo`'s."""
-        left = [normalize(self.encoder(images))] if len(images) else []
-        left += [self.embed_tokens(left_texts)] if left_texts is not None else []
-        return torch.cat(left), self.embed_tokens(texts), self.logit_scale
-
-    def embed_tokens(self, texts: TokenTexts) -> Float[Tensor, "text embed"]:
-        """Unit-length embeddings of texts, with gradients.
+    def prepare_texts(self, texts: Sequence[str | bytes]) -> TokenTexts:
+        """Token numbers.
 
         Raises:
-            ConfigError: if their numbers belong to another vocabulary.
+            ConfigError: if the model was made without a vocabulary.
         """
-        if texts.vocabulary_sha256 != self.vocabulary.sha256:
-            raise ConfigError("these texts were encoded with another vocabulary than the model's")
-        tokens = self.token_embedding(torch.from_numpy(texts.ids).to(self.device))
+        if self.vocabulary is None:
+            raise ConfigError("this baseline was made without a vocabulary; it can read no text")
+        return self.vocabulary.encode(texts, max_tokens=self.config.max_tokens)
+
+    def _embed(
+        self, pictures: Sequence[PatchSets], texts: PreparedTexts
+    ) -> Float[Tensor, "item embed"]:
+        num_pictures = sum(group.num_sets for part in pictures for group in part.groups)
+        if not pictures and torch.is_grad_enabled():
+            # Left out below. Without it the image tower would have no gradients, of which those
+            # who exchange them between ranks make an error.
+            pictures = [self.encoder.whole(self._blank_canvas())]
+        tokens = self._tokens(texts)
         if self.text_encoder is not None:
-            return normalize(self.text_head(self.text_encoder(tokens)))
-        group = TokenGroup(*tokens.shape[:2])
-        mixed = self.encoder.transform(tokens.flatten(0, 1), [group]).view_as(tokens)
-        return normalize(self.text_head(self.encoder.pool(mixed)))
+            of_pictures = self.encoder.embed(*pictures) if pictures else ()
+            of_texts = self.text_head(self.text_encoder(tokens))
+            return torch.cat([*(rows[:num_pictures] for rows in of_pictures), of_texts])
+        patches = [self.encoder.embed_patches(part.pixels, part.positions) for part in pictures]
+        groups = [group for part in pictures for group in part.groups]
+        groups.append(TokenGroup(tokens.shape[0], tokens.shape[1]))
+        pooled = self.encoder.pooled(torch.cat([*patches, tokens.flatten(0, 1)]), groups)
+        of_pictures, of_texts = pooled.split([len(pooled) - len(texts), len(texts)])
+        return torch.cat([self.encoder.head(of_pictures)[:num_pictures], self.text_head(of_texts)])
 
-    def encode_images(
-        self,
-        images: UInt8[np.ndarray, "image height_px width_px 3"]
-        | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image],
-        *,
-        batch_size: int = 256,
-    ) -> Float32[np.ndarray, "image embed"]:
-        """Embed pictures, resized to the canvas; unit length."""
-        size = self.config.image_size_px
+    def _tokens(self, texts: PreparedTexts) -> Float[Tensor, "text token width"]:
+        if not isinstance(texts, TokenTexts):
+            raise ConfigError("these texts are rendered; the model reads tokens")
+        if texts.vocabulary_sha256 != self.config.vocabulary_sha256:
+            raise ConfigError("these texts were encoded with another vocabulary than the model's")
+        return self.token_embedding(torch.from_numpy(texts.ids).to(self.device))
 
-        def embed(batch: slice) -> Tensor:
-            fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
-            return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
+    def _blank_canvas(self) -> Tensor:
+        size = self.config.render.image_size_px
+        return torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.device)
 
-        return self._in_batches(embed, len(images), batch_size)
 
-    def encode_texts(
-        self, texts: Sequence[str], *, batch_size: int = 256
-    ) -> Float32[np.ndarray, "text embed"]:
-        """Embed texts; unit length."""
-        encoded = self.vocabulary.encode(texts, max_tokens=self.config.max_tokens)
-        every = np.arange(len(texts))
-        return self._in_batches(
-            lambda batch: self.embed_tokens(encoded.take(every[batch])), len(texts), batch_size
+def _checked(vocabulary: Vocabulary, config: ClippoConfig) -> Vocabulary:
+    if vocabulary.size > config.vocabulary_size:
+        raise ConfigError(
+            f"the vocabulary has {vocabulary.size} tokens; vocabulary_size is "
+            f"{config.vocabulary_size}"
         )
-
-    @torch.no_grad()
-    def _in_batches(
-        self, embed: Callable[[slice], Tensor], count: int, batch_size: int
-    ) -> Float32[np.ndarray, "item embed"]:
-        embeddings = np.empty((count, self.config.vit.embed_dim), np.float32)
-        for start in range(0, count, batch_size):
-            batch = slice(start, min(start + batch_size, count))
-            embeddings[batch] = embed(batch).cpu().numpy()
-        return embeddings
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    if config.vocabulary_sha256 not in (None, vocabulary.sha256):
+        raise ConfigError(
+            f"the config was made with vocabulary {config.vocabulary_sha256[:12]}…, not with "
+            f"{vocabulary.sha256[:12]}…"
+        )
+    return vocabulary

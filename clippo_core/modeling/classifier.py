@@ -76,11 +76,6 @@ class Classifier(Clippo):
         for unused in (*self.encoder.head.parameters(), self.log_logit_scale):
             unused.requires_grad = False
 
-    def empty_copy(self) -> Classifier:
-        """A model of the same configs and font, without memory for its weights."""
-        with torch.device("meta"):
-            return Classifier(self.config, self.classifier_config, font=self.renderer.font)
-
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs and outputs
         self,
         images: UInt8[Tensor, "image height_px width_px 3"],

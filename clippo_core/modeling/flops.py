@@ -12,13 +12,15 @@ from jaxtyping import Int64
 
 from clippo_core.config import ClippoConfig, VitConfig
 from clippo_core.modeling.patch_sets import kept_patches
-from clippo_core.rendering import TextRasters
+from clippo_core.vocabulary import PreparedTexts, TokenTexts
 
-_RGB, _GREY = 3, 1
+_RGB, _GREY, _TOKEN = 3, 1, 0
 
 
-def encoded_patches(config: ClippoConfig, texts: TextRasters) -> Int64[np.ndarray, " text"]:
-    """Patches of each text that the encoder is given, as `config.text_patches` says."""
+def encoded_patches(config: ClippoConfig, texts: PreparedTexts) -> Int64[np.ndarray, " text"]:
+    """Patches of each text that the encoder is given, as `config.text_patches` says; or tokens."""
+    if isinstance(texts, TokenTexts):
+        return np.full(len(texts), config.max_tokens, np.int64)
     return kept_patches(texts, config.text_patches, config.vit.patch_size_px).sum(1)
 
 
@@ -36,17 +38,21 @@ def training_flops(
     Args:
         config: the model.
         num_images: pictures that are encoded.
-        text_patches: patches of each text that is encoded, on either side of the pairs.
+        text_patches: patches, or tokens, of each text that is encoded, on either side of the pairs.
         num_pairs: the shard's rows of the loss.
         num_columns: pairs of the global batch; None: as many as rows.
         image_patches: of each picture that are encoded; None: the whole canvas.
     """
     of_image = config.grid_size**2 if image_patches is None else image_patches
     patches = np.append(text_patches, np.full(num_images, of_image))
-    channels = np.append(np.full(len(text_patches), _GREY), np.full(num_images, _RGB))
+    text_channels = _TOKEN if config.reads_tokens else _GREY
+    channels = np.append(np.full(len(text_patches), text_channels), np.full(num_images, _RGB))
     embedding = 2 * patches * channels * config.vit.patch_size_px**2 * config.vit.width
     # A product has two gradients, each as dear as itself; pixels need none.
-    encoding = int((2 * embedding + 3 * transformer_flops(config.vit, patches)).sum())
+    transforming = transformer_flops(config.vit, patches)
+    if config.text_input == "tokens_two_towers":
+        transforming[: len(text_patches)] = text_tower_flops(config.vit, text_patches)
+    encoding = int((2 * embedding + 3 * transforming).sum())
     columns = num_pairs if num_columns is None else num_columns
     # Rows against all columns, once for each direction.
     logits = 2 * 2 * num_pairs * columns * config.vit.embed_dim
@@ -62,9 +68,20 @@ def transformer_flops(
     """
     width, mlp = config.width, config.mlp_dim
     patches = patches.astype(np.int64)
-    # Queries, keys, values and output; scores and weighted values; both layers of the MLP.
-    block = 2 * patches * width * (4 * width) + 4 * patches**2 * width + 4 * patches * width * mlp
     # Keys and values of all tokens; the rest for the one pooled token.
     pooling = 2 * patches * width * (2 * width) + 4 * patches * width
     head = 2 * width * width + 4 * width * mlp + 2 * width * config.embed_dim
-    return config.depth * block + pooling + head
+    return config.depth * _block_flops(config, patches) + pooling + head
+
+
+def text_tower_flops(
+    config: VitConfig, tokens: Int64[np.ndarray, " text"]
+) -> Int64[np.ndarray, " text"]:
+    """FLOPs of a forward pass of CLIP*'s text tower, whose last token is pooled as it is."""
+    return config.depth * _block_flops(config, tokens) + 2 * config.width * config.embed_dim
+
+
+def _block_flops(config: VitConfig, tokens: Int64[np.ndarray, " set"]) -> Int64[np.ndarray, " set"]:
+    """Queries, keys, values and output; scores and weighted values; both layers of the MLP."""
+    width, mlp = config.width, config.mlp_dim
+    return 2 * tokens * width * (4 * width) + 4 * tokens**2 * width + 4 * tokens * width * mlp

@@ -66,7 +66,38 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
 
-class VisionTransformer(nn.Module):
+class Transformer(nn.Module):
+    """Blocks; what comes before and behind them is a subclass's."""
+
+    blocks: nn.ModuleList
+    #: Whether blocks keep their input only, and compute the rest again in the backward pass.
+    recomputes_activations = False
+
+    def compile_blocks(self) -> None:
+        """Compile each block's dense part, for any number of tokens, when it is first used."""
+        for block in self.blocks:
+            cast(Block, block).attention.do_not_compile_attention()
+            block.compile(dynamic=True)
+
+    def transform(
+        self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "token width"]:
+        """Tokens after the last block, before the final norm."""
+        for block in self.blocks:
+            if self.recomputes_activations and torch.is_grad_enabled():
+                # Recomputing draws no random numbers.
+                tokens = cast(
+                    Tensor,
+                    checkpoint(
+                        block, tokens, groups, use_reentrant=False, preserve_rng_state=False
+                    ),
+                )
+            else:
+                tokens = block(tokens, groups)
+        return tokens
+
+
+class VisionTransformer(Transformer):
     """Patches to embeddings: projection, learned positions, blocks, attention pooling, linear head.
 
     All tokens of a batch go through the dense layers as one matrix, whatever set they belong to;
@@ -86,7 +117,6 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.grid_size = grid_size
         self.patch_size_px = config.patch_size_px
-        self.recomputes_activations = False
         self.patch_embedding = PatchEmbedding(config.patch_size_px, config.width)
         self.position_embedding = nn.Parameter(torch.empty(1, grid_size**2, config.width))
         nn.init.normal_(self.position_embedding, std=config.width**-0.5)
@@ -95,12 +125,6 @@ class VisionTransformer(nn.Module):
         self.pooling = AttentionPooling(config.width, config.mlp_dim, config.num_heads)
         self.head = Dense(config.width, config.embed_dim)
         lecun_normal_(self.head.kernel.data, fan_in=config.width)
-
-    def compile_blocks(self) -> None:
-        """Compile each block's dense part, for any number of tokens, when it is first used."""
-        for block in self.blocks:
-            cast(Block, block).attention.do_not_compile_attention()
-            block.compile(dynamic=True)
 
     def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:
         """Every patch of every canvas.
@@ -128,23 +152,6 @@ class VisionTransformer(nn.Module):
         """Tokens before the first block."""
         return self.patch_embedding(pixels) + self.position_embedding[0][positions]
 
-    def transform(
-        self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
-    ) -> Float[Tensor, "token width"]:
-        """Tokens after the last block, before the final norm."""
-        for block in self.blocks:
-            if self.recomputes_activations and torch.is_grad_enabled():
-                # Recomputing draws no random numbers.
-                tokens = cast(
-                    Tensor,
-                    checkpoint(
-                        block, tokens, groups, use_reentrant=False, preserve_rng_state=False
-                    ),
-                )
-            else:
-                tokens = block(tokens, groups)
-        return tokens
-
     def encode(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
     ) -> Float[Tensor, "canvas patch width"]:
@@ -158,20 +165,26 @@ class VisionTransformer(nn.Module):
         group = TokenGroup(tokens.shape[0], tokens.shape[1])
         return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
 
+    def pooled(
+        self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
+    ) -> Float[Tensor, "set width"]:
+        """The features before the head, of tokens as `embed_patches` gives them."""
+        return self.pooling(self.norm(self.transform(tokens, groups)), groups)
+
     def embed(self, *parts: PatchSets) -> tuple[Float[Tensor, "canvas embed"], ...]:
         """Embeddings, not normalised, of each part's canvases; all parts are encoded at once."""
         counts = [sum(group.num_sets for group in part.groups) for part in parts]
-        of_parts = self.head(self._pooled(parts)).split(counts)
+        of_parts = self.head(self._pooled_parts(parts)).split(counts)
         return tuple(part.in_order(rows) for part, rows in zip(parts, of_parts, strict=True))
 
     def features(self, part: PatchSets) -> Float[Tensor, "canvas width"]:
         """What pooling gives, before the head: where fine-tuning starts from."""
-        return part.in_order(self._pooled([part]))
+        return part.in_order(self._pooled_parts([part]))
 
-    def _pooled(self, parts: Sequence[PatchSets]) -> Float[Tensor, "canvas width"]:
+    def _pooled_parts(self, parts: Sequence[PatchSets]) -> Float[Tensor, "canvas width"]:
         tokens = torch.cat([self.embed_patches(part.pixels, part.positions) for part in parts])
         groups = [group for part in parts for group in part.groups]
-        return self.pooling(self.norm(self.transform(tokens, groups)), groups)
+        return self.pooled(tokens, groups)
 
     def forward(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]

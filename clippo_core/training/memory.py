@@ -13,7 +13,9 @@ _LOGIT_COPIES = 3
 
 
 def typical_text_patches(config: ClippoConfig) -> int:
-    """Patches that the encoder is given of a caption of 50 characters."""
+    """Patches that the encoder is given of a caption of 50 characters; or tokens."""
+    if config.reads_tokens:
+        return config.max_tokens
     whole, patch = config.grid_size**2, config.vit.patch_size_px
     if config.text_patches == "inked":
         return min(-(-_TYPICAL_INK_PX2 // patch**2), whole)
@@ -79,7 +81,7 @@ def training_bytes(
         precision: of the matrix products.
         memory: how the step saves it.
         image_patches: encoded of each picture.
-        text_patches: encoded of each text.
+        text_patches: encoded of each text; or tokens.
         recomputes_activations: whether blocks keep their input only.
     """
     moments = 8 if optim.name == "adamw" else 2 if optim.momentum_dtype == "bfloat16" else 4
@@ -87,7 +89,8 @@ def training_bytes(
     encoded = min(memory.micro_batch_size or pairs, pairs)
     depth, width = config.vit.depth, config.vit.width
     activations = passing = 0
-    for tokens, channels in ((image_patches, 3), (text_patches, 1)):
+    text_channels = 0 if config.reads_tokens else 1
+    for tokens, channels in ((image_patches, 3), (text_patches, text_channels)):
         of_block = block_bytes(config, precision, tokens)
         kept = depth * of_block
         if recomputes_activations:

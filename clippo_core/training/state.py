@@ -22,10 +22,11 @@ from clippo_core.checkpoints import (
 )
 from clippo_core.config import ClassifierConfig, ClippoConfig, OptimConfig
 from clippo_core.errors import CheckpointError
+from clippo_core.modeling import PairModel, make_model
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
-from clippo_core.modeling.clippo import Clippo
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
+from clippo_core.vocabulary import Vocabulary
 
 Whole = Callable[[Tensor], Tensor]
 Divide = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ Divide = Callable[[Tensor, Tensor], Tensor]
 class Snapshot:
     """What a checkpoint holds, apart from the state that goes on changing."""
 
-    model: Clippo
+    model: PairModel
     saved: SavedState
 
     def save(self, path: str | Path) -> None:
@@ -50,7 +51,7 @@ class TrainState:
     There are no random states: every draw of a run is a function of its seed and the step.
     """
 
-    model: Clippo
+    model: PairModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     samples_seen: int = 0
@@ -64,6 +65,7 @@ class TrainState:
         device: torch.device | str = "cpu",
         init_from: str | Path | None = None,
         font: GlyphTable | None = None,
+        vocabulary: Vocabulary | None = None,
         classifier: ClassifierConfig | None = None,
     ) -> TrainState:
         """A state at step 0.
@@ -75,6 +77,7 @@ class TrainState:
             device: where to train.
             init_from: checkpoint whose weights to start from; its position grid is resized.
             font: an already loaded font, instead of reading the one that the config names.
+            vocabulary: of a baseline's texts.
             classifier: of fine-tuning; its head is fresh, whatever `init_from` was trained for.
 
         Raises:
@@ -82,10 +85,8 @@ class TrainState:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = (
-                Clippo(model_config, font=font)
-                if classifier is None
-                else Classifier(model_config, classifier, font=font)
+            model = make_model(
+                model_config, font=font, vocabulary=vocabulary, classifier=classifier
             )
         if init_from is not None:
             weights = load_checkpoint(init_from).state_dict()
@@ -117,12 +118,20 @@ class TrainState:
         progress = {"step": self.step, "samples_seen": self.samples_seen}
         weights = {name: copied(tensor) for name, tensor in self.model.state_dict().items()}
         moments = {name: copied(tensor) for name, tensor in self._moments().items()}
-        model = self.model.empty_copy()
+        original = self.model
+        is_classifier = isinstance(original, Classifier)
+        with torch.device("meta"):
+            model = make_model(
+                original.config,
+                font=original.renderer.font,
+                vocabulary=original.vocabulary,
+                classifier=original.classifier_config if is_classifier else None,
+            )
         model.load_state_dict(weights, assign=True)
         return Snapshot(model, SavedState(tensors=moments, values={**progress, **(extra or {})}))
 
     def divide(
-        self, config: OptimConfig, divide_weights: Callable[[Clippo], None], divided_like: Divide
+        self, config: OptimConfig, divide_weights: Callable[[PairModel], None], divided_like: Divide
     ) -> None:
         """Divide weights and moments over ranks, each of which holds the whole state so far.
 

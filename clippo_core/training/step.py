@@ -19,13 +19,13 @@ from torch import Tensor
 from clippo_core.config import OptimConfig, Precision
 from clippo_core.contrastive import contrastive_loss_shard
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
-from clippo_core.rendering import TextRasters
 from clippo_core.training.state import TrainState
+from clippo_core.vocabulary import PreparedTexts
 
 #: Of the left and the right sides of pairs, and the logit scale.
 Embeddings = tuple[Tensor, Tensor, Tensor]
 #: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[[Tensor, TextRasters, TextRasters | None, Tensor | None], Embeddings]
+Forward = Callable[[Tensor, PreparedTexts, PreparedTexts | None, Tensor | None], Embeddings]
 #: Rows of this shard -> rows of all shards in order, differentiable.
 Gather = Callable[[Tensor], Tensor]
 
@@ -55,9 +55,9 @@ class PairBatch:
     images: UInt8[Tensor, "image height_px width_px 3"]
     """Left sides of the first pairs. They may be on another device than the model: those of a
     micro-batch are copied when it is their turn."""
-    texts: TextRasters
+    texts: PreparedTexts
     """Right sides of all pairs, in the same order."""
-    left_texts: TextRasters | None = None
+    left_texts: PreparedTexts | None = None
     """Left sides of the other pairs."""
     kept_patches: Int64[Tensor, "image kept"] | None = None
     """The patches of each image that are encoded; None: all."""

@@ -21,9 +21,9 @@ from clippo_core.checkpoints import (
 from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.modeling.clippo import normalize
+from clippo_core.modeling.pair_model import normalize
 from clippo_core.rendering import load_font
 from pipelines.checkpoints import fetched
 from pipelines.cli.configs import parse
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     print(out)
 
 
-def largest_difference(one: Clippo, other: Clippo) -> float:
+def largest_difference(one: PairModel, other: PairModel) -> float:
     """How far the embeddings of random pictures and of texts in five scripts are apart."""
     size = one.config.render.image_size_px
     noise = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
@@ -74,10 +74,15 @@ def largest_difference(one: Clippo, other: Clippo) -> float:
     with torch.no_grad():
         first, second = (normalize(model.encoder(pixels)) for model in (one, other))
         scales = one.logit_scale - other.logit_scale
-    return max(float((first - second).abs().max()), float(scales.abs().max()))
+    found = [float((first - second).abs().max()), float(scales.abs().max())]
+    if one.config.reads_tokens:
+        found.append(
+            float(np.abs(one.encode_texts(_PROBE_TEXTS) - other.encode_texts(_PROBE_TEXTS)).max())
+        )
+    return max(found)
 
 
-def _write_and_load(model: Clippo, out: Path, to: str) -> Clippo:
+def _write_and_load(model: PairModel, out: Path, to: str) -> PairModel:
     if to == "native":
         save_checkpoint(out, model)
         return load_checkpoint(out)
@@ -91,7 +96,7 @@ def _write_and_load(model: Clippo, out: Path, to: str) -> Clippo:
     return again
 
 
-def _not_carried(model: Clippo) -> list[str]:
+def _not_carried(model: PairModel) -> list[str]:
     """Settings that are not what a reader of bare weights would assume."""
     assumed = ClippoConfig(
         vit=model.config.vit,

@@ -18,7 +18,7 @@ from pipelines.cli.configs import load_base, parse, take_first
 from pipelines.ingest.manifest import RawSample
 from pipelines.ingest.prepare.registry import prepare_missing
 from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import RejectedRow, prepare_batch
+from pipelines.ingest.stages import RejectedRow, as_drawn, drawing, prepare_batch
 from pipelines.resolve import read_run_config, resolve
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, read_json_lines
@@ -74,15 +74,15 @@ def show_pairs(arguments: InspectArguments) -> None:
     """Write the contact sheet; print the rejects by source and reason."""
     prepare_missing(arguments.config.data.sources)
     resolved = resolve(arguments.config)
-    spec = resolved.stream
+    spec = drawing(resolved.stream)
     plan = dataclasses.replace(spec.plan, batch_size=max(arguments.n, INSPECTED_SAMPLES))
     batch = prepare_batch(dataclasses.replace(spec, plan=plan), plan.batch(0), step=0)
     # Evenly over the batch: pictures come first in it, pairs of texts after them.
     shown = np.linspace(0, len(batch.keys) - 1, arguments.n).round().astype(int)
-    left_texts = np.tile(batch.left_texts.to_pixels()[..., None], _GREY_TO_RGB)
+    left_texts = np.tile(as_drawn(batch.left_texts).to_pixels()[..., None], _GREY_TO_RGB)
     left = np.concatenate([batch.images, left_texts])
     keys = [batch.keys[number] for number in shown]
-    sheet = pair_sheet(left[shown], batch.texts.take(shown).to_pixels(), keys)
+    sheet = pair_sheet(left[shown], as_drawn(batch.texts).take(shown).to_pixels(), keys)
     Image.fromarray(sheet).save(arguments.out)
     print(f"{len(batch.keys)} samples looked at, {len(batch.rejected)} rejected and replaced")
     _print_counts(batch.rejected)

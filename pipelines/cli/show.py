@@ -10,7 +10,14 @@ import tyro
 
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.resolve import count_parameters, derive, estimate_memory, flatten, resolve
+from pipelines.resolve import (
+    count_parameters,
+    derive,
+    estimate_memory,
+    flatten,
+    parameters_side_by_side,
+    resolve,
+)
 from pipelines.schema import RunConfig
 
 
@@ -32,6 +39,7 @@ def run(argv: list[str]) -> None:
         _print_difference(flatten(arguments.config), flatten(load_base(arguments.diff)))
         return
     config, derived, missing = _resolved(arguments.config)
+    derived["parameters_side_by_side"] = parameters_side_by_side(config.model)
     _print_table(flatten(config))
     print("\nderived")
     _print_table(derived)

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from clippo_core.errors import SampleError
 from clippo_core.images import decode_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 from pipelines.evaluating.results import require_pictures
 from pipelines.ingest.manifest import RawSample
@@ -36,7 +36,7 @@ class EmbeddedSource:
 
 
 def embed_source(
-    model: Clippo, source: Source, *, limit: int | None, encode: Encode | None = None
+    model: PairModel, source: Source, *, limit: int | None, encode: Encode | None = None
 ) -> EmbeddedSource:
     """Decode and embed the pictures of a data set.
 
@@ -54,7 +54,7 @@ def embed_source(
 
 
 def embed_samples(
-    model: Clippo, samples: Iterable[RawSample], *, name: str, encode: Encode | None = None
+    model: PairModel, samples: Iterable[RawSample], *, name: str, encode: Encode | None = None
 ) -> EmbeddedSource:
     """`embed_source` of samples that are at hand; `name` says in errors whose they are."""
     encode = encode or (lambda canvases: model.encode_images(canvases, batch_size=BATCH_SIZE))
@@ -72,7 +72,7 @@ def embed_samples(
 
 
 def decoded_batches(
-    model: Clippo, samples: Iterable[RawSample], *, size: int = BATCH_SIZE
+    model: PairModel, samples: Iterable[RawSample], *, size: int = BATCH_SIZE
 ) -> Iterator[tuple[list[RawSample], Canvases, int]]:
     """Samples whose pictures can be decoded, these on the model's canvas, and how many cannot."""
     canvas_px, iterator = model.config.render.image_size_px, iter(samples)

@@ -24,7 +24,7 @@ from clippo_core.evaluation.vqa import (
     vqa_accuracies,
 )
 from clippo_core.evaluation.zero_shot import ZeroShotResult
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.rejected import Rejected
 from pipelines.evaluating.classification import classified
@@ -53,7 +53,7 @@ TRAINED_ON = "train"
 _VQA_ANSWERS = 4
 
 
-def require_classifier(model: Clippo, task: FineTuningTask) -> Classifier:
+def require_classifier(model: PairModel, task: FineTuningTask) -> Classifier:
     """The model, if it was fine-tuned for a task.
 
     Raises:
@@ -72,7 +72,7 @@ def require_classifier(model: Clippo, task: FineTuningTask) -> Classifier:
     )
 
 
-def text_classification(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def text_classification(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Classify texts by the fine-tuned head.
 
     Raises:
@@ -100,7 +100,7 @@ def text_classification(model: Clippo, source: Source, options: EvaluationOption
     return _with_share_full(found, classifier, texts)
 
 
-def glue(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def glue(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """A task of GLUE by its own metrics.
 
     Raises:
@@ -137,7 +137,7 @@ def glue(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResul
     return _with_share_full(result, classifier, texts)
 
 
-def vqa(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def vqa(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Answer questions, each drawn at the top of its picture.
 
     `options.blank` leaves all pictures or all questions out: what the other side alone tells.
@@ -215,7 +215,7 @@ def _texts(source: Source, samples: Sequence[RawSample]) -> list[str]:
     return [text for text in texts if not isinstance(text, Rejected)]
 
 
-def _with_share_full(result: TaskResult, model: Clippo, texts: Sequence[str]) -> TaskResult:
+def _with_share_full(result: TaskResult, model: PairModel, texts: Sequence[str]) -> TaskResult:
     cut = share_full(model.renderer.render_batch(list(texts)))
     result.details["share_of_texts_that_fill_the_canvas"] = cut
     return result

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32
 from clippo_core.evaluation.modality_gap import modality_gap
 from clippo_core.evaluation.patch_filters import patch_filters
 from clippo_core.evaluation.uncertainty import bootstrap_interval
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from pipelines.evaluating.embedded import BATCH_SIZE, captions_of, embed_source
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
 from pipelines.ingest.sources import Source
@@ -19,7 +19,9 @@ _POINTS_IN_PICTURE = 1000
 _FILTERS_EXPLAINED = 10
 
 
-def modality_gap_of_pairs(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def modality_gap_of_pairs(
+    model: PairModel, source: Source, options: EvaluationOptions
+) -> TaskResult:
     """How far apart pictures and their captions lie as a whole; 0 would be no gap.
 
     Of several captions one is taken, another for each picture in turn.
@@ -70,7 +72,7 @@ def _mean(values: Float[np.ndarray, " pair"]) -> float:
     return float(values.mean())
 
 
-def patch_filters_of(model: Clippo) -> TaskResult:
+def patch_filters_of(model: PairModel) -> TaskResult:
     """The principal components of the first layer's filters, as pictures; needs no data."""
     found = patch_filters(model)
     kernel = model.encoder.patch_embedding.kernel

@@ -14,7 +14,7 @@ from clippo_core.evaluation.prompts import fill
 from clippo_core.evaluation.typographic import AttackResult, typographic_attack
 from clippo_core.evaluation.uncertainty import proportion_interval
 from clippo_core.evaluation.zero_shot import class_embeddings, classify
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from pipelines.evaluating.classification import classified
 from pipelines.evaluating.embedded import (
     BATCH_SIZE,
@@ -42,7 +42,7 @@ SHOTS_FROM = "train"
 _ATTACKED_AT_A_TIME = 512
 
 
-def zero_shot(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Classify pictures by the nearest class name.
 
     Raises:
@@ -68,13 +68,13 @@ def zero_shot(model: Clippo, source: Source, options: EvaluationOptions) -> Task
 
 
 def _embed_classes(
-    model: Clippo, names: Sequence[str], options: EvaluationOptions
+    model: PairModel, names: Sequence[str], options: EvaluationOptions
 ) -> Float32[np.ndarray, "label embed"]:
     prompts = model.encode_texts(fill(options.templates, names), batch_size=BATCH_SIZE)
     return class_embeddings(prompts, num_classes=len(names))
 
 
-def few_shot_linear(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Fit linear classifiers to ten pictures of each class, and classify those of a test set.
 
     The source is what is tested on; the shots come from the set `train` beside it. `limit` is of
@@ -143,7 +143,7 @@ def _training_set(source: Source, names: Sequence[str]) -> Source:
     return training
 
 
-def typographic(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def typographic(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Classify photos with a wrong class name written on them, and without.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clippo_core.errors import ConfigError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from pipelines.evaluating.fine_tuned_tasks import glue, text_classification, vqa
 from pipelines.evaluating.model_tasks import modality_gap_of_pairs, patch_filters_of
 from pipelines.evaluating.picture_tasks import few_shot_linear, typographic, zero_shot
@@ -19,7 +19,7 @@ from pipelines.evaluating.retrieval_tasks import (
 from pipelines.evaluating.text_tasks import sequence_length, text_similarity, text_zero_shot
 from pipelines.ingest.sources import Source
 
-Evaluation = Callable[[Clippo, Source, EvaluationOptions], TaskResult]
+Evaluation = Callable[[PairModel, Source, EvaluationOptions], TaskResult]
 
 EVALUATIONS: dict[str, Evaluation] = {
     "zero_shot": zero_shot,
@@ -38,7 +38,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "vqa": vqa,
 }
 #: Evaluations of the model alone.
-WITHOUT_DATA: dict[str, Callable[[Clippo], TaskResult]] = {"patch_filters": patch_filters_of}
+WITHOUT_DATA: dict[str, Callable[[PairModel], TaskResult]] = {"patch_filters": patch_filters_of}
 
 
 def find_evaluation(name: str) -> Evaluation:

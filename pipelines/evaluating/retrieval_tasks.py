@@ -14,7 +14,7 @@ from clippo_core.evaluation.behaviour import changed_captions
 from clippo_core.evaluation.retrieval import retrieval_chance, retrieval_recall
 from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval, proportion_interval
 from clippo_core.images import decode_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 from pipelines.evaluating.embedded import BATCH_SIZE, EmbeddedSource, captions_of, embed_source
 from pipelines.evaluating.results import EvaluationOptions, TaskResult, require_kind
@@ -26,7 +26,7 @@ MIN_IMAGES_PER_LANGUAGE = 100
 _QUERIES_IN_PICTURE, _FOUND_IN_PICTURE = 8, 5
 
 
-def retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Find the captions of each picture, and the picture of each caption.
 
     Raises:
@@ -64,7 +64,7 @@ def _evenly(count: int) -> Int[np.ndarray, " shown"]:
 
 
 def _draw_gallery(
-    model: Clippo,
+    model: PairModel,
     embedded: EmbeddedSource,
     queries: Sequence[str],
     texts: Float32[np.ndarray, "query embed"],
@@ -88,7 +88,9 @@ def _draw_gallery(
     )
 
 
-def multilingual_retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def multilingual_retrieval(
+    model: PairModel, source: Source, options: EvaluationOptions
+) -> TaskResult:
     """Retrieval in each language by itself, among the pictures that have a caption in it; the mean.
 
     Source: Crossmodal-3600 (arXiv:2205.12522), as the paper evaluates on it.
@@ -137,7 +139,7 @@ def _interval_of_mean(values: np.ndarray) -> Interval:
 
 
 def _gallery_of_languages(
-    model: Clippo,
+    model: PairModel,
     embedded: EmbeddedSource,
     captions: Mapping[str, Sequence[tuple[int, str]]],
     languages: Sequence[str],
@@ -152,7 +154,9 @@ def _gallery_of_languages(
 
 
 def _recall_in(
-    model: Clippo, images: Float32[np.ndarray, "image embed"], captions: Sequence[tuple[int, str]]
+    model: PairModel,
+    images: Float32[np.ndarray, "image embed"],
+    captions: Sequence[tuple[int, str]],
 ) -> dict[str, float]:
     """Recalls among the pictures that have a caption, how many these are, and what chance finds."""
     numbers, image_of_text = np.unique([number for number, _ in captions], return_inverse=True)
@@ -161,7 +165,7 @@ def _recall_in(
     return recalls | {"chance_recall@1": 1 / len(numbers), "images": float(len(numbers))}
 
 
-def behaviour(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Find the caption of each picture, with captions as they are and changed.
 
     Capitals and typos should hardly matter; upside down, blank or swapped captions must find
@@ -201,7 +205,7 @@ def _metric(change: str) -> str:
     return "accuracy" if change == "none" else f"{change}_accuracy"
 
 
-def bitext_retrieval(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def bitext_retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Find each text's translation among those of all rows, language by language, both ways.
 
     All languages are compared with the one that most rows have: English, where several do. A
@@ -250,7 +254,7 @@ def bitext_retrieval(model: Clippo, source: Source, options: EvaluationOptions) 
 
 
 def _recall_between(
-    model: Clippo, pivots: Float32[np.ndarray, "text embed"], texts: Sequence[str]
+    model: PairModel, pivots: Float32[np.ndarray, "text embed"], texts: Sequence[str]
 ) -> dict[str, float]:
     others = model.encode_texts(texts, batch_size=BATCH_SIZE)
     found = retrieval_recall(pivots, others, np.arange(len(texts)), ks=(1,))

@@ -16,8 +16,8 @@ from clippo_core.evaluation.sequence_length import CountTokens, SequenceLengths,
 from clippo_core.evaluation.text_classification import classify_texts
 from clippo_core.evaluation.text_pairs import share_full, text_similarities
 from clippo_core.evaluation.uncertainty import bootstrap_interval
-from clippo_core.modeling import Clippo
-from clippo_core.modeling.vocabulary import Vocabulary, train_vocabulary
+from clippo_core.modeling import PairModel
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.evaluating.classification import classified
 from pipelines.evaluating.embedded import BATCH_SIZE, captions_of
 from pipelines.evaluating.results import (
@@ -38,7 +38,7 @@ _VOCABULARY_TEXTS = 20_000
 _LANGUAGES_IN_PICTURE = 40
 
 
-def text_zero_shot(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def text_zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Classify texts by the nearest class name, which is a text as well.
 
     Raises:
@@ -63,12 +63,14 @@ def text_zero_shot(model: Clippo, source: Source, options: EvaluationOptions) ->
         templates=named_templates(options.text_templates),
         pictures={},
     )
-    cut = share_full(model.renderer.render_batch([text for (text,) in texts]))
-    found.details["share_of_texts_that_fill_the_canvas"] = cut
+    room = "max_tokens" if model.config.reads_tokens else "the_canvas"
+    found.details[f"share_of_texts_that_fill_{room}"] = share_full(
+        model.prepare_texts([text for (text,) in texts])
+    )
     return found
 
 
-def text_similarity(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def text_similarity(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Correlate the cosine of two texts with how alike people find them.
 
     Raises:
@@ -123,7 +125,7 @@ def _texts(source: Source, samples: Sequence[RawSample], *, number: int) -> list
     return texts
 
 
-def sequence_length(model: Clippo, source: Source, options: EvaluationOptions) -> TaskResult:
+def sequence_length(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """How long texts are in patches, against bytes and tokens, language by language.
 
     The tokens are SentencePiece's, of a vocabulary that is trained here on every other sample and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import os
@@ -143,6 +144,14 @@ class Source:
                 raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
             for group in range(len(file.ends)):
                 yield self._to_samples(shard, file.read(group), file.group_rows(group))
+
+    def read_texts(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
+        """`read` without pictures, which are not fetched."""
+        columns = self.manifest.columns
+        others = {field.name for field in dataclasses.fields(columns)} - {"key", "captions"}
+        texts = dataclasses.replace(columns, **dict.fromkeys(others))
+        manifest = dataclasses.replace(self.manifest, columns=texts)
+        return dataclasses.replace(self, manifest=manifest).read(rows)
 
     def class_ids(self) -> list[int | None]:
         """The class of every row; pictures and texts are not read.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import time
@@ -16,13 +17,14 @@ import pyarrow as pa
 from jaxtyping import Float32, UInt8
 
 from clippo_core.config import ImageConfig, RenderConfig
-from clippo_core.errors import RenderError, SampleError
+from clippo_core.errors import ConfigError, RenderError, SampleError
 from clippo_core.evaluation.vqa import draw_questions
 from clippo_core.images import decode_image
 from clippo_core.rejected import Rejected, RejectReason
 from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import parse_font
 from clippo_core.sample_plan import PlannedSamples, SamplePlan
+from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 from pipelines.ingest.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
 from pipelines.ingest.manifest import RawSample, SampleKind
 from pipelines.ingest.sources import Source, open_source
@@ -39,6 +41,15 @@ class SourceReference:
 
 
 @dataclass(frozen=True)
+class VocabularyReference:
+    """A baseline's vocabulary, as it travels to workers, and how long its texts are."""
+
+    uri: str
+    sha256: str
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class StreamSpec:
     """Everything that decides what a step's batch is; small, since each render task gets one.
 
@@ -48,6 +59,7 @@ class StreamSpec:
         render: how captions are drawn, with the font's hash.
         image: how pictures are resized.
         font_uri: the font's file where it is not the bundled one.
+        vocabulary: where texts travel as tokens; None: where they are drawn.
         labels: of fine-tuning; None: pairs.
     """
 
@@ -56,7 +68,19 @@ class StreamSpec:
     render: RenderConfig
     image: ImageConfig
     font_uri: str | None = None
+    vocabulary: VocabularyReference | None = None
     labels: LabelSpec | None = None
+
+
+def drawing(spec: StreamSpec) -> StreamSpec:
+    """The same stream, its texts drawn for people where models take tokens."""
+    return dataclasses.replace(spec, vocabulary=None)
+
+
+def as_drawn(texts: PreparedTexts) -> TextRasters:
+    """The texts of a stream that draws them."""
+    assert isinstance(texts, TextRasters)
+    return texts
 
 
 @dataclass(frozen=True)
@@ -120,8 +144,8 @@ class PreparedBatch:
         step: that it belongs to.
         keys: of the samples.
         images: left sides of the first pairs, on the canvas.
-        left_texts: left sides of the other pairs, rendered.
-        texts: right sides of all pairs, rendered.
+        left_texts: left sides of the other pairs, rendered or as tokens.
+        texts: right sides of all pairs, likewise.
         rejected: samples that were replaced.
         effort: that it took.
         targets: of labelled samples; None: pairs.
@@ -130,8 +154,8 @@ class PreparedBatch:
     step: int
     keys: list[str]
     images: UInt8[np.ndarray, "image height_px width_px 3"]
-    left_texts: TextRasters
-    texts: TextRasters
+    left_texts: PreparedTexts
+    texts: PreparedTexts
     rejected: list[RejectedRow]
     effort: Effort
     targets: Float32[np.ndarray, "sample output"] | None = None
@@ -140,7 +164,10 @@ class PreparedBatch:
 def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> PreparedBatch:
     """Read, decode and render samples; each rejected one is replaced out of its run's reserve.
 
+    What has no ink is rejected where texts are not drawn, too: all models see the same pairs.
+
     Raises:
+        ConfigError: if the vocabulary is not the one that the run began with.
         SampleError: if a whole reserve was rejected, or a data set changed since the run began.
     """
     clock = StageClock()
@@ -149,8 +176,9 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     # Stable: pictures first, otherwise in the plan's order.
     usable = sorted(chosen.samples, key=lambda sample: isinstance(sample.left, str))
     with clock.stage("render"):
-        left_texts = renderer.render_batch([s.left for s in usable if isinstance(s.left, str)])
-        texts = renderer.render_batch([sample.caption for sample in usable])
+        lefts = [sample.left for sample in usable if isinstance(sample.left, str)]
+        left_texts = _prepare_texts(spec, renderer, lefts)
+        texts = _prepare_texts(spec, renderer, [sample.caption for sample in usable])
     size = spec.render.image_size_px
     images = np.empty((len(usable) - len(left_texts), size, size, 3), np.uint8)
     for slot in range(len(images)):
@@ -160,6 +188,12 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     targets = np.stack(found) if found else None
     effort = clock.effort()
     return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, effort, targets)
+
+
+def _prepare_texts(spec: StreamSpec, renderer: TextRenderer, texts: Sequence[str]) -> PreparedTexts:
+    if spec.vocabulary is None:
+        return renderer.render_batch(texts)
+    return open_vocabulary(spec.vocabulary).encode(texts, max_tokens=spec.vocabulary.max_tokens)
 
 
 class ChosenSamples(NamedTuple):
@@ -247,7 +281,7 @@ def prepare_samples(
     """
     if spec.labels is not None:
         return _prepare_labelled(spec, spec.labels, renderer, visits)
-    drawn = [_draw_pair(visit) for visit in visits]
+    drawn = [draw_pair(visit) for visit in visits]
     texts = list({text: None for pair in drawn if not isinstance(pair, Rejected) for text in pair})
     is_inked = dict(zip(texts, renderer.render_batch(texts).occupied_rows > 0, strict=True))
     return [
@@ -307,7 +341,7 @@ def _labels_of(sources: tuple[SourceReference, ...], number: int, digest: str) -
     return Labels(names, _open_reference(sources[number]).manifest.class_names)
 
 
-def _draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
+def draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
     """The texts that take part: one beside a picture, else two."""
     found = [text for text in visit.sample.captions or () if text is not None]
     # Such as the empty title of a photo that has a description.
@@ -382,6 +416,25 @@ def open_renderer(config: RenderConfig, font_uri: str | None) -> TextRenderer:
     return TextRenderer(config, font=font)
 
 
+@functools.lru_cache(maxsize=4)
+def open_vocabulary(reference: VocabularyReference) -> Vocabulary:
+    """A vocabulary, read once per process.
+
+    Raises:
+        ConfigError: if it is missing, or not the one that the run began with.
+    """
+    try:
+        vocabulary = Vocabulary(Location.of(reference.uri).read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"the vocabulary {reference.uri} does not exist") from None
+    if vocabulary.sha256 != reference.sha256:
+        raise ConfigError(
+            f"{reference.uri} is not the vocabulary that the run began with; put that back, or "
+            "start a new run"
+        )
+    return vocabulary
+
+
 @functools.lru_cache(maxsize=64)
 def _open_reference(reference: SourceReference) -> Source:
     source = open_source(reference.uri)
@@ -396,12 +449,13 @@ def _open_reference(reference: SourceReference) -> Source:
 def to_block(batch: PreparedBatch) -> pa.Table:
     """A batch as one Arrow block, a row per pair; notes in the first.
 
-    A left side is a picture or text rows: the other of the two columns is empty there.
+    A left side is a picture or a text's bytes: the other of the two columns is empty there.
     """
     count, num_images = len(batch.keys), len(batch.images)
     image_bytes = batch.images[0].nbytes if num_images else 0
     image_ends = np.minimum(np.arange(count + 1), num_images) * image_bytes
-    left_rows = np.concatenate([np.zeros(num_images, np.int32), batch.left_texts.row_offsets])
+    left_ends, left_content = _text_bytes(batch.left_texts)
+    left_ends = np.concatenate([np.zeros(num_images, np.int64), left_ends])
     notes = {
         "step": batch.step,
         "effort": asdict(batch.effort),
@@ -414,28 +468,33 @@ def to_block(batch: PreparedBatch) -> pa.Table:
             **labelled,
             "key": batch.keys,
             "image": _binary(image_ends, batch.images),
-            "left_rows": _binary(left_rows * _row_bytes(batch.texts), batch.left_texts.columns),
-            "text_rows": _binary(
-                batch.texts.row_offsets * _row_bytes(batch.texts), batch.texts.columns
-            ),
+            "left_text": _binary(left_ends, left_content),
+            "text": _binary(*_text_bytes(batch.texts)),
             "note": [json.dumps(notes)] + [""] * (count - 1),
         }
     )
 
 
-def from_block(block: pa.Table, render: RenderConfig) -> PreparedBatch:
+def from_block(
+    block: pa.Table, render: RenderConfig, vocabulary: VocabularyReference | None = None
+) -> PreparedBatch:
     """The batch in a block; pixels are a view of the block's memory, not to be written to.
 
     Args:
         block: as `to_block` made it.
         render: the config that its texts were rendered with, the font's hash included.
+        vocabulary: of its texts; None: they were rendered.
     """
     block = block.combine_chunks()
     size = render.image_size_px
     _, pixels = _values(block, "image")
     images = pixels.reshape(-1, size, size, 3)
-    left_texts, texts = (_rasters(block, name, render) for name in ("left_rows", "text_rows"))
-    left_texts = left_texts.take(np.arange(len(images), len(left_texts)))
+    left_texts, texts = (
+        _rasters(block, name, render) if vocabulary is None else _tokens(block, name, vocabulary)
+        for name in ("left_text", "text")
+    )
+    if isinstance(left_texts, TextRasters):
+        left_texts = left_texts.take(np.arange(len(images), len(left_texts)))
     notes = json.loads(block.column("note")[0].as_py())
     rejected = [RejectedRow(**row) for row in notes["rejected"]]
     keys = block.column("key").to_pylist()
@@ -450,8 +509,14 @@ def _row_ends(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.arange(len(rows) + 1) * rows[0].nbytes
 
 
-def _row_bytes(texts: TextRasters) -> int:
-    return texts.config.image_size_px * np.dtype(np.uint16).itemsize
+def _text_bytes(
+    texts: PreparedTexts,
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, Any]]:
+    """Where each text ends in bytes, from 0 on, and the bytes of all."""
+    if isinstance(texts, TokenTexts):
+        return np.arange(len(texts) + 1) * texts.ids.shape[1] * texts.ids.itemsize, texts.ids
+    row_bytes = texts.config.image_size_px * np.dtype(np.uint16).itemsize
+    return texts.row_offsets.astype(np.int64) * row_bytes, texts.columns
 
 
 def _binary(ends: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -> pa.LargeBinaryArray:
@@ -481,3 +546,8 @@ def _rasters(block: pa.Table, name: str, render: RenderConfig) -> TextRasters:
     size = render.image_size_px
     row_offsets = (ends // (size * np.dtype(np.uint16).itemsize)).astype(np.int32)
     return TextRasters(content.view(np.uint16).reshape(-1, size), row_offsets, render)
+
+
+def _tokens(block: pa.Table, name: str, vocabulary: VocabularyReference) -> TokenTexts:
+    _, content = _values(block, name)
+    return TokenTexts(content.view(np.int32).reshape(-1, vocabulary.max_tokens), vocabulary.sha256)

@@ -86,8 +86,9 @@ def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = Non
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
     """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
     size = spec.render.image_size_px
-    targets = 0 if spec.labels is None else 4 * spec.labels.num_outputs
-    return spec.plan.batch_size // num_ranks * (size * (size * 3 + 4 * 2) + targets)
+    tokens = 0 if spec.vocabulary is None else spec.vocabulary.max_tokens
+    targets = 0 if spec.labels is None else spec.labels.num_outputs
+    return spec.plan.batch_size // num_ranks * (size * (size * 3 + 4 * 2) + 4 * (tokens + targets))
 
 
 class PlannedBatches(Datasource):
@@ -228,7 +229,7 @@ def iterate_batches(
         )
         before = step
         for block in arrived:
-            batch = from_block(block, spec.render)
+            batch = from_block(block, spec.render, spec.vocabulary)
             if batch.step != step:
                 raise RuntimeError(f"the stream delivered step {batch.step} in place of {step}")
             yield batch

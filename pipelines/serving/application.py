@@ -29,11 +29,13 @@ from starlette.routing import Route
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.checkpoints.native import STATE_FILE
 from clippo_core.errors import ConfigError, StorageError
+from clippo_core.evaluation.text_pairs import share_full
 from clippo_core.images import decode_image, decode_thumbnail
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import BUNDLED_FONT
+from clippo_core.vocabulary import PreparedTexts, concatenate_texts
 from pipelines.checkpoints import fetched
 from pipelines.serving.collection import Collection, Match
 from pipelines.serving.requests import (
@@ -131,6 +133,12 @@ class SearchPage:
         """Render a text, embed it, search."""
         count = _count(request)
         text = await read_text(request, max_chars=MAX_TEXT_CHARS)
+        if self._model.config.reads_tokens:
+            tokens = self._model.prepare_texts([text])
+            # What a model that reads no pixels sees cannot be shown.
+            query = {"kind": "text", "seen": None, "is_cut": share_full(tokens) > 0}
+            embedding = await self._embed(tokens)
+            return self._answer(query, self._collection.nearest(embedding, count=count))
         rasters = self._model.renderer.render_batch([text])
         if not rasters.occupied_rows[0]:
             raise RequestError(
@@ -173,10 +181,10 @@ class SearchPage:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
     async def _embed(
-        self, queries: list[TextRasters | UInt8[np.ndarray, "height_px width_px 3"]]
+        self, queries: list[PreparedTexts | UInt8[np.ndarray, "height_px width_px 3"]]
     ) -> list[Float32[np.ndarray, " embed"]]:
         """Embed what requests that come together ask for: one rendered text or canvas each."""
-        return await asyncio.to_thread(_embed_queries, self._model, queries)
+        return await asyncio.to_thread(embed_queries, self._model, queries)
 
     async def _canvas(self, encoded: bytes | None) -> UInt8[np.ndarray, "height_px width_px 3"]:
         """A picture as the model sees it."""
@@ -267,15 +275,15 @@ async def _file(request: Request) -> Response:
     return FileResponse(_PAGE / _FILES[request.url.path])
 
 
-def _embed_queries(
-    model: Clippo, queries: Sequence[TextRasters | UInt8[np.ndarray, "_ _ 3"]]
+def embed_queries(
+    model: PairModel, queries: Sequence[PreparedTexts | UInt8[np.ndarray, "_ _ 3"]]
 ) -> list[Float32[np.ndarray, " embed"]]:
     """Embeddings of rendered texts and canvases, in their order."""
-    texts = [(n, query) for n, query in enumerate(queries) if isinstance(query, TextRasters)]
-    images = [(n, query) for n, query in enumerate(queries) if not isinstance(query, TextRasters)]
+    images = [(n, query) for n, query in enumerate(queries) if isinstance(query, np.ndarray)]
+    texts = [(n, query) for n, query in enumerate(queries) if not isinstance(query, np.ndarray)]
     found: dict[int, Float32[np.ndarray, " embed"]] = {}
     if texts:
-        embeddings = model.encode_texts(TextRasters.concatenate([query for _, query in texts]))
+        embeddings = model.encode_texts(concatenate_texts([query for _, query in texts]))
         found |= zip((n for n, _ in texts), embeddings, strict=True)
     if images:
         embeddings = model.encode_images([query for _, query in images])
@@ -332,7 +340,7 @@ def _as_data(pixels: UInt8[np.ndarray, "..."]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _about_model(path: Path, model: Clippo, settings: PageSettings) -> dict[str, Any]:
+def _about_model(path: Path, model: PairModel, settings: PageSettings) -> dict[str, Any]:
     state = Location.of(path) / STATE_FILE
     config, font = model.config, model.renderer.font
     return {
@@ -343,6 +351,7 @@ def _about_model(path: Path, model: Clippo, settings: PageSettings) -> dict[str,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "image_size_px": config.render.image_size_px,
             "patch_size_px": config.vit.patch_size_px,
+            "text_input": config.text_input,
             "text_patches": config.text_patches,
             "font": BUNDLED_FONT.name.partition(".glyphs")[0] if font.is_bundled else "its own",
             "font_sha256": font.sha256,

@@ -9,12 +9,20 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.training.state import TrainState
 from pipelines.checkpoints import checkpoint_step, fetched, find_checkpoint
 from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer, prepare_batch
+from pipelines.ingest.stages import (
+    PreparedBatch,
+    StreamSpec,
+    as_drawn,
+    drawing,
+    open_renderer,
+    open_vocabulary,
+    prepare_batch,
+)
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.figures import (
@@ -43,12 +51,14 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     batch = prepare_batch(spec, planned.take(shown), step=drawn)
     if batch.targets is not None:
         return encode_pngs({"samples": _labelled_sheet(spec, batch, checkpoint)})
+    seen = prepare_batch(drawing(spec), planned.take(shown), step=drawn)
+    left_rasters, rasters = as_drawn(seen.left_texts), as_drawn(seen.texts)
     model = _model_at(checkpoint, spec, config)
     lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
     similarity = np.concatenate(lefts) @ model.encode_texts(batch.texts).T
-    left = np.concatenate([batch.images, grey_to_rgb(batch.left_texts.to_pixels())])
-    texts = batch.texts.to_pixels()
-    heights = [(f"text rows: {count}", None) for count in batch.texts.occupied_rows]
+    left = np.concatenate([batch.images, grey_to_rgb(left_rasters.to_pixels())])
+    texts = rasters.to_pixels()
+    heights = [(f"text rows: {count}", None) for count in rasters.occupied_rows]
     pictures = {
         "rendered_texts": label_sheet(grey_to_rgb(texts), heights, columns=6),
         "pairs": pair_sheet(left, texts, batch.keys),
@@ -65,7 +75,7 @@ def _labelled_sheet(
     assert spec.labels is not None
     names = open_source(spec.sources[0].uri).manifest.class_names
     is_images = len(batch.images) > 0
-    canvases = batch.images if is_images else grey_to_rgb(batch.texts.to_pixels())
+    canvases = batch.images if is_images else grey_to_rgb(as_drawn(batch.texts).to_pixels())
     outputs = None
     if checkpoint is not None:
         with fetched(find_checkpoint(checkpoint)) as path:
@@ -74,7 +84,7 @@ def _labelled_sheet(
         outputs = (
             model.outputs_of_images(batch.images)
             if is_images
-            else model.outputs_of_rasters(batch.texts)
+            else model.outputs_of_rasters(as_drawn(batch.texts))
         )
     scores = batch.targets * spec.labels.score_deviation + spec.labels.score_mean
     labels: list[tuple[str, bool | None]] = []
@@ -91,13 +101,14 @@ def _labelled_sheet(
     return label_sheet(canvases, labels, columns=6)
 
 
-def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Clippo:
+def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> PairModel:
     """The model of a checkpoint; without one, as it was before training."""
     start = checkpoint or config.train.init_from
     if start is not None:
         with fetched(find_checkpoint(start)) as path:
             return load_checkpoint(path, image_size_px=config.model.render.image_size_px)
     font = open_renderer(spec.render, spec.font_uri).font
+    vocabulary = None if spec.vocabulary is None else open_vocabulary(spec.vocabulary)
     return TrainState.create(
-        config.model, config.optim, seed=config.train.seed, font=font
+        config.model, config.optim, seed=config.train.seed, font=font, vocabulary=vocabulary
     ).model.eval()

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import SampleError
 from clippo_core.images import decode_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _load_pyfunc(data_path: str) -> ClippoFunction:
 class ClippoFunction:
     """What `mlflow.pyfunc.load_model` wraps."""
 
-    def __init__(self, model: Clippo) -> None:
+    def __init__(self, model: PairModel) -> None:
         """Of a loaded model."""
         self.model = model
 

@@ -35,7 +35,10 @@ STEP_TAG = "clippo.step"
 #: On a version; MLflow's own field comes back empty from a search.
 MODEL_TAG = "clippo.model_id"
 #: What clippo_core imports.
-_PACKAGES = ("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping")
+_PACKAGES = (
+    *("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping"),
+    "sentencepiece",
+)
 #: Of all metrics here, more is better but for those with such a word in their name.
 _LOWER_IS_BETTER = ("loss", "error", "rank", "gap", "attack")
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import PairModel
 from clippo_core.training.step import Shard
 
 
@@ -37,14 +37,15 @@ class _GatherRows(torch.autograd.Function):
         return total[start : start + ctx.count]
 
 
-def divide_weights(model: Clippo) -> None:
+def divide_weights(model: PairModel) -> None:
     """Divide weights, and with them gradients and moments, over the ranks (FSDP2), in place.
 
     A block's weights come together while it works. Without other ranks nothing is divided.
     """
     if is_distributed():
-        for block in model.encoder.blocks:
-            fully_shard(block)
+        for tower in model.towers:
+            for block in tower.blocks:
+                fully_shard(block)
         fully_shard(model)
 
 

@@ -43,6 +43,7 @@ from pipelines.tracking.record import RunRecord
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
 from pipelines.training.trainer import make_trainer
+from pipelines.training.vocabulary import with_vocabulary
 from pipelines.training.worker import HOPELESS, WorkerJob, spool_path
 
 _POLL_S = 0.5
@@ -92,6 +93,7 @@ def train(
     assert resolved.config.tracking.uri is not None
     reaching = _Result(functools.partial(reach, resolved.config.tracking.uri))
     validate(resolved)
+    resolved = with_vocabulary(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
         reaching.wait(None)

@@ -40,7 +40,13 @@ from pipelines.checkpoints import (
     whole_checkpoints,
 )
 from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import PreparedBatch, StreamSpec, open_renderer
+from pipelines.ingest.stages import (
+    PreparedBatch,
+    StreamSpec,
+    as_drawn,
+    open_renderer,
+    open_vocabulary,
+)
 from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
 from pipelines.resolve import chance_of
 from pipelines.schema import RunConfig
@@ -201,10 +207,11 @@ class Rank:
 
     def _exchanging_model(self) -> torch.nn.Module:
         """The model as a step calls it: gradients are averaged over the ranks."""
-        encoder, train = self.state.model.encoder, self._config.train
-        encoder.recomputes_activations = train.activation_checkpointing
-        if train.compile:
-            encoder.compile_blocks()
+        train = self._config.train
+        for tower in self.state.model.towers:
+            tower.recomputes_activations = train.activation_checkpointing
+            if train.compile:
+                tower.compile_blocks()
         if self._config.scaling.shard_weights:
             self.state.divide(self._config.optim, divide_weights, divided_like)
             return self.state.model
@@ -221,7 +228,7 @@ class Rank:
         if found is not None:
             metrics = fine_tuning_step(
                 self.state,
-                LabelledBatch(images, batch.texts, found),
+                LabelledBatch(images, as_drawn(batch.texts), found),
                 self._config.optim,
                 total_steps=train.steps,
                 precision=train.precision,
@@ -491,6 +498,7 @@ def _restored_state(job: WorkerJob, device: torch.device) -> tuple[TrainState, C
     """The state to go on from, and how many samples were rejected on the way to it."""
     config, whole = job.config, whole_checkpoints(job.run)
     renderer = open_renderer(job.stream.render, job.stream.font_uri)
+    vocabulary = job.stream.vocabulary
     with ExitStack() as stack:
         init_from = None
         if config.train.init_from is not None and not whole:
@@ -503,6 +511,7 @@ def _restored_state(job: WorkerJob, device: torch.device) -> tuple[TrainState, C
             init_from=init_from,
             font=renderer.font,
             classifier=job.classifier,
+            vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
         )
         if not whole:
             return state, Counter()

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from clippo_core.config import ClippoConfig, OptimConfig
-from clippo_core.modeling.patch_sets import kept_patches
+from clippo_core.modeling.flops import encoded_patches
 from clippo_core.training.memory import training_bytes
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.presets import demo
 from tests.benchmarks.captions import captions
 
@@ -41,7 +42,7 @@ def resident_bytes(field: str) -> int:
 def make_batch(state: TrainState, pairs: int) -> PairBatch:
     size = state.model.config.render.image_size_px
     images = np.random.default_rng(0).integers(0, 256, (pairs, size, size, 3), np.uint8)
-    texts = state.model.renderer.render_batch(captions(pairs))
+    texts = state.model.prepare_texts(captions(pairs))
     return PairBatch(torch.from_numpy(images), texts)
 
 
@@ -49,20 +50,23 @@ def probe(
     model: ClippoConfig, pairs: int, memory: StepMemory, *, steps: int = 2
 ) -> dict[str, float]:
     """The peak of some steps beside its estimate, and the seconds of the last."""
-    warm = TrainState.create(model, OPTIM, seed=0)
+    vocabulary = None
+    if model.reads_tokens:
+        vocabulary = Vocabulary(train_vocabulary(captions(2000), size=model.vocabulary_size))
+    warm = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
     train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision="bfloat16")
     batch = make_batch(warm, pairs)
     del warm
     before = resident_bytes("VmRSS")
     # The peak counts anew from here.
     Path("/proc/self/clear_refs").write_text("5")
-    state = TrainState.create(model, OPTIM, seed=0)
+    state = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
     seconds = []
     for _ in range(steps):
         wall, cpu = time.perf_counter(), time.process_time()
         train_step(state, batch, OPTIM, total_steps=100, precision="bfloat16", memory=memory)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
-    patches = kept_patches(batch.texts, model.text_patches, model.vit.patch_size_px).sum(1).mean()
+    patches = encoded_patches(model, batch.texts).mean()
     estimate = training_bytes(
         model,
         OPTIM,

@@ -28,11 +28,17 @@ def test_small_blocks_are_dear():
     assert small.rows_per_s_in_ray == pytest.approx(4 / (4 / 500 + TASK_OVERHEAD_S))
 
 
-def test_the_last_line_is_the_number_of_workers(tmp_path, capsys):
+@pytest.mark.parametrize("text_input", ["pixels", "tokens_two_towers"])
+def test_the_last_line_is_the_number_of_workers(text_input, tmp_path, capsys):
     source = write_samples(tmp_path / "colours", colour_samples(120))
     vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
     config = RunConfig(
-        model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=32)),
+        model=ClippoConfig(
+            vit=vit,
+            render=RenderConfig(image_size_px=32),
+            text_input=text_input,
+            vocabulary_size=320,
+        ),
         data=DataConfig(sources=(str(source),), run_length=4),
         train=TrainConfig(global_batch_size=16, precision="float32"),
     )

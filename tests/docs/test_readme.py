@@ -265,5 +265,9 @@ def test_there_are_at_most_eighty_settings():
     from pipelines.resolve import flatten
 
     assert issubclass(type(demo()), Config)
-    settings = set(flatten(demo())) - {"preset", "model.render.font_sha256"}
+    settings = set(flatten(demo())) - {
+        "preset",
+        "model.render.font_sha256",
+        "model.vocabulary_sha256",
+    }
     assert len(settings) <= 80, sorted(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.errors import SampleError
 from clippo_core.images import decode_image
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.tracking.clippo_pyfunc import ClippoFunction
 from pipelines.tracking.models import is_better, write_model
 from tests.integration.colours import COLOURS, encoded_picture
@@ -50,13 +52,28 @@ def expected(checkpoint: Path, text: str) -> np.ndarray:
     return np.concatenate([model.encode_texts([text]), model.encode_images(pixels[None])])
 
 
-def test_a_model_loads_without_the_project_and_embeds_texts_and_pictures(checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def baseline(checkpoint: Path) -> Path:
+    """CLIP*, whose checkpoint has a file more."""
+    config = dataclasses.replace(
+        load_checkpoint(checkpoint).config, text_input="tokens_two_towers", vocabulary_size=320
+    )
+    vocabulary = Vocabulary(train_vocabulary(["a red car", "a blue boat"] * 9, size=320))
+    path = checkpoint.parent / "step_00000002"
+    save_checkpoint(path, make_model(config, vocabulary=vocabulary))
+    return path
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "baseline"])
+def test_a_model_loads_without_the_project_and_embeds_texts_and_pictures(name, request, tmp_path):
+    checkpoint = request.getfixturevalue(name)
     folder = tmp_path / "logged"
     config = load_checkpoint(checkpoint).config
     write_model(folder, checkpoint, config, run_id="r", model_id="m")
     assert {f.name for f in (folder / "data/checkpoint").iterdir()} == {
         "config.json",
         "model.safetensors",
+        *(["vocabulary.model"] if name == "baseline" else []),
     }
     words = ["-c", ELSEWHERE, str(folder), base64.b64encode(PNG).decode()]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

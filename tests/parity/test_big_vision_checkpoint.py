@@ -12,7 +12,7 @@ from clippo_core.checkpoints import load_checkpoint, save_checkpoint, write_big_
 from clippo_core.checkpoints.big_vision import gradient_arrays
 from clippo_core.contrastive import contrastive_loss
 from clippo_core.modeling import Clippo
-from clippo_core.modeling.clippo import normalize
+from clippo_core.modeling.pair_model import normalize
 
 REFERENCE = Path(__file__).parent / "reference"
 CHECKPOINT = REFERENCE / "big_vision_checkpoint.npz"

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from clippo_core.config import ClippoConfig, VitConfig
+from clippo_core.checkpoints import (
+    load_checkpoint,
+    model_identity,
+    save_checkpoint,
+    write_big_vision,
+)
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.contrastive import contrastive_loss
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import CheckpointError, ConfigError, RenderError, SampleError
 from clippo_core.evaluation.sequence_length import sequence_lengths
-from clippo_core.modeling import Clippo
-from clippo_core.modeling.baselines import Baseline, BaselineConfig, count_parameters
+from clippo_core.modeling import Clippo, make_model
+from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.sizes import vit_config
-from clippo_core.modeling.vocabulary import (
+from clippo_core.rendering import TextRenderer
+from clippo_core.training.step import PairBatch, Shard, StepMemory, accumulate_gradients
+from clippo_core.vocabulary import (
     END_ID,
     TokenTexts,
     Vocabulary,
+    concatenate_texts,
     train_vocabulary,
 )
-from clippo_core.rendering import TextRenderer
 
 TINY = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
+BASELINES = ["tokens_one_tower", "tokens_two_towers"]
 CORPUS = [f"a {colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "boat")]
 
 
@@ -30,10 +42,15 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(train_vocabulary(CORPUS * 20, size=320))
 
 
-def baseline(towers: str, vocabulary: Vocabulary, **changes) -> Baseline:
+def config_of(text_input: str, **changes) -> ClippoConfig:
+    settings = {"vit": TINY, "vocabulary_size": 320, "max_tokens": 16}
+    render = RenderConfig(image_size_px=64)
+    return ClippoConfig(text_input=text_input, render=render, **(settings | changes))
+
+
+def baseline(text_input: str, vocabulary: Vocabulary, **changes) -> Baseline:
     torch.manual_seed(0)
-    settings = {"vit": TINY, "image_size_px": 64, "vocabulary_size": 320, "max_tokens": 16}
-    return Baseline(BaselineConfig(towers=towers, **(settings | changes)), vocabulary)
+    return Baseline(config_of(text_input, **changes), vocabulary)
 
 
 def test_the_same_corpus_makes_the_same_vocabulary(vocabulary: Vocabulary):
@@ -66,18 +83,21 @@ def test_what_is_no_vocabulary_or_no_corpus_is_refused():
 
 
 def test_texts_of_another_vocabulary_are_refused(vocabulary: Vocabulary):
-    model, foreign = baseline("two", vocabulary), TokenTexts(np.zeros((1, 16), np.int32), "other")
+    model, foreign = (
+        baseline("tokens_two_towers", vocabulary),
+        TokenTexts(np.zeros((1, 16), np.int32), "other"),
+    )
     with pytest.raises(ConfigError, match="another vocabulary"):
-        model.embed_tokens(foreign)
+        model.embed_texts(foreign)
     with pytest.raises(ConfigError, match="different vocabularies"):
         TokenTexts.concatenate([foreign, vocabulary.encode(["a"], max_tokens=16)])
     with pytest.raises(ConfigError, match="vocabulary_size is 10"):
-        baseline("two", vocabulary, vocabulary_size=10)
+        baseline("tokens_two_towers", vocabulary, vocabulary_size=10)
 
 
-@pytest.mark.parametrize("towers", ["one", "two"])
-def test_a_baseline_learns_pairs_by_heart(towers: str, vocabulary: Vocabulary):
-    model = baseline(towers, vocabulary)
+@pytest.mark.parametrize("text_input", BASELINES)
+def test_a_baseline_learns_pairs_by_heart(text_input: str, vocabulary: Vocabulary):
+    model = baseline(text_input, vocabulary)
     images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
     texts = vocabulary.encode(CORPUS, max_tokens=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
@@ -94,7 +114,7 @@ def test_a_baseline_learns_pairs_by_heart(towers: str, vocabulary: Vocabulary):
 
 
 def test_pairs_of_texts_follow_those_with_a_picture(vocabulary: Vocabulary):
-    model = baseline("one", vocabulary)
+    model = baseline("tokens_one_tower", vocabulary)
     images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     texts, left = (vocabulary.encode(CORPUS[:n], max_tokens=16) for n in (5, 3))
     with torch.no_grad():
@@ -107,12 +127,106 @@ def test_parameters_can_be_set_side_by_side(vocabulary: Vocabulary):
     vit = vit_config("B/16")
     with torch.device("meta"):
         counts = {
-            "clippo": count_parameters(Clippo(ClippoConfig(vit=vit))),
-            "two": count_parameters(Baseline(BaselineConfig(vit=vit), vocabulary)),
-            "one": count_parameters(Baseline(BaselineConfig(vit=vit, towers="one"), vocabulary)),
+            name: count_parameters(make_model(ClippoConfig(vit=vit, text_input=name)))
+            for name in ("pixels", *BASELINES)
         }
     millions = {name: round(count / 1e6) for name, count in counts.items()}
-    assert millions == {"clippo": 93, "two": 204, "one": 119}
+    assert millions == {"pixels": 93, "tokens_two_towers": 204, "tokens_one_tower": 119}
+
+
+@pytest.mark.parametrize("text_input", BASELINES)
+def test_a_checkpoint_holds_the_vocabulary(text_input: str, vocabulary: Vocabulary, tmp_path: Path):
+    model = baseline(text_input, vocabulary).eval()
+    save_checkpoint(tmp_path / "model", model)
+    again = load_checkpoint(tmp_path / "model")
+    assert isinstance(again, Baseline)
+    assert again.config == model.config
+    assert again.config.vocabulary_sha256 == vocabulary.sha256
+    assert model_identity(again) == model_identity(model)
+    np.testing.assert_array_equal(again.encode_texts(CORPUS), model.encode_texts(CORPUS))
+    with pytest.raises(CheckpointError, match="no place for a baseline"):
+        write_big_vision(tmp_path / "b.npz", model.state_dict())
+
+    other = train_vocabulary(["something else"] * 9, size=300)
+    for content, message in (
+        (other, "not the vocabulary that config.json names"),
+        (b"nonsense", "missing or damaged"),
+    ):
+        (tmp_path / "model" / "vocabulary.model").write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path / "model")
+
+
+def test_bytes_and_broken_strings_are_read_as_the_renderer_reads_them(vocabulary: Vocabulary):
+    texts = ["Gr\u00f6\u00dfe".encode(), "Gr\u00f6\u00dfe", b"a\xff", "a\ufffd", "\ud800"]
+    one, same, broken, replaced, _ = vocabulary.encode(texts, max_tokens=16).ids
+    np.testing.assert_array_equal(one, same)
+    np.testing.assert_array_equal(broken, replaced)
+
+
+def test_models_and_texts_of_different_kinds_are_told_apart(vocabulary: Vocabulary):
+    config = config_of("tokens_one_tower")
+    clippo = make_model(config_of("pixels"))
+    tokens = vocabulary.encode(["a"], max_tokens=16)
+    rasters = clippo.prepare_texts(["a"])
+    with pytest.raises(RenderError, match="are tokens"):
+        clippo.embed_texts(tokens)
+    with pytest.raises(ConfigError, match="are rendered"):
+        baseline("tokens_one_tower", vocabulary).embed_texts(rasters)
+    with pytest.raises(ConfigError, match="cannot form one batch"):
+        concatenate_texts([tokens, rasters])
+    with pytest.raises(ConfigError, match="use make_model"):
+        Clippo(config)
+    with pytest.raises(ConfigError, match="use make_model"):
+        Baseline(config_of("pixels"), vocabulary)
+    with pytest.raises(ConfigError, match="without a vocabulary"):
+        make_model(config).encode_texts(["a"])
+    with pytest.raises(ConfigError, match="made with vocabulary"):
+        make_model(dataclasses.replace(config, vocabulary_sha256="0" * 64), vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("text_input", BASELINES)
+def test_every_parameter_has_a_gradient_where_no_picture_is(
+    text_input: str, vocabulary: Vocabulary
+):
+    """Ranks that exchange gradients need them all; those of the pictures' side are 0."""
+    model = baseline(text_input, vocabulary)
+    none = torch.empty(0, 64, 64, 3, dtype=torch.uint8)
+    texts = vocabulary.encode(CORPUS, max_tokens=16)
+    left, right, scale = model(none, texts, texts)
+    torch.testing.assert_close(left, right)
+    contrastive_loss(left, right, scale).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not model.encoder.patch_embedding.kernel.grad.any()  # pyright: ignore
+    with torch.no_grad():
+        torch.testing.assert_close(model(none, texts, texts)[0], left)
+
+
+@pytest.mark.parametrize("text_input", BASELINES)
+def test_cached_embeddings_give_the_gradients_of_the_whole_batch(
+    text_input: str, vocabulary: Vocabulary
+):
+    batch = PairBatch(
+        torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8),
+        vocabulary.encode(CORPUS, max_tokens=16),
+        vocabulary.encode(CORPUS[:2], max_tokens=16),
+    )
+    gradients = []
+    for memory in (StepMemory(), StepMemory(micro_batch_size=2, logit_rows=3)):
+        model = baseline(text_input, vocabulary)
+        for tower in model.towers:
+            tower.recomputes_activations = memory.micro_batch_size is not None
+        accumulate_gradients(
+            model,
+            batch,
+            device=torch.device("cpu"),
+            precision="float32",
+            shard=Shard(),
+            memory=memory,
+        )
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(model.towers) == 1 + (text_input == "tokens_two_towers")
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_its_tokens_can_be_held_against_patches(vocabulary: Vocabulary):

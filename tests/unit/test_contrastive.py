@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clippo_core.contrastive import contrastive_loss, contrastive_loss_shard
-from clippo_core.modeling.clippo import normalize
+from clippo_core.modeling.pair_model import normalize
 
 
 def pairs(count: int = 12, embed: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

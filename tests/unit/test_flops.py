@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.contrastive import contrastive_loss
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.flops import encoded_patches, training_flops
+from clippo_core.vocabulary import TokenTexts
 
 VIT = VitConfig(width=32, depth=2, mlp_dim=96, num_heads=2, patch_size_px=16, embed_dim=24)
 CONFIG = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=64), text_patches="occupied")
@@ -35,6 +36,21 @@ def test_a_training_step_has_the_flops_that_torch_counts(text_patches):
     # The pooling probe is projected once; its input is a weight.
     probes = 3 * 2 * VIT.width**2
     assert counted + probes == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("text_input", ["tokens_one_tower", "tokens_two_towers"])
+def test_a_step_of_a_baseline_has_the_flops_that_torch_counts(text_input):
+    config = dataclasses.replace(CONFIG, text_input=text_input, vocabulary_size=9, max_tokens=6)
+    config = dataclasses.replace(config, vocabulary_sha256="x")
+    texts, left_texts = (TokenTexts(np.zeros((n, 6), np.int32), "x") for n in (5, 2))
+    images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            left, right, scale = make_model(config)(images, texts, left_texts)
+        contrastive_loss(left, right, scale).backward()
+    tokens = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
+    counted = training_flops(config, num_images=3, text_patches=tokens, num_pairs=5)
+    assert counted + 3 * 2 * VIT.width**2 == counter.get_total_flops()
 
 
 def test_a_forward_pass_of_b16_is_what_the_paper_of_its_size_says():

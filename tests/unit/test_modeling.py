@@ -8,8 +8,8 @@ from PIL import Image
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, RenderError
 from clippo_core.modeling import SIZES, Clippo, vit_config
-from clippo_core.modeling.clippo import normalize
 from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, TokenGroup, attend
+from clippo_core.modeling.pair_model import normalize
 from clippo_core.modeling.patch_sets import PatchSets, text_patches
 from clippo_core.rendering import TextRenderer
 
@@ -115,9 +115,9 @@ def test_encoded_together_pictures_and_texts_are_what_each_is_alone():
     left_texts, texts = (model.renderer.render_batch(t) for t in (["p", "q r s"], TEXTS[:4]))
     with torch.no_grad():
         left, right, _ = model(images, texts, left_texts)
-        alone = [normalize(model.encoder(images)), model.embed_rasters(left_texts)]
+        alone = [normalize(model.encoder(images)), model.embed_texts(left_texts)]
     torch.testing.assert_close(left, torch.cat(alone), rtol=0, atol=1e-5)
-    torch.testing.assert_close(right, model.embed_rasters(texts), rtol=0, atol=1e-5)
+    torch.testing.assert_close(right, model.embed_texts(texts), rtol=0, atol=1e-5)
 
 
 def test_full_canvases_are_the_same_under_both_ways():

@@ -89,14 +89,16 @@ function showQuery(query, title) {
   const named = title ?? (query.caption || query.key);
   byId("query").hidden = false;
   byId("query-title").textContent = named;
-  byId("seen").src = query.seen;
+  byId("seen").hidden = !query.seen;
+  if (query.seen) byId("seen").src = query.seen;
   const size = `${about.model.image_size_px}×${about.model.image_size_px} pixels`;
   const notes = {
-    text: `A text, drawn on ${size}.`,
+    text: query.seen ? `A text, drawn on ${size}.` : "A text, as tokens of a vocabulary.",
     picture: `Your picture, on ${size}. It is not kept.`,
     alike: `A picture of the collection, on ${size}.`,
   };
-  const cut = query.is_cut ? " Its end is not on the canvas, or not in the font." : "";
+  const where = query.seen ? "on the canvas, or not in the font" : "among the tokens that fit";
+  const cut = query.is_cut ? ` Its end is not ${where}.` : "";
   byId("query-note").textContent = notes[query.kind] + cut;
   byId("seen").alt = query.kind === "text" ? `The text “${named}”, drawn in pixels` : named;
 }
@@ -130,7 +132,8 @@ function showAbout() {
     Step: model.step?.toLocaleString(),
     Parameters: `${(model.num_parameters / 1e6).toFixed(1)} M`,
     Canvas: `${model.image_size_px} px, patches of ${model.patch_size_px}`,
-    Font: `${model.font} (${model.font_sha256.slice(0, 8)})`,
+    Font: model.text_input === "pixels"
+      ? `${model.font} (${model.font_sha256.slice(0, 8)})` : null,
     Identity: model.identity.replace("sha256:", "").slice(0, 12),
     Rejected: rejected ? `${rejected.toLocaleString()} files that are no whole pictures` : null,
   };

@@ -15,6 +15,7 @@ import sentencepiece
 from jaxtyping import Int, Int32
 
 from clippo_core.errors import ConfigError, SampleError
+from clippo_core.rendering import TextRasters
 
 END_ID, UNKNOWN_ID = 0, 1
 
@@ -56,6 +57,23 @@ class TokenTexts:
         return TokenTexts(ids, batches[0].vocabulary_sha256)
 
 
+#: A batch of texts as a model reads them: drawn, or as tokens.
+PreparedTexts = TextRasters | TokenTexts
+
+
+def concatenate_texts(batches: Sequence[PreparedTexts]) -> PreparedTexts:
+    """One batch of several.
+
+    Raises:
+        ClippoError: if they were prepared in different ways.
+    """
+    drawn = [batch for batch in batches if isinstance(batch, TextRasters)]
+    tokens = [batch for batch in batches if isinstance(batch, TokenTexts)]
+    if drawn and tokens:
+        raise ConfigError("rendered texts and tokens cannot form one batch")
+    return TextRasters.concatenate(drawn) if drawn else TokenTexts.concatenate(tokens)
+
+
 class Vocabulary:
     """Texts to token numbers, by a trained SentencePiece model."""
 
@@ -82,17 +100,26 @@ class Vocabulary:
         """Tokens of a text, without the end; for `evaluation.sequence_length`."""
         return len(self._processor.EncodeAsIds(text))
 
-    def encode(self, texts: Sequence[str], *, max_tokens: int) -> TokenTexts:
+    def encode(self, texts: Sequence[str | bytes], *, max_tokens: int) -> TokenTexts:
         """Token numbers of texts; what is longer than `max_tokens`, the end included, is cut.
 
-        The last token is an end always, as big_vision's tokenizer has it (`eos="sticky"`, padding
-        with ends).
+        Bytes that are not UTF-8 and lone surrogates are replaced, as the renderer does. The last
+        token is an end always, as big_vision's tokenizer has it (`eos="sticky"`, padding with
+        ends).
         """
         ids = np.full((len(texts), max_tokens), END_ID, np.int32)
-        for row, found in zip(ids, self._processor.EncodeAsIds(list(texts)), strict=True):
+        for row, found in zip(
+            ids, self._processor.EncodeAsIds(list(map(_decoded, texts))), strict=True
+        ):
             kept = found[: max_tokens - 1]
             row[: len(kept)] = kept
         return TokenTexts(ids, self.sha256)
+
+
+def _decoded(text: str | bytes) -> str:
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")
+    return text.decode("utf-8", "replace")
 
 
 def train_vocabulary(

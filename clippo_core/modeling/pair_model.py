@@ -1,0 +1,184 @@
+"""What CLIPPO and its baselines share: pictures and texts in, embeddings of unit length out."""
+
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from clippo_core.config import ClippoConfig
+from clippo_core.images import fit_image
+from clippo_core.modeling.patch_sets import PatchSets, drawn_patches
+from clippo_core.modeling.vit import Transformer, VisionTransformer
+from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
+from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary, concatenate_texts
+
+INITIAL_LOGIT_SCALE = 10.0
+NORM_EPSILON = 1e-8
+
+
+def normalize(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
+    """Unit length, in float32: `x / (|x| + 1e-8)`, as in big_vision's one_tower model."""
+    features = features.float()
+    return features / (torch.linalg.vector_norm(features, dim=-1, keepdim=True) + NORM_EPSILON)
+
+
+class PairModel(nn.Module, ABC):
+    """A tower for pictures, a way to embed texts, and a learned logit scale.
+
+    `encode_images` and `encode_texts` are for use; `forward` is for training.
+
+    Attributes:
+        config: what it computes, the font's hash included.
+        renderer: draws text on the model's canvas.
+        vocabulary: that it reads with; None for a model that reads pixels.
+        encoder: of pictures.
+    """
+
+    vocabulary: Vocabulary | None = None
+
+    def __init__(self, config: ClippoConfig, *, font: GlyphTable | None = None):
+        """Make a model with fresh weights.
+
+        Args:
+            config: what it computes; it gets the font's hash, and is kept as `self.config`.
+            font: an already loaded font, instead of reading `config.render.font`.
+
+        Raises:
+            RenderError: if the font cannot be read or is another one than the config names.
+        """
+        super().__init__()
+        self.renderer = TextRenderer(config.render, font=font)
+        self.config = dataclasses.replace(config, render=self.renderer.config)
+        self.encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
+        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.log_logit_scale.device
+
+    @property
+    def logit_scale(self) -> Float[Tensor, "1"]:
+        """The positive number that similarities are multiplied by; its logarithm is learned."""
+        return self.log_logit_scale.exp()
+
+    @property
+    def towers(self) -> list[Transformer]:
+        """Its transformers."""
+        return [module for module in self.modules() if isinstance(module, Transformer)]
+
+    @abstractmethod
+    def prepare_texts(self, texts: Sequence[str | bytes]) -> PreparedTexts:
+        """Texts as `embed_texts` takes them: drawn, or as tokens."""
+
+    @abstractmethod
+    def _embed(
+        self, pictures: Sequence[PatchSets], texts: PreparedTexts
+    ) -> Float[Tensor, "item embed"]:
+        """Embeddings of pictures, then of texts, not normalised; all at once."""
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "image height_px width_px 3"],
+        texts: PreparedTexts,
+        left_texts: PreparedTexts | None = None,
+        kept_patches: Int64[Tensor, "image kept"] | None = None,
+    ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
+        """Unit-length embeddings of both sides of the pairs, and the logit scale.
+
+        Everything goes through the encoder at once.
+
+        Args:
+            images: left sides of the first pairs.
+            texts: right sides of all pairs.
+            left_texts: left sides of the pairs after those with a picture.
+            kept_patches: the patches of each image that take part; None: all.
+
+        Raises:
+            ClippoError: if the texts were prepared otherwise than the model's.
+        """
+        num_left = 0 if left_texts is None else len(left_texts)
+        both = texts if left_texts is None else concatenate_texts([left_texts, texts])
+        pictures: list[PatchSets] = []
+        if len(images) and kept_patches is not None:
+            pictures = [drawn_patches(images, kept_patches, self.encoder.patch_size_px)]
+        elif len(images):
+            pictures = [self.encoder.whole(images)]
+        features = self._embed(pictures, both)
+        left, right = features.split([len(images) + num_left, len(texts)])
+        return normalize(left), normalize(right), self.logit_scale
+
+    def embed_texts(self, texts: PreparedTexts) -> Float[Tensor, "text embed"]:
+        """Unit-length embeddings of prepared texts, with gradients.
+
+        Raises:
+            ClippoError: if they were prepared otherwise than the model's.
+        """
+        return normalize(self._embed([], texts))
+
+    def encode_images(
+        self,
+        images: UInt8[np.ndarray, "image height_px width_px 3"]
+        | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image],
+        *,
+        batch_size: int = 256,
+    ) -> Float32[np.ndarray, "image embed"]:
+        """Embed pictures, resized to the canvas as the checkpoint says.
+
+        Args:
+            images: RGB arrays, or PIL images of any mode; any size.
+            batch_size: how many are encoded at a time.
+
+        Returns:
+            Unit-length embeddings.
+        """
+        size = self.config.render.image_size_px
+
+        def embed(batch: slice) -> Tensor:
+            fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
+            return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
+
+        return self._in_batches(embed, len(images), batch_size)
+
+    def encode_texts(
+        self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256
+    ) -> Float32[np.ndarray, "text embed"]:
+        """Embed texts, prepared by `prepare_texts` unless they are already.
+
+        Args:
+            texts: strings, UTF-8 bytes, or prepared texts.
+            batch_size: how many are encoded at a time.
+
+        Returns:
+            Unit-length embeddings.
+
+        Raises:
+            ClippoError: if prepared texts were prepared otherwise than the model's.
+        """
+        is_prepared = isinstance(texts, TextRasters | TokenTexts)
+        prepared = texts if is_prepared else self.prepare_texts(texts)
+        every = np.arange(len(prepared))
+        return self._in_batches(
+            lambda batch: self.embed_texts(prepared.take(every[batch])), len(prepared), batch_size
+        )
+
+    @torch.no_grad()
+    def _in_batches(
+        self, embed: Callable[[slice], Tensor], count: int, batch_size: int
+    ) -> Float32[np.ndarray, "item embed"]:
+        embeddings = np.empty((count, self.config.vit.embed_dim), np.float32)
+        for start in range(0, count, batch_size):
+            batch = slice(start, min(start + batch_size, count))
+            embeddings[batch] = embed(batch).cpu().numpy()
+        return embeddings
