@@ -1,8 +1,8 @@
 """`python -m cluster.job COMMAND …`: a command of `pipelines`, as the driver of a Ray job.
 
 Three things differ from typing the command on the head: sealed secrets are opened, files that were
-packed with the code are found, and `train` goes on with a run that an earlier job began, since a
-job may be tried more than once.
+packed with the code are found, and `train` and `finetune` go on with a run that an earlier job
+began, since a job may be tried more than once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cluster.sealing import open_sealed
 from pipelines.cli import exit_code_of
 from pipelines.cli import main as run_command
 from pipelines.cli.configs import load_base, parse
+from pipelines.cli.finetune import option, read_arguments, with_own_start
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
 from pipelines.ingest.prepare.registry import prepare_missing
@@ -65,16 +66,27 @@ def go_on(config: RunConfig) -> None:
 
 
 def _begun_run(words: list[str]) -> RunConfig | None:
-    """Of a `train` whose run is there already; None for all else."""
+    """Of a `train` or `finetune` whose run is there already; None for all else."""
+    if words[:1] == ["finetune"] and option(words, "--storage.run") is not None:
+        tuning, config = read_arguments(words[1:])
+        # A sweep goes on by itself.
+        is_run = not (tuning.dry_run or tuning.sweep.learning_rates)
+        if not (is_run and _has_begun(config)):
+            return None
+        return with_own_start(config, str(tuning.checkpoint))
     if words[:1] != ["train"] or len(words) < 2:
         return None
     default = TrainArguments(load_base(words[1]))
     arguments = parse(TrainArguments, words[2:], command="train", default=default)
-    storage = arguments.config.storage
-    if storage.run is None or arguments.dry_run:
-        return None
-    has_begun = (Location.of(storage.root) / storage.run / RUN_FILE).exists()
-    return arguments.config if has_begun else None
+    is_run = not arguments.dry_run
+    return arguments.config if is_run and _has_begun(arguments.config) else None
+
+
+def _has_begun(config: RunConfig) -> bool:
+    storage = config.storage
+    if storage.run is None:
+        return False
+    return (Location.of(storage.root) / storage.run / RUN_FILE).exists()
 
 
 def _unpacked(word: str) -> str:

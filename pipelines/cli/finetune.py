@@ -54,21 +54,8 @@ class FinetuneArguments:
 
 def run(argv: list[str]) -> None:
     """Fine-tune; the last line is the checkpoint."""
-    tasks = get_args(FineTuningTask)
-    name, rest = take_first(argv, command="finetune", what=f"one of {', '.join(tasks)}")
-    if name not in tasks:
-        raise ConfigError(f"no fine-tuning is called {name!r}; there are {', '.join(tasks)}")
-    task: FineTuningTask = name  # pyright: ignore[reportAssignmentType] - just checked
-    reference = option(rest, "--checkpoint")
-    checkpoint = None if reference is None else find_model(reference)
-    model = ClippoConfig() if checkpoint is None else model_of(checkpoint)
-    default = FinetuneArguments(base_config(task, model), reference)
-    arguments = parse(FinetuneArguments, rest, command=f"finetune {task}", default=default)
-    if reference is None or checkpoint is None:
-        raise ConfigError(
-            f"finetune {task} needs --checkpoint: a checkpoint, a run, a .npz or models:/NAME@ALIAS"
-        )
-    config = completed(arguments.config, task, checkpoint, image_size_px=arguments.image_size_px)
+    arguments, config = read_arguments(argv)
+    reference = str(arguments.checkpoint)
     if arguments.sweep.learning_rates and not arguments.dry_run:
         _sweep(config, arguments.sweep, reference)
         return
@@ -86,6 +73,38 @@ def run(argv: list[str]) -> None:
     print(f"run {resolved.run.uri}")
     config = with_own_start(resolved.config, reference)
     print_summary(train(dataclasses.replace(resolved, config=config)))
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
+    """What a command line says, and the run that follows from it.
+
+    Data sets of package registries are fetched where they are missing.
+
+    Raises:
+        ConfigError: if the task or the checkpoint is missing, or cannot be fine-tuned.
+        CheckpointError: if there is no such checkpoint.
+    """
+    tasks = get_args(FineTuningTask)
+    name, rest = take_first(argv, command="finetune", what=f"one of {', '.join(tasks)}")
+    if name not in tasks:
+        raise ConfigError(f"no fine-tuning is called {name!r}; there are {', '.join(tasks)}")
+    task: FineTuningTask = name  # pyright: ignore[reportAssignmentType] - just checked
+    reference = option(rest, "--checkpoint")
+    checkpoint = None if reference is None else find_model(reference)
+    model = ClippoConfig() if checkpoint is None else model_of(checkpoint)
+    default = FinetuneArguments(base_config(task, model), reference)
+    arguments = parse(FinetuneArguments, rest, command=f"finetune {task}", default=default)
+    if checkpoint is None:
+        raise ConfigError(
+            f"finetune {task} needs --checkpoint: a checkpoint, a run, a .npz or models:/NAME@ALIAS"
+        )
+    if model.reads_tokens:
+        raise ConfigError(
+            f"{reference} is a baseline that reads tokens ({model.text_input}); fine-tuning draws "
+            "texts, and takes a checkpoint that reads pixels"
+        )
+    size = arguments.image_size_px
+    return arguments, completed(arguments.config, task, checkpoint, image_size_px=size)
 
 
 def _sweep(config: RunConfig, settings: SweepSettings, reference: str) -> None:

@@ -26,8 +26,10 @@ from clippo_core.config import (
     VitConfig,
 )
 from clippo_core.errors import CheckpointError, ClippoError, ConfigError, SampleError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.classifier import Classifier
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
+from cluster.job import _begun_run
 from pipelines.checkpoints import whole_checkpoints
 from pipelines.cli import main
 from pipelines.cli.finetune import base_config, completed, model_of
@@ -391,6 +393,28 @@ def test_what_cannot_be_fine_tuned_is_refused_with_what_to_do(place, capsys):
         ),
     ):
         assert message in refused(command, capsys), command
+
+
+def test_a_baseline_is_not_fine_tuned(place, tmp_path, capsys):
+    model = load_checkpoint(place / "base")
+    texts = [f"the {one} and the {other}" for one in WORDS["fruit"] for other in WORDS["beast"]]
+    vocabulary = Vocabulary(train_vocabulary(texts * 20, size=300))
+    tokens = dataclasses.replace(
+        model.config, text_input="tokens_one_tower", vocabulary_size=300, max_tokens=16
+    )
+    save_checkpoint(tmp_path / "tokens", make_model(tokens, vocabulary=vocabulary))
+    words = ["finetune", "vqa", "--checkpoint", str(tmp_path / "tokens")]
+    assert "is a baseline that reads tokens" in refused(words, capsys)
+
+
+def test_a_job_that_is_tried_again_goes_on_with_its_run(undisturbed, place):
+    words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
+    words += ["--data.sources", str(place / "words"), "--storage.root", str(place / "runs")]
+    begun = _begun_run([*words, "--storage.run", undisturbed.run.name])
+    assert begun is not None
+    assert begun.train.init_from == str(place / "base")
+    assert _begun_run([*words, "--storage.run", "another"]) is None
+    assert _begun_run(words) is None
 
 
 def test_dry_run_says_what_would_be_done(place, capsys):
