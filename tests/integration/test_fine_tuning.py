@@ -434,7 +434,9 @@ def test_dry_run_says_what_would_be_done(place, capsys):
 def test_models_are_measured_only_as_what_they_were_tuned_for(place, undisturbed):
     plain, tuned = load_checkpoint(place / "base"), load_checkpoint(undisturbed.checkpoint.uri)
     questions, words = (open_source(str(place / n / "test")) for n in ("questions", "words"))
-    with pytest.raises(CheckpointError, match=r"has no classifier, and vqa needs.*finetune vqa"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)has no classifier, and vqa needs.*finetune vqa"
+    ):
         EVALUATIONS["vqa"](plain, questions, EvaluationOptions())
     with pytest.raises(CheckpointError, match="is fine-tuned for text_classification, and vqa"):
         EVALUATIONS["vqa"](tuned, questions, EvaluationOptions())
