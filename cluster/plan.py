@@ -14,11 +14,12 @@ from cluster.dashboard import Place
 from cluster.job import PACKED_PREFIX
 from pipelines.cli import COMMANDS
 from pipelines.cli.configs import load_base, parse
+from pipelines.cli.finetune import option
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
 from pipelines.ingest.sources import locate_source
 from pipelines.resolve import read_run_config, resolve, validate
-from pipelines.schema import RunConfig
+from pipelines.schema import RunConfig, StorageConfig, TrackingConfig
 from pipelines.storage import Location
 
 _DIGEST_CHARS = 8
@@ -73,6 +74,8 @@ def plan_job(words: Sequence[str], place: Place) -> JobPlan:
         _check_paths(words)
     if words[0] == "train" and len(words) > 1:
         return _plan_train(plan, place)
+    if words[0] == "finetune" and len(words) > 1:
+        return _plan_finetune(plan, place)
     if words[0] == "resume" and len(words) > 1:
         return _plan_resume(plan, place)
     return plan
@@ -109,6 +112,24 @@ def _plan_train(plan: JobPlan, place: Place) -> JobPlan:
         return plan
     name = config.storage.run
     run = Location.of(config.storage.root) / (name or config.preset)
+    return dataclasses.replace(plan, run=run, stem=name and submission_stem(name))
+
+
+def _plan_finetune(plan: JobPlan, place: Place) -> JobPlan:
+    """Name the run. The checkpoint says what else the config is, and the job reads that."""
+    words = plan.words
+    if not option(words, "--checkpoint"):
+        raise ConfigError("finetune needs --checkpoint: a checkpoint or a run, s3://… from afar")
+    root = option(words, "--storage.root") or StorageConfig().root
+    tracking = option(words, "--tracking.uri")
+    if not place.is_here:
+        config = RunConfig(storage=StorageConfig(root=root), tracking=TrackingConfig(uri=tracking))
+        plan = dataclasses.replace(plan, notes=tuple(_check_places(config)))
+    plan = dataclasses.replace(plan, tracking=tracking)
+    if "--dry-run" in words:
+        return plan
+    name = option(words, "--storage.run")
+    run = Location.of(root) / (name or f"finetune_{words[1]}")
     return dataclasses.replace(plan, run=run, stem=name and submission_stem(name))
 
 

@@ -53,9 +53,20 @@ def test_the_same_command_with_the_same_code_is_the_same_job():
     assert named.run.uri == "s3://bucket/runs/my run"
 
 
+def test_a_fine_tuning_is_named_as_a_run_is():
+    words = ["finetune", "vqa", "--checkpoint", "s3://bucket/runs/one", *BUCKET]
+    plan = name_job(plan_job(words, ELSEWHERE), "a")
+    assert plan.stem is not None
+    assert plan.stem.startswith("finetune_vqa-")
+    assert plan.words[-2:] == ("--storage.run", plan.stem)
+    assert name_job(plan_job([*words, "--storage.run", "own"], ELSEWHERE), "a").stem == "own"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["finetune", "vqa", *BUCKET], "finetune needs --checkpoint"),
+        (["finetune", "vqa", "--checkpoint", "s3://b/run"], "would lie in the job's own folder"),
         (["trian", "demo"], "no command is called 'trian'"),
         (["train", "dmeo", *BUCKET], "no preset is called 'dmeo'"),
         (["train", "demo", *BUCKET, "--train.steps", "0"], "train.steps=0"),
