@@ -1,8 +1,8 @@
 """CLIPPO, 1T-CLIP and CLIP* on equal terms: `python -m tests.benchmarks.baselines PRESET`.
 
 Trains each on the same samples of the preset's mixture through the pipeline, with nothing but the
-model's `text_input` changed, evaluates the last checkpoint by the preset's tasks, and prints
-parameters, pairs per second, and the first metric of each task, mean over seeds.
+model's `text_input` changed, evaluates the last checkpoint by the preset's tasks (and more, by
+`--tasks`), and prints parameters, pairs per second, and the first metric of each task, mean over seeds.
 """
 
 from __future__ import annotations
@@ -89,12 +89,19 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", choices=list(PRESETS), default="demo")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tasks", nargs="+", default=[], help="beside the preset's")
+    parser.add_argument("--root", help="folder to keep the runs in; by default they are removed")
     arguments = parser.parse_args()
     preset = find_preset(arguments.preset)
+    tasks = (*preset.evaluation.tasks, *arguments.tasks)
+    preset = dataclasses.replace(
+        preset, evaluation=dataclasses.replace(preset.evaluation, tasks=tasks)
+    )
     tested = [task.partition(":")[2] for task in preset.evaluation.tasks]
     prepare_missing([*preset.data.sources, *tested])
     per_seed: dict[str, dict[str, list[float]]] = {n: defaultdict(list) for n in MODELS}
-    with tempfile.TemporaryDirectory(prefix="clippo-") as root:
+    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
+        root = arguments.root or scratch
         for seed in range(arguments.seeds):
             for model, text_input in MODELS.items():
                 config = config_of(preset, text_input, seed=seed, steps=arguments.steps, root=root)
