@@ -1,8 +1,9 @@
 """CLIPPO, 1T-CLIP and CLIP* on equal terms: `python -m tests.benchmarks.baselines PRESET`.
 
 Trains each on the same samples of the preset's mixture through the pipeline, with nothing but the
-model's `text_input` changed, evaluates the last checkpoint by the preset's tasks (and more, by
-`--tasks`), and prints parameters, pairs per second, and the first metric of each task, mean over seeds.
+model's `text_input` changed, evaluates the last checkpoint by the preset's tasks and those of
+`--tasks`, and prints parameters, pairs per second, and the first metric of each task, mean over
+seeds.
 """
 
 from __future__ import annotations
