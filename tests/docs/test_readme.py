@@ -154,7 +154,7 @@ def environment(place: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
     shown = commands()
     assert len(shown) > 12
