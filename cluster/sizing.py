@@ -30,8 +30,12 @@ from pipelines.resolve import ResolvedRun, resolve
 from pipelines.schema import RunConfig
 from pipelines.training.vocabulary import with_vocabulary
 
-#: Of a render worker's time, for a task beyond what the task does; tests/benchmarks/sizing.py.
-TASK_OVERHEAD_S = 0.008
+#: Of a render worker's time, for a task beyond what the task does, and for a byte that it hands
+#: over; tests/benchmarks/sizing.py.
+TASK_OVERHEAD_S, BYTE_S = 0.008, 0.85e-9
+#: Where several tasks are at work Ray Data looks every 0.1 s which of them have ended, and each has
+#: to be looked at twice before the next one starts.
+BETWEEN_TASKS_S = 0.15
 #: Of the one process that deals the blocks out, for a block.
 DEALING_S = 0.016
 
@@ -67,10 +71,15 @@ class RendererRate:
     bytes_per_row: float
     cpu_share: float
 
-    @property
-    def rows_per_s_in_ray(self) -> float:
-        """Of a worker in Ray."""
-        return self.rows_per_block / (self.rows_per_block / self.rows_per_s + TASK_OVERHEAD_S)
+    def task_s(self, workers: int) -> float:
+        """Of one of so many workers in Ray, from a task's start to the next one's."""
+        handed_over_s = TASK_OVERHEAD_S + BYTE_S * self.rows_per_block * self.bytes_per_row
+        waits_s = BETWEEN_TASKS_S if workers > 1 else 0.0
+        return self.rows_per_block / self.rows_per_s + handed_over_s + waits_s
+
+    def rows_per_s_in_ray(self, workers: int) -> float:
+        """Of so many workers in Ray together, each on a core of its own."""
+        return workers * self.rows_per_block / self.task_s(workers)
 
 
 def measure_renderer(
@@ -138,7 +147,9 @@ class Prediction:
 def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Prediction:
     """From the rates of one of each to what all of them need."""
     rows_per_s = gpus * pairs_per_gpu_s
-    renderers = max(math.ceil(rows_per_s / rate.rows_per_s_in_ray), 1)
+    renderers = 1
+    if rate.rows_per_s_in_ray(1) < rows_per_s:
+        renderers = max(math.ceil(2 * rows_per_s / rate.rows_per_s_in_ray(2)), 2)
     block_bytes = rate.rows_per_block * rate.bytes_per_row
     return Prediction(
         rows_per_s=rows_per_s,
@@ -202,7 +213,7 @@ def _calls_per_s(call: Callable[[], Any], seconds: float) -> float:
 
 def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpus: int) -> None:
     waits = 1 - rate.cpu_share
-    print(f"one render worker     {rate.rows_per_s_in_ray:>12,.0f} pairs/s on one core")
+    print(f"one render worker     {rate.rows_per_s_in_ray(1):>12,.0f} pairs/s on one core")
     print(f"  of which it waits   {waits:>12.0%}")
     print(f"one rank              {speed:>12,.0f} pairs/s {where}")
     print(f"{gpus} ranks take          {found.rows_per_s:>12,.0f} pairs/s")

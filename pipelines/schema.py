@@ -32,7 +32,7 @@ class DataConfig(Config):
     run_length: int = 64
     """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
     steps_per_task: int | None = None
-    """Steps whose part of a rank's batch one render task makes; None: as many as fill 32 MiB, at
+    """Steps whose part of a rank's batch one render task makes; None: as many as fill 128 MiB, at
     most 16. More of them cost less per sample, and let the first batch wait longer."""
     max_reject_ratio: float = 0.05
     """Abort when more than this share of the samples could not be used."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt16, UInt32
+from jaxtyping import Int32, Int64, UInt8, UInt16, UInt32
 from numba import njit
 
 from clippo_core.rendering.unifont import GLYPH_PX
@@ -43,6 +43,27 @@ def trim_glyphs(
     first = np.maximum(first_inked - spacing_px, 0)
     end = np.minimum(np.maximum(last_inked + spacing_px, first + min_width_px), GLYPH_PX)
     return first.astype(np.int32), end.astype(np.int32)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def expand_rows(
+    columns: UInt16[np.ndarray, "text_row width_px"],
+    text: Int64[np.ndarray, " text_row"],
+    row: Int64[np.ndarray, " text_row"],
+    background: np.uint8,
+    ink: np.uint8,
+    pixels: UInt8[np.ndarray, "text height_px width_px"],
+) -> None:
+    """Write text rows into canvases, each at its place; what would lie below them is left out."""
+    change = np.uint16(background ^ ink)
+    for i in range(len(columns)):
+        top = row[i] * GLYPH_PX
+        canvas, bits = pixels[text[i]], columns[i]
+        for y in range(min(GLYPH_PX, len(canvas) - top)):
+            line = canvas[top + y]
+            for x in range(len(bits)):
+                line[x] = background ^ (change * ((bits[x] >> y) & 1))
 
 
 @njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, Int32, UInt8, UInt16
 
 from clippo_core.config import RenderConfig
 from clippo_core.errors import RenderError
+from clippo_core.rendering.layout import expand_rows
 from clippo_core.rendering.unifont import GLYPH_PX
 
 if TYPE_CHECKING:
@@ -107,16 +108,12 @@ class TextRasters:
             height_px: how much of each canvas, from the top; None is all of it.
         """
         size = self.config.image_size_px
-        height_px = size if height_px is None else height_px
+        shape = (len(self), size if height_px is None else height_px, size)
+        background, ink = np.uint8(self.config.background), np.uint8(self.config.ink)
+        pixels = np.full(shape, background, np.uint8)
         text, row = self._text_and_row()
-        pixels = np.full((len(self), size, size), self.config.background, np.uint8)
-        # Splitting an axis is a view: what is written to `canvas` lands in `pixels`.
-        num_rows = size // GLYPH_PX
-        canvas = pixels[:, : num_rows * GLYPH_PX].reshape(len(self), num_rows, GLYPH_PX, size)
-        bits = (self.columns[:, None, :] >> np.arange(GLYPH_PX, dtype=np.uint16)[:, None]) & 1
-        values = np.array([self.config.background, self.config.ink], np.uint8)
-        canvas[text, row] = values[bits]
-        return pixels[:, :height_px]
+        expand_rows(self.columns, text, row, background, ink, pixels)
+        return pixels
 
     def to_tensor(
         self, device: torch.device | str = "cpu", *, height_px: int | None = None
@@ -126,6 +123,16 @@ class TextRasters:
         Only the bits travel to the device: about 1 KB per caption.
         """
         # Here, because render workers use this module too and are to stay free of torch.
+        import torch
+
+        if torch.device(device).type == "cpu":
+            return torch.from_numpy(self.to_pixels(height_px=height_px))
+        return self.expand_on(device, height_px=height_px)
+
+    def expand_on(
+        self, device: torch.device | str, *, height_px: int | None = None
+    ) -> torch.Tensor:
+        """`to_tensor` by torch's own operations, as on a GPU."""
         import torch
 
         size = self.config.image_size_px

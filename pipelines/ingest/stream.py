@@ -36,7 +36,8 @@ DATASET = "pairs"
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
 NO_PROGRESS_TIMEOUT_S = 24 * 3600
 #: A block holds the batches of several steps where they are small: up to so many bytes, and steps.
-FULL_BLOCK_BYTES = 32 * 2**20
+#: Ray Data looks every 0.1 s at the tasks that are at work, so short ones leave their cores idle.
+FULL_BLOCK_BYTES = 128 * 2**20
 MAX_STEPS_PER_UNIT = 16
 
 

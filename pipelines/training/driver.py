@@ -32,6 +32,7 @@ from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, take_over
 from pipelines.tracking.mlflow_tracker import (
+    PATIENCE_AT_END_S,
     TRACKED_FILE,
     DataSet,
     RunTracker,
@@ -251,6 +252,10 @@ class RunDriver:
                 bar.update(len(ended))
         while self._record.num_running:
             self._record.follow(self._config.train.steps)
+            time.sleep(_POLL_S / 10)
+        # What is being copied to MLflow could not be removed, and nobody would do so later.
+        deadline = time.monotonic() + PATIENCE_AT_END_S
+        while self._record.checkpoints_in_use and time.monotonic() < deadline:
             time.sleep(_POLL_S / 10)
         self._prune()
 

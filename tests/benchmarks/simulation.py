@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from clippo_core.config import ClippoConfig, RenderConfig
-from cluster.sizing import DEALING_S, TASK_OVERHEAD_S, RendererRate, measure_renderer
+from cluster.sizing import DEALING_S, RendererRate, measure_renderer
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.ingest.stages import StreamSpec
 from pipelines.ingest.stream import steps_per_unit
@@ -87,7 +87,7 @@ def simulate(rate: RendererRate, machines: Machines) -> dict[str, float]:
         machines: that take part.
     """
     gpus, rows = machines.gpus, rate.rows_per_block
-    render_s = rows / rate.rows_per_s + TASK_OVERHEAD_S
+    render_s = rate.task_s(machines.renderers)
     step_s = rows / machines.pairs_per_gpu_s
     send_s = rows * rate.bytes_per_row / machines.link_bytes_per_s
     ahead = BLOCKS_PER_RANK * gpus + machines.renderers
@@ -155,7 +155,7 @@ def main() -> None:
         spec = stream_spec(Path(scratch), gpus, arguments.pairs_per_rank)
         rate = measure_renderer(spec, gpus, steps_per_unit(spec, gpus), seconds=arguments.seconds)
     figures: dict[str, object] = {
-        "one_worker_rows_per_s": rate.rows_per_s_in_ray,
+        "one_worker_rows_per_s": rate.rows_per_s_in_ray(1),
         "rows_per_block": rate.rows_per_block,
         "mb_per_block": rate.rows_per_block * rate.bytes_per_row / 1e6,
     }

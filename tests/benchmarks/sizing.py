@@ -140,7 +140,6 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
         for workers in WORKERS:
             measured[workers].append(measure(spec, workers, seconds).rows_per_s)
             loaded[workers].append(rows_per_s_of_data_loader(spec, workers, seconds))
-    one = statistics.median(rate.rows_per_s_in_ray for rate in rates)
     figures = {
         "rows_per_block": float(rates[0].rows_per_block),
         "plain_rows_per_s": statistics.median(rate.rows_per_s for rate in rates),
@@ -148,10 +147,11 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     }
     for workers in WORKERS:
         found = statistics.median(measured[workers])
+        predicted = statistics.median(rate.rows_per_s_in_ray(workers) for rate in rates)
         figures |= {
-            f"predicted_rows_per_s_{workers}": one * workers,
+            f"predicted_rows_per_s_{workers}": predicted,
             f"measured_rows_per_s_{workers}": found,
-            f"measured_over_predicted_{workers}": found / (one * workers),
+            f"measured_over_predicted_{workers}": found / predicted,
             f"data_loader_rows_per_s_{workers}": statistics.median(loaded[workers]),
         }
     figures["measured_over_plain"] = figures["measured_rows_per_s_1"] / figures["plain_rows_per_s"]

@@ -8,7 +8,14 @@ import pytest
 
 from clippo_core.codec import to_json
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
-from cluster.sizing import TASK_OVERHEAD_S, RendererRate, main, predict
+from cluster.sizing import (
+    BETWEEN_TASKS_S,
+    BYTE_S,
+    TASK_OVERHEAD_S,
+    RendererRate,
+    main,
+    predict,
+)
 from pipelines.schema import DataConfig, RunConfig, TrainConfig
 from tests.integration.colours import colour_samples, write_samples
 
@@ -17,15 +24,17 @@ RATE = RendererRate(rows_per_s=500.0, rows_per_block=1000, bytes_per_row=20_000,
 
 def test_eight_gpus_need_eight_times_what_one_needs():
     one, eight = (predict(RATE, gpus=n, pairs_per_gpu_s=1000.0) for n in (1, 8))
-    # 1000 rows take 2 s and the task's overhead: 498 rows/s.
-    assert (one.renderers, eight.renderers) == (3, 17)
+    # 1000 rows take 2 s, 0.025 s to be handed over, and 0.15 s until the next task: 460 rows/s.
+    assert (one.renderers, eight.renderers) == (3, 18)
     assert eight.bytes_per_s == 8000 * 20_000
     assert eight.blocks_per_s == 8.0
 
 
 def test_small_blocks_are_dear():
     small = dataclasses.replace(RATE, rows_per_block=4)
-    assert small.rows_per_s_in_ray == pytest.approx(4 / (4 / 500 + TASK_OVERHEAD_S))
+    task_s = 4 / 500 + TASK_OVERHEAD_S + BYTE_S * 80_000
+    assert small.rows_per_s_in_ray(1) == pytest.approx(4 / task_s)
+    assert small.rows_per_s_in_ray(2) == pytest.approx(2 * 4 / (task_s + BETWEEN_TASKS_S))
 
 
 @pytest.mark.parametrize("text_input", ["pixels", "tokens_two_towers"])

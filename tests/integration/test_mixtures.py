@@ -92,7 +92,7 @@ def test_pairs_are_what_their_kind_says(make_config, colours, documents, verses)
     sample = RawSample("k", None, ["a", "", None, "b", "c"])
     pairs = {
         kind: {
-            outcome[1:]
+            (outcome.left, outcome.caption)
             for outcome in prepare_samples(
                 spec, renderer, [Visit(sample, kind, draw) for draw in range(60)]
             )

@@ -51,7 +51,7 @@ def test_every_pixel_equals_the_reference(case: dict[str, Any]):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["key"])
 def test_every_pixel_expanded_by_torch_equals_the_reference(case: dict[str, Any]):
     renderer = renderer_of(case)
-    pixels = renderer.render_batch(case["texts"]).to_tensor("cpu").numpy()
+    pixels = renderer.render_batch(case["texts"]).expand_on("cpu").numpy()
     np.testing.assert_array_equal(pixels, expected_pixels(case, renderer.config))
 
 

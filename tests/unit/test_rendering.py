@@ -77,10 +77,11 @@ def test_any_text_under_any_settings_equals_the_slow_drawing(text: str, config: 
 @given(texts=st.lists(st.text(max_size=40), max_size=12))
 def test_numpy_and_torch_expand_to_the_same_pixels(renderer, texts: list[str]):
     rasters = renderer.render_batch(texts)
-    np.testing.assert_array_equal(rasters.to_tensor().numpy(), rasters.to_pixels())
-    np.testing.assert_array_equal(
-        rasters.to_tensor(height_px=24).numpy(), rasters.to_pixels(height_px=24)
-    )
+    for height_px in (None, 24):
+        expected = rasters.to_pixels(height_px=height_px)
+        for expand in (rasters.to_tensor, rasters.expand_on):
+            found = expand("cpu", height_px=height_px)
+            np.testing.assert_array_equal(found.numpy(), expected)
 
 
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=10), data=st.data())

@@ -65,11 +65,17 @@ class S3Server:
     def _answer(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
         if f"Credential={KEY_ID}/" not in environ.get("HTTP_AUTHORIZATION", ""):
-            respond("403 Forbidden", [("Content-Type", "application/xml")])
-            return [_WRONG_KEY]
+            return _refuse(environ, respond, "403 Forbidden", _WRONG_KEY)
         if self.mood == "busy" and next(self._counter) % 3 == 0:
-            respond("503 Slow Down", [("Content-Type", "application/xml")])
-            return [_BUSY]
+            return _refuse(environ, respond, "503 Slow Down", _BUSY)
         if self.mood == "slow":
             time.sleep(0.3)
         return self._app(environ, respond)
+
+
+def _refuse(
+    environ: dict[str, Any], respond: Callable[..., Any], status: str, body: bytes
+) -> Iterable[bytes]:
+    respond(status, [("Content-Type", "application/xml")])
+    # With a body, the answer to HEAD is a broken one, if the client comes to see it.
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
