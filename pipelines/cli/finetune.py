@@ -16,11 +16,12 @@ from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
 from pipelines.checkpoints import fetched, whole_checkpoints
 from pipelines.cli.configs import parse, take_first
+from pipelines.cli.dry_run import print_plan
 from pipelines.ingest.manifest import is_prepared
 from pipelines.ingest.prepare.registry import prepare_missing
 from pipelines.ingest.sources import locate_source
 from pipelines.presets import finetune_text, finetune_vqa
-from pipelines.resolve import derive, resolve, validate
+from pipelines.resolve import resolve
 from pipelines.schema import FinetuneConfig, RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.registered_models import find_model, is_registered
@@ -61,11 +62,7 @@ def run(argv: list[str]) -> None:
         return
     resolved = resolve(config)
     if arguments.dry_run:
-        rejected = validate(resolved)
-        for key, value in derive(resolved).items():
-            print(f"{key}: {value}")
-        print(f"rejected among the first samples: {rejected}")
-        print(f"would train in {resolved.run.uri}")
+        print_plan(resolved)
         return
     from pipelines.cli.summary import print_summary
     from pipelines.training.driver import train

@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from pipelines.cli.configs import load_base, parse, take_first
+from pipelines.cli.dry_run import print_plan
 from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.resolve import derive, resolve, validate
+from pipelines.resolve import resolve
 from pipelines.schema import RunConfig
 
 
@@ -32,11 +33,7 @@ def run(argv: list[str]) -> None:
     prepare_missing([*arguments.config.data.sources, *evaluated])
     resolved = resolve(arguments.config)
     if arguments.dry_run:
-        rejected = validate(resolved)
-        for key, value in derive(resolved).items():
-            print(f"{key}: {value}")
-        print(f"rejected among the first samples: {rejected}")
-        print(f"would train in {resolved.run.uri}")
+        print_plan(resolved)
         return
     # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
     from pipelines.cli.summary import print_summary
