@@ -12,11 +12,8 @@ from jaxtyping import Float32
 
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import PairModel
-from clippo_core.rendering.pairs import PAIR_SEPARATOR, join_pairs
 from clippo_core.rendering.unifont import GLYPH_PX
 from clippo_core.vocabulary import END_ID, PreparedTexts, TokenTexts
-
-__all__ = ["PAIR_SEPARATOR", "join_pairs", "share_full", "text_similarities"]
 
 
 def share_full(texts: PreparedTexts) -> float:

@@ -120,10 +120,10 @@ def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
     folder = Location.of(config.storage.root) / config.storage.run
     if (folder / RUN_FILE).exists():
         raise ConfigError(f"{folder.uri} is a run, not a sweep; name another with --storage.run")
+    sources = [open_source(locate_source(name).uri) for name in config.data.sources]
     parts = [
-        split_source(open_source(locate_source(source).uri), folder / "data" / str(number), share)
-        for number, source in enumerate(config.data.sources)
-        for share in (settings.held_out_share,)
+        split_source(source, folder / "data" / str(number), settings.held_out_share)
+        for number, source in enumerate(sources)
     ]
     configs = [_trial_config(config, folder, parts, rate) for rate in settings.learning_rates]
     for trial in configs:

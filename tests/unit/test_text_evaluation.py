@@ -20,10 +20,11 @@ from clippo_core.evaluation.glue import (
 from clippo_core.evaluation.prompts import TEMPLATES
 from clippo_core.evaluation.sequence_length import count_patches, sequence_lengths
 from clippo_core.evaluation.text_classification import classify_texts
-from clippo_core.evaluation.text_pairs import join_pairs, share_full, text_similarities
+from clippo_core.evaluation.text_pairs import share_full, text_similarities
 from clippo_core.evaluation.uncertainty import bootstrap_interval, proportion_interval
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
+from clippo_core.rendering.pairs import join_pairs
 
 
 def test_classification_metrics_are_those_of_the_counts():
