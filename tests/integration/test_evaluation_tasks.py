@@ -17,6 +17,7 @@ from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
+from clippo_core.rendering import TextRenderer
 from pipelines.evaluating.registry import EVALUATIONS, WITHOUT_DATA
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
 from pipelines.evaluating.tasks import Benchmark
@@ -190,6 +191,13 @@ def test_translations_that_look_alike_are_found(trained, tmp_path):
         EVALUATIONS["bitext_retrieval"](trained, source, OPTIONS)
 
 
+def inked_patches(text: str) -> int:
+    """Of a text of one row: the patches, 16 px wide, in which a pixel is ink."""
+    renderer = TextRenderer(RenderConfig(image_size_px=1024))
+    row = renderer.render(text)[:16, :, 0]
+    return sum((row[:, x : x + 16] == 0).any() for x in range(0, 1024, 16))
+
+
 def test_lengths_are_measured_on_other_texts_than_the_vocabulary(trained, tmp_path):
     generator = np.random.default_rng(0)
     english = ["all", "human", "beings", "are", "born", "free", "and", "equal", "in", "dignity"]
@@ -203,9 +211,9 @@ def test_lengths_are_measured_on_other_texts_than_the_vocabulary(trained, tmp_pa
     per_language = result.details["per_language"]
     assert per_language["en"]["texts"] == 20, "every other one trains the vocabulary"
     assert per_language["zh"]["bytes"] == pytest.approx(3 * per_language["zh"]["characters"])
-    # Glyphs of at most 16 columns, some with less ink.
-    patches, characters = (per_language["zh"][name] for name in ("patches", "characters"))
-    assert 0.8 * characters < patches < characters
+    assert per_language["zh"]["patches"] == np.mean(
+        [inked_patches(sample.captions[1]) for sample in samples[::2]]
+    )
     assert result.metrics["patches_per_byte"] < 1
     assert result.pictures["lengths"].shape[1] > 600
     with pytest.raises(SampleError, match="needs two or more"):
