@@ -36,6 +36,8 @@ TASK_OVERHEAD_S, BYTE_S = 0.008, 0.85e-9
 #: Where several tasks are at work Ray Data looks every 0.1 s which of them have ended, and each has
 #: to be looked at twice before the next one starts.
 BETWEEN_TASKS_S = 0.15
+#: CPU time of a row in all other processes: the one that takes the batches, and Ray's own.
+ELSEWHERE_S = 0.00009
 #: Of the one process that deals the blocks out, for a block.
 DEALING_S = 0.016
 
@@ -71,15 +73,23 @@ class RendererRate:
     bytes_per_row: float
     cpu_share: float
 
-    def task_s(self, workers: int) -> float:
-        """Of one of so many workers in Ray, from a task's start to the next one's."""
+    def task_s(self, workers: int, *, cores: int | None = None) -> float:
+        """Of one of so many workers in Ray, from a task's start to the next one's.
+
+        Args:
+            workers: at work.
+            cores: that they share with the process that takes the batches and with Ray's own; None:
+                each worker has one to itself.
+        """
         handed_over_s = TASK_OVERHEAD_S + BYTE_S * self.rows_per_block * self.bytes_per_row
         waits_s = BETWEEN_TASKS_S if workers > 1 else 0.0
-        return self.rows_per_block / self.rows_per_s + handed_over_s + waits_s
+        is_shared = cores is not None and workers >= cores
+        elsewhere_s = ELSEWHERE_S * self.rows_per_block if is_shared else 0.0
+        return self.rows_per_block / self.rows_per_s + handed_over_s + waits_s + elsewhere_s
 
-    def rows_per_s_in_ray(self, workers: int) -> float:
-        """Of so many workers in Ray together, each on a core of its own."""
-        return workers * self.rows_per_block / self.task_s(workers)
+    def rows_per_s_in_ray(self, workers: int, *, cores: int | None = None) -> float:
+        """Of so many workers in Ray together; `cores` as in `task_s`."""
+        return workers * self.rows_per_block / self.task_s(workers, cores=cores)
 
 
 def measure_renderer(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clippo_core.checkpoints.native import CONFIG_FILE
+from clippo_core.checkpoint_files import CONFIG_FILE
 from clippo_core.errors import CheckpointError
 from pipelines.storage import Location, storage_errors
 

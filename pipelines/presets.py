@@ -17,7 +17,7 @@ from clippo_core.config import (
     VitConfig,
 )
 from clippo_core.errors import ConfigError
-from clippo_core.modeling.sizes import vit_config
+from clippo_core.sizes import vit_config
 from pipelines.schema import (
     DataConfig,
     EvaluationConfig,

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import ray
 
 from clippo_core.errors import ConfigError, StorageError
+from pipelines.schema import RunConfig
+
+T = TypeVar("T")
 
 #: Ray's chatter, and what it would send home. Set before Ray starts; a person's own values stay.
 _QUIET = {
@@ -66,6 +71,31 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def needed_cpus(config: RunConfig) -> float:
+    """CPUs that Ray on this machine must declare for the run not to wait for ever."""
+    scaling = config.scaling
+    evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
+    renderers = scaling.min_renderers * scaling.renderer_cpus
+    return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
+
+
+@contextmanager
+def session_beside(work: Callable[[], T], *, cpus: float) -> Iterator[T]:
+    """A session that waits for nodes, started while `work` goes on in a thread.
+
+    Args:
+        work: imports and checks that take as long as Ray's start; its errors are raised here.
+        cpus: as `ray_session` has them.
+
+    Yields:
+        What `work` returned.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        with ray_session(cpus=cpus, may_wait=True):
+            yield result.result()
 
 
 def _init(address: str | None, cpus: float) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from clippo_core import modeling
+from clippo_core.checkpoint_files import FONT_FILE, VOCABULARY_FILE
 from clippo_core.checkpoints import load_checkpoint, read_classifier
-from clippo_core.checkpoints.native import FONT_FILE, VOCABULARY_FILE
 from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClassifierConfig, ClippoConfig, RenderConfig, TextInput
 from clippo_core.errors import CheckpointError, ConfigError, SampleError

@@ -28,6 +28,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from clippo_core.checkpoint_files import (
+    CONFIG_FILE,
+    FONT_FILE,
+    MOMENTS_FILE,
+    STATE_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+)
 from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import CheckpointError, ConfigError
@@ -38,12 +46,6 @@ from clippo_core.vocabulary import Vocabulary
 
 FORMAT = "clippo"
 FORMAT_VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-FONT_FILE = "font.glyphs.xz"
-VOCABULARY_FILE = "vocabulary.model"
-STATE_FILE = "train_state.json"
-MOMENTS_FILE = "train_state.safetensors"
 
 
 @dataclass(frozen=True)

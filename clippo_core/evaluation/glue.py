@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy import stats
-from sklearn import metrics
 
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval
@@ -23,34 +22,43 @@ Metric = Callable[[Shaped[np.ndarray, " sample"], Shaped[np.ndarray, " sample"]]
 
 def accuracy(predictions: Labels, labels: Labels) -> float:
     """Share of predictions that are right."""
-    return float(metrics.accuracy_score(labels, predictions))
+    return float(_sklearn_metrics().accuracy_score(labels, predictions))
 
 
 def f1(predictions: Labels, labels: Labels) -> float:
     """Harmonic mean of precision and recall of class 1; 0 where nothing of it is predicted."""
-    return float(metrics.f1_score(labels, predictions, zero_division=0.0))
+    return float(_sklearn_metrics().f1_score(labels, predictions, zero_division=0.0))
 
 
 def matthews(predictions: Labels, labels: Labels) -> float:
     """Matthews' correlation, from -1 to 1; 0 where all predictions are the same."""
-    return float(metrics.matthews_corrcoef(labels, predictions))
+    return float(_sklearn_metrics().matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Scores, scores: Scores) -> float:
     """Linear correlation; 0 where all predictions, or all scores, are the same."""
-    return _correlation(stats.pearsonr, predictions, scores)
+    return _correlation("pearsonr", predictions, scores)
 
 
 def spearman(predictions: Scores, scores: Scores) -> float:
     """Correlation of ranks; 0 where all predictions, or all scores, are the same."""
-    return _correlation(stats.spearmanr, predictions, scores)
+    return _correlation("spearmanr", predictions, scores)
 
 
-def _correlation(of: Callable[..., tuple[float, float]], one: Scores, other: Scores) -> float:
+def _sklearn_metrics() -> Any:
+    # Half a second, which whoever only names the metrics does without.
+    from sklearn import metrics
+
+    return metrics
+
+
+def _correlation(name: str, one: Scores, other: Scores) -> float:
+    from scipy import stats
+
     # SciPy warns and gives NaN for what cannot be told: a constant goes with nothing.
     if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
-    return float(of(one, other)[0])
+    return float(getattr(stats, name)(one, other)[0])
 
 
 @dataclass(frozen=True, kw_only=True)

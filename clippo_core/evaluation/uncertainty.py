@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from scipy import stats
 
 from clippo_core.errors import ConfigError
 
@@ -26,6 +25,9 @@ def proportion_interval(proportion: float, count: int) -> Interval:
     """
     if count < 1:
         raise ConfigError("no samples; a share of nothing has no interval")
+    # Takes longer to import than all else that a driver needs of this module.
+    from scipy import stats
+
     test = stats.binomtest(round(proportion * count), count)
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)

@@ -4,8 +4,8 @@ from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.making import make_model
 from clippo_core.modeling.pair_model import PairModel
-from clippo_core.modeling.sizes import SIZES, vit_config
 from clippo_core.modeling.vit import VisionTransformer
+from clippo_core.sizes import SIZES, vit_config
 
 __all__ = [
     "SIZES",

@@ -10,8 +10,8 @@ from typing import Annotated, get_args
 
 import tyro
 
+from clippo_core.checkpoint_files import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.checkpoints.native import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
 from pipelines.checkpoints import fetched, whole_checkpoints

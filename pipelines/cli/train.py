@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.cli.dry_run import print_plan
 from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.resolve import resolve
 from pipelines.schema import RunConfig
 
 
@@ -31,13 +31,30 @@ def run(argv: list[str]) -> None:
     arguments = parse(TrainArguments, rest, command="train", default=default)
     evaluated = [task.partition(":")[2] for task in arguments.config.evaluation.tasks]
     prepare_missing([*arguments.config.data.sources, *evaluated])
-    resolved = resolve(arguments.config)
+    # Here, because Ray and torch take seconds to import and a wrong flag should be told of at once.
     if arguments.dry_run:
-        print_plan(resolved)
+        from pipelines.cli.dry_run import print_plan
+        from pipelines.resolve import resolve
+
+        print_plan(resolve(arguments.config))
         return
-    # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
+    from pipelines.ray_session import needed_cpus, session_beside
+
+    load = functools.partial(_load, arguments.config)
+    with session_beside(load, cpus=needed_cpus(arguments.config)) as finish:
+        finish()
+
+
+def _load(config: RunConfig) -> Callable[[], None]:
+    """Import what trains, and check the config; what is left to do."""
     from pipelines.cli.summary import print_summary
+    from pipelines.resolve import resolve
     from pipelines.training.driver import train
 
-    print(f"run {resolved.run.uri}")
-    print_summary(train(resolved))
+    resolved = resolve(config)
+
+    def finish() -> None:
+        print(f"run {resolved.run.uri}")
+        print_summary(train(resolved))
+
+    return finish

@@ -26,8 +26,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from clippo_core.checkpoint_files import STATE_FILE
 from clippo_core.checkpoints import load_checkpoint, model_identity
-from clippo_core.checkpoints.native import STATE_FILE
 from clippo_core.errors import ConfigError, StorageError
 from clippo_core.evaluation.text_pairs import share_full
 from clippo_core.images import decode_image, decode_thumbnail

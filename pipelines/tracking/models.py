@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import clippo_core
-from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
+from clippo_core.checkpoint_files import MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig
 from pipelines.checkpoints import checkpoint_step, fetched
 from pipelines.storage import Location

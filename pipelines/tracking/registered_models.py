@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from clippo_core.checkpoints.native import CONFIG_FILE, FORMAT
+from clippo_core.checkpoint_files import CONFIG_FILE
+from clippo_core.checkpoints.native import FORMAT
 from clippo_core.errors import CheckpointError
 from pipelines.checkpoints import find_checkpoint
 from pipelines.resolve import tracking_uri

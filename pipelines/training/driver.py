@@ -27,7 +27,7 @@ from pipelines.evaluating.tasks import EvaluationReport, EvaluationTasks
 from pipelines.ingest.stream import batch_bytes, steps_per_unit
 from pipelines.placement import ClusterWatch, await_capacity
 from pipelines.progress import progress
-from pipelines.ray_session import ray_session
+from pipelines.ray_session import needed_cpus, ray_session
 from pipelines.resolve import RUN_FILE, ResolvedRun, derive, flatten, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import Location, take_over
@@ -42,10 +42,11 @@ from pipelines.tracking.mlflow_tracker import (
 from pipelines.tracking.origin import run_tags
 from pipelines.tracking.record import RunRecord
 from pipelines.training.bottleneck import StreamFigures, verdict
+from pipelines.training.job import WorkerJob
 from pipelines.training.monitor import Progress, start_monitor
 from pipelines.training.trainer import make_trainer
 from pipelines.training.vocabulary import with_vocabulary
-from pipelines.training.worker import HOPELESS, WorkerJob, spool_path
+from pipelines.training.worker import HOPELESS, spool_path
 
 _POLL_S = 0.5
 
@@ -101,14 +102,6 @@ def train(
         tracker = _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {})
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return RunDriver(resolved, tracker, attempt, watch).run()
-
-
-def needed_cpus(config: RunConfig) -> float:
-    """CPUs that Ray on this machine must declare for the run not to wait for ever."""
-    scaling = config.scaling
-    evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
-    renderers = scaling.min_renderers * scaling.renderer_cpus
-    return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
 
 
 def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:

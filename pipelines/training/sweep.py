@@ -28,12 +28,12 @@ from pipelines.evaluating.tasks import Benchmark
 from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.ingest.prepare.splits import is_held_out
 from pipelines.ingest.sources import Source, locate_source, open_source
-from pipelines.ray_session import ray_session
+from pipelines.ray_session import needed_cpus, ray_session
 from pipelines.resolve import RUN_FILE, read_run_config, resolve, tracking_uri, validate
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
 from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
-from pipelines.training.driver import StoppedError, needed_cpus, train
+from pipelines.training.driver import StoppedError, train
 from pipelines.training.sweep_settings import SweepSettings
 
 #: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.

@@ -10,16 +10,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.preemption import _get_draining_nodes
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.ingest.stream import (
-    DATASET,
-    StreamRange,
-    execution_options,
-    steps_per_unit,
-    stream_dataset,
-)
+from pipelines.ingest.stream import DATASET
 from pipelines.placement import Placement
-from pipelines.training.worker import WorkerJob, train_on_rank
+from pipelines.training.job import StreamDataConfig, WorkerJob
+from pipelines.training.worker import train_on_rank
 
 #: How often a run that could use more ranks looks for them. A resize restarts the ranks from the
 #: last checkpoint, so that it should not happen for every node of many that come.
@@ -64,39 +58,6 @@ def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
     if is_elastic:
         return _ElasticTrainer(train_on_rank, config.train.global_batch_size, **settings)
     return TorchTrainer(train_on_rank, **settings)
-
-
-class StreamDataConfig(ray.train.DataConfig):
-    """Makes the stream at each start of the ranks: from where they are, for all of them."""
-
-    def __init__(self, job: WorkerJob, placement: Placement) -> None:
-        """Of one attempt."""
-        super().__init__(execution_options=execution_options(placement.renderer))
-        self._job, self._placement = job, placement
-
-    def configure(
-        self,
-        datasets: Any,  # noqa: ARG002 - a stand-in
-        world_size: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Ray's hook; called anew for each group of ranks."""
-        job, config = self._job, self._job.config
-        whole = whole_checkpoints(job.run)
-        steps = StreamRange(
-            whole[-1][0] if whole else 0,
-            config.train.steps,
-            world_size,
-            steps_per_unit=steps_per_unit(
-                job.stream, world_size, wanted=config.data.steps_per_task
-            ),
-        )
-        renderer = self._placement.renderer
-        dataset = stream_dataset(
-            job.stream, steps, config.scaling, selector=renderer, beside_ranks=renderer is None
-        )
-        return super().configure({DATASET: dataset}, world_size, *args, **kwargs)
 
 
 class _ElasticTrainer(TorchTrainer):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
+from clippo_core.checkpoint_files import VOCABULARY_FILE
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.checkpoints.native import VOCABULARY_FILE
 from clippo_core.errors import ConfigError
 from clippo_core.rejected import Rejected
 from clippo_core.vocabulary import Vocabulary, train_vocabulary

@@ -19,7 +19,6 @@ import ray.train
 import ray.train.torch
 import torch
 
-from clippo_core.config import ClassifierConfig
 from clippo_core.errors import (
     CheckpointError,
     ClippoError,
@@ -42,7 +41,6 @@ from pipelines.checkpoints import (
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import (
     PreparedBatch,
-    StreamSpec,
     as_drawn,
     open_renderer,
     open_vocabulary,
@@ -56,7 +54,6 @@ from pipelines.storage import (
     SupersededError,
     check_owner,
 )
-from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.tracking.step_logger import StepLogger
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.collectives import (
@@ -69,6 +66,7 @@ from pipelines.training.collectives import (
     whole_tensor,
 )
 from pipelines.training.gauges import Gauges, shares_of_sources
+from pipelines.training.job import WorkerJob
 from pipelines.training.monitor import MonitorClient
 
 #: Below this many samples a few bad ones are no verdict on the data.
@@ -80,20 +78,6 @@ PREEMPTION_POLL_S = 2.0
 RECENT_BATCHES = 32
 #: Steps over which the mean loss is taken when judging whether training diverges.
 DIVERGENCE_WINDOW = 50
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """What the driver gives to every rank."""
-
-    config: RunConfig
-    run: Location
-    attempt: str
-    stream: StreamSpec
-    tracked: TrackedRun
-    monitor: Any
-    classifier: ClassifierConfig | None = None
-    """Of fine-tuning."""
 
 
 @dataclass(frozen=True)

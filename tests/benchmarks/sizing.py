@@ -9,6 +9,7 @@ what a block costs Ray, in CPU time of all its processes: of one step, and of as
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -145,9 +146,12 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
         "plain_rows_per_s": statistics.median(rate.rows_per_s for rate in rates),
         "plain_cpu_share": statistics.median(rate.cpu_share for rate in rates),
     }
+    cores = len(os.sched_getaffinity(0))
     for workers in WORKERS:
         found = statistics.median(measured[workers])
-        predicted = statistics.median(rate.rows_per_s_in_ray(workers) for rate in rates)
+        predicted = statistics.median(
+            rate.rows_per_s_in_ray(workers, cores=cores) for rate in rates
+        )
         figures |= {
             f"predicted_rows_per_s_{workers}": predicted,
             f"measured_rows_per_s_{workers}": found,

@@ -11,6 +11,7 @@ from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from cluster.sizing import (
     BETWEEN_TASKS_S,
     BYTE_S,
+    ELSEWHERE_S,
     TASK_OVERHEAD_S,
     RendererRate,
     main,
@@ -35,6 +36,12 @@ def test_small_blocks_are_dear():
     task_s = 4 / 500 + TASK_OVERHEAD_S + BYTE_S * 80_000
     assert small.rows_per_s_in_ray(1) == pytest.approx(4 / task_s)
     assert small.rows_per_s_in_ray(2) == pytest.approx(2 * 4 / (task_s + BETWEEN_TASKS_S))
+
+
+def test_workers_without_a_free_core_do_the_rest_of_the_work_as_well():
+    alone, shared = (RATE.rows_per_s_in_ray(2, cores=cores) for cores in (3, 2))
+    assert alone == RATE.rows_per_s_in_ray(2)
+    assert 1000 * 2 / shared - 1000 * 2 / alone == pytest.approx(1000 * ELSEWHERE_S)
 
 
 @pytest.mark.parametrize("text_input", ["pixels", "tokens_two_towers"])

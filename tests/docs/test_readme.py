@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -156,31 +159,70 @@ def environment(place: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
+    """Two at a time, each after those before it that name the same data, file or run."""
     shown = commands()
     assert len(shown) > 12
-    for line in shown:
-        words = shlex.split(line)
-        assert words[0] == "python", line
-        if "mlflow" in words:
-            check_server(words, workplace)
-            continue
-        if "serve" in words:
-            check_page(words, workplace)
-            continue
-        if "tests.benchmarks.rendering" in words:
-            continue  # its own test: it may need the network
-        done = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=workplace,
-            env=environment(workplace),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, line
-        made = done.stdout.splitlines()[-1]
-        if words[3] not in ("presets", "show") and "--help" not in words:
-            assert (workplace / made).exists(), f"{line}\n{done.stdout}"
+    two_at_a_time = threading.Semaphore(2)
+    started: list[tuple[set[str], Future[None]]] = []
+
+    def check_after(line: str, before: list[Future[None]]) -> None:
+        for command in before:
+            command.result()
+        with two_at_a_time:
+            check_command(line, workplace)
+
+    with ThreadPoolExecutor(len(shown)) as threads:
+        for line in shown:
+            named = places_of(line)
+            before = [command for others, command in started if overlap(others, named)]
+            # The first run of all makes MLflow's database for the others.
+            runs = [command for others, command in started if names_a_run(others)]
+            before += runs[:1] if names_a_run(named) else []
+            started.append((named, threads.submit(check_after, line, before)))
+    for _, command in started:
+        command.result()
+
+
+def places_of(line: str) -> set[str]:
+    """What a command reads or makes, as far as it says so."""
+    words = shlex.split(line)
+    runs = {f"runs/{word}" for option, word in pairwise(words) if option == "--storage.run"}
+    return runs | set(re.findall(r"\b(?:runs|data)/[\w./]+", line))
+
+
+def overlap(some: set[str], others: set[str]) -> bool:
+    """Whether a place is, or lies in, one of the others."""
+    pairs = [(f"{one}/", f"{other}/") for one in some for other in others]
+    return any(one.startswith(other) or other.startswith(one) for one, other in pairs)
+
+
+def names_a_run(places: set[str]) -> bool:
+    return any(place.startswith("runs/") for place in places)
+
+
+def check_command(line: str, place: Path) -> None:
+    words = shlex.split(line)
+    assert words[0] == "python", line
+    if "mlflow" in words:
+        check_server(words, place)
+        return
+    if "serve" in words:
+        check_page(words, place)
+        return
+    if "tests.benchmarks.rendering" in words:
+        return  # its own test: it may need the network
+    done = subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, line
+    made = done.stdout.splitlines()[-1]
+    if words[3] not in ("presets", "show") and "--help" not in words:
+        assert (place / made).exists(), f"{line}\n{done.stdout}"
 
 
 def check_page(words: list[str], place: Path) -> None:

@@ -32,7 +32,13 @@ from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from cluster.job import _begun_run
 from pipelines.checkpoints import whole_checkpoints
 from pipelines.cli import main
-from pipelines.cli.finetune import base_config, completed, model_of
+from pipelines.cli.finetune import (
+    base_config,
+    completed,
+    model_of,
+    read_arguments,
+    with_own_start,
+)
 from pipelines.evaluating.registry import EVALUATIONS
 from pipelines.evaluating.results import EvaluationOptions
 from pipelines.evaluating.stored import file_name, stored_report, write_report
@@ -45,6 +51,8 @@ from pipelines.resolve import read_run_config, resolve, validate
 from pipelines.schema import DataConfig, RunConfig, ScalingConfig, StorageConfig, TrackingConfig
 from pipelines.storage import Location, read_json_lines
 from pipelines.tracking.batch_pictures import draw_batch
+from pipelines.tracking.mlflow_tracker import connect
+from pipelines.tracking.models import write_model
 from pipelines.training.driver import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
 from pipelines.training.sweep_settings import SweepSettings
@@ -415,6 +423,28 @@ def test_a_job_that_is_tried_again_goes_on_with_its_run(undisturbed, place):
     assert begun.train.init_from == str(place / "base")
     assert _begun_run([*words, "--storage.run", "another"]) is None
     assert _begun_run(words) is None
+
+
+def test_a_registered_model_is_copied_into_the_run_that_starts_from_it(
+    place, tmp_path, monkeypatch
+):
+    """It is on this disk while a command lasts; a later `resume` needs it, too."""
+    uri, config = f"sqlite:///{tmp_path}/mlflow.db", load_checkpoint(place / "base").config
+    write_model(tmp_path / "model", place / "base", config, run_id="r", model_id="m")
+    client = connect(uri)
+    client.create_registered_model("words")
+    version = client.create_model_version("words", str(tmp_path / "model")).version
+    client.set_registered_model_alias("words", "champion", version)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    words = ["text_classification", "--checkpoint", "models:/words@champion"]
+    words += ["--data.sources", str(place / "words"), "--storage.root", str(tmp_path)]
+    arguments, found = read_arguments([*words, "--storage.run", "tuned"])
+    started = with_own_start(found, str(arguments.checkpoint))
+    assert started.train.init_from == str(tmp_path / "tuned" / "start")
+    resolved = resolve(started)
+    assert validate(resolved) == {"words-train": 0}
+    kept, base = (load_checkpoint(path) for path in (tmp_path / "tuned/start", place / "base"))
+    np.testing.assert_array_equal(kept.encode_texts(["wolf"]), base.encode_texts(["wolf"]))
 
 
 def test_dry_run_says_what_would_be_done(place, capsys):

@@ -1,6 +1,6 @@
 """Whatever is killed, whenever, with any number of workers: the samples of each step are the same.
 
-CLIPPO_KILLS=N tries N random cases instead of the few that every test run makes.
+CLIPPO_KILLS=N tries N cases instead of the one that every test run makes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tests.integration.processes import start_command, wait_for_checkpoint
 
 #: Long enough for the victim to be at work when the kill comes; rendering runs ahead of training.
 STEPS = {"renderer": 400, "rank": 240, "driver": 240}
-#: (victim, renderers, ranks) that every run of the tests makes; further ones are drawn.
+#: (victim, renderers, ranks) that come first; further ones are drawn. Every run of the tests makes
+#: the first one: killed ranks and drivers are in test_training.py as well.
 CASES = [("renderer", 2, 1), ("rank", 1, 2), ("driver", 4, 2)]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def cases() -> list[tuple[str, int, int]]:
-    count = int(os.environ.get("CLIPPO_KILLS", len(CASES)))
+    count = int(os.environ.get("CLIPPO_KILLS", "1"))
     draw = random.Random(0)
     drawn = [
         (draw.choice(["renderer", "rank", "driver"]), draw.choice([1, 2, 4]), draw.choice([1, 2]))

@@ -21,8 +21,8 @@ from clippo_core.errors import CheckpointError, ConfigError, RenderError, Sample
 from clippo_core.evaluation.sequence_length import sequence_lengths
 from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.baselines import Baseline, count_parameters
-from clippo_core.modeling.sizes import vit_config
 from clippo_core.rendering import TextRenderer
+from clippo_core.sizes import vit_config
 from clippo_core.training.step import PairBatch, Shard, StepMemory, accumulate_gradients
 from clippo_core.vocabulary import (
     END_ID,
