@@ -10,19 +10,39 @@ from __future__ import annotations
 from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8, UInt16, UInt32
+from jaxtyping import Bool, Int32, Int64, UInt8, UInt16, UInt32
 from numba import njit
 
 from clippo_core.rendering.unifont import GLYPH_PX
 
 
 class TrimmedGlyphs(NamedTuple):
-    """A glyph table with the columns that each glyph keeps; what the compiled loop reads."""
+    """A glyph table without the columns that glyphs do not keep; what the compiled loop reads.
+
+    Attributes:
+        by_codepoint: the glyph of a code point.
+        columns: that a glyph keeps, from the left; blank from its advance on.
+        advance: of a glyph, in pixels: how many columns it keeps.
+        is_inked: whether there is anything to see.
+    """
 
     by_codepoint: Int32[np.ndarray, " codepoint"]
     columns: UInt16[np.ndarray, "glyph 16"]
-    first: Int32[np.ndarray, " glyph"]
-    end: Int32[np.ndarray, " glyph"]
+    advance: Int32[np.ndarray, " glyph"]
+    is_inked: Bool[np.ndarray, " glyph"]
+
+    @staticmethod
+    def of(
+        by_codepoint: Int32[np.ndarray, " codepoint"],
+        columns: UInt16[np.ndarray, "glyph 16"],
+        first: Int32[np.ndarray, " glyph"],
+        end: Int32[np.ndarray, " glyph"],
+    ) -> TrimmedGlyphs:
+        """Keep the columns from `first` to before `end` of each glyph."""
+        source = first[:, None] + np.arange(GLYPH_PX, dtype=np.int32)
+        taken = np.take_along_axis(columns, np.minimum(source, GLYPH_PX - 1), axis=1)
+        kept = np.where(source < end[:, None], taken, np.uint16(0))
+        return TrimmedGlyphs(by_codepoint, kept, end - first, kept.any(axis=1))
 
 
 def trim_glyphs(
@@ -85,7 +105,7 @@ def _find_glyphs(
             codepoint = 0xFFFD
         glyph = glyphs.by_codepoint[codepoint]
         found[i] = glyph
-        widest = max(widest, glyphs.end[glyph] - glyphs.first[glyph])
+        widest = max(widest, glyphs.advance[glyph])
     return widest
 
 
@@ -95,26 +115,31 @@ def _draw(
     found: Int32[np.ndarray, " character"],
     glyphs: TrimmedGlyphs,
     usable_px: int,
+    max_rows: int,
     rows: UInt16[np.ndarray, "text_row width_px"],
+    first_row: int,
 ) -> int:
-    """Copy the glyphs' columns into blank `rows`; return the rows up to the last inked one."""
-    advance, current_row, x, num_inked = 0, 0, 0, 0
+    """Copy the glyphs' columns into blank `rows`; return the rows up to the last inked one.
+
+    Whole glyphs are copied, as one move of 32 bytes: of each only its advance stays, since the next
+    one is written over its blank rest, or that rest lies at the beginning of a row to come.
+    """
+    pixels, width_px = rows.reshape(-1), rows.shape[1]
+    at, row, row_ends_at, num_inked = first_row * width_px, 0, usable_px, 0
+    advance = 0
     for i in range(len(found)):
         glyph = found[i]
-        first, end = glyphs.first[glyph], glyphs.end[glyph]
-        advance += end - first
-        row = advance // usable_px
-        if row >= len(rows):
-            break
-        if row != current_row:
-            current_row, x = row, 0
-        ink = 0
-        for column in range(first, end):
-            bits = glyphs.columns[glyph, column]
-            rows[row, x] = bits
-            ink |= bits
-            x += 1
-        if ink:
+        advance += glyphs.advance[glyph]
+        if advance >= row_ends_at:
+            while advance >= row_ends_at:
+                row, row_ends_at = row + 1, row_ends_at + usable_px
+            if row >= max_rows:
+                break
+            at = (first_row + row) * width_px
+        for column in range(GLYPH_PX):
+            pixels[at + column] = glyphs.columns[glyph, column]
+        at += glyphs.advance[glyph]
+        if glyphs.is_inked[glyph]:
             num_inked = row + 1
     return num_inked
 
@@ -147,17 +172,18 @@ def set_texts(
     """
     num_texts, max_rows = len(text_offsets) - 1, canvas_px // GLYPH_PX
     row_offsets = np.zeros(num_texts + 1, np.int32)
-    rows = np.zeros((2 * num_texts + max_rows, canvas_px), np.uint16)
+    # One row more than there can be, for the blank rest of the last glyph.
+    rows = np.zeros((2 * num_texts + max_rows + 1, canvas_px), np.uint16)
     found = np.empty(len(codepoints), np.int32)
     for text in range(num_texts):
         start, stop = text_offsets[text], text_offsets[text + 1]
         used = row_offsets[text]
-        if used + max_rows > len(rows):
+        if used + max_rows >= len(rows):
             grown = np.zeros((2 * len(rows) + max_rows, canvas_px), np.uint16)
             grown[:used] = rows[:used]
             rows = grown
         widest = _find_glyphs(codepoints[start:stop], glyphs, lowercase, found[start:stop])
-        canvas = rows[used : used + max_rows]
-        num_inked = _draw(found[start:stop], glyphs, canvas_px - widest, canvas)
+        usable_px = canvas_px - widest
+        num_inked = _draw(found[start:stop], glyphs, usable_px, max_rows, rows, used)
         row_offsets[text + 1] = used + num_inked
     return row_offsets, rows[: row_offsets[num_texts]]

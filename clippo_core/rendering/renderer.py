@@ -81,10 +81,10 @@ class TextRenderer:
 def _trimmed(font: GlyphTable, config: RenderConfig) -> TrimmedGlyphs:
     if config.monospace:
         first = np.zeros(len(font.columns), np.int32)
-        return TrimmedGlyphs(font.index, font.columns, first, first + GLYPH_PX)
+        return TrimmedGlyphs.of(font.index, font.columns, first, first + GLYPH_PX)
     spacing, min_width = config.spacing_px, config.min_width_px
     first, end = trim_glyphs(font.columns, spacing_px=spacing, min_width_px=min_width)
-    return TrimmedGlyphs(font.index, font.columns, first, end)
+    return TrimmedGlyphs.of(font.index, font.columns, first, end)
 
 
 def _join(texts: Sequence[str | bytes], max_chars: int | None) -> tuple[str, list[int]]:
