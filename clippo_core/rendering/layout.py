@@ -93,9 +93,9 @@ def _find_glyphs(
     glyphs: TrimmedGlyphs,
     lowercase: bool,
     found: Int32[np.ndarray, " character"],
-) -> int:
-    """Write the glyph of each code point to `found`; return the widest advance."""
-    widest = 1
+) -> tuple[int, int]:
+    """Write the glyph of each code point to `found`; return the widest advance, and their sum."""
+    widest, total = 1, 0
     for i in range(len(codepoints)):
         codepoint = codepoints[i]
         if lowercase and 65 <= codepoint <= 90:
@@ -106,7 +106,8 @@ def _find_glyphs(
         glyph = glyphs.by_codepoint[codepoint]
         found[i] = glyph
         widest = max(widest, glyphs.advance[glyph])
-    return widest
+        total += glyphs.advance[glyph]
+    return widest, total
 
 
 @njit(cache=True, nogil=True)
@@ -171,19 +172,18 @@ def set_texts(
         Offsets of each text's rows, and the rows: for each text those up to its last inked one.
     """
     num_texts, max_rows = len(text_offsets) - 1, canvas_px // GLYPH_PX
-    row_offsets = np.zeros(num_texts + 1, np.int32)
+    found, usable_px = np.empty(len(codepoints), np.int32), np.empty(num_texts, np.int64)
     # One row more than there can be, for the blank rest of the last glyph.
-    rows = np.zeros((2 * num_texts + max_rows + 1, canvas_px), np.uint16)
-    found = np.empty(len(codepoints), np.int32)
+    num_rows = 1
     for text in range(num_texts):
-        start, stop = text_offsets[text], text_offsets[text + 1]
-        used = row_offsets[text]
-        if used + max_rows >= len(rows):
-            grown = np.zeros((2 * len(rows) + max_rows, canvas_px), np.uint16)
-            grown[:used] = rows[:used]
-            rows = grown
-        widest = _find_glyphs(codepoints[start:stop], glyphs, lowercase, found[start:stop])
-        usable_px = canvas_px - widest
-        num_inked = _draw(found[start:stop], glyphs, usable_px, max_rows, rows, used)
+        part = slice(text_offsets[text], text_offsets[text + 1])
+        widest, total = _find_glyphs(codepoints[part], glyphs, lowercase, found[part])
+        usable_px[text] = canvas_px - widest
+        num_rows += min(total // usable_px[text] + 1, max_rows)
+    rows = np.zeros((num_rows, canvas_px), np.uint16)
+    row_offsets = np.zeros(num_texts + 1, np.int32)
+    for text in range(num_texts):
+        part, used = slice(text_offsets[text], text_offsets[text + 1]), row_offsets[text]
+        num_inked = _draw(found[part], glyphs, usable_px[text], max_rows, rows, used)
         row_offsets[text + 1] = used + num_inked
     return row_offsets, rows[: row_offsets[num_texts]]
