@@ -10,10 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipelines.ingest.stages import PreparedBatch
-from pipelines.placement import Capacity
 from pipelines.schema import ScalingConfig
+
+if TYPE_CHECKING:
+    # The monitor is a process that waits for this module, and for nothing else of the stream.
+    from pipelines.ingest.stages import PreparedBatch
+    from pipelines.placement import Capacity
 
 STAGES = ("read", "decode", "render")
 #: A rank that waits for data less than this is not held up by it.
