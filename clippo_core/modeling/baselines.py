@@ -112,6 +112,14 @@ class Baseline(PairModel):
             raise ConfigError("this baseline was made without a vocabulary; it can read no text")
         return self.vocabulary.encode(texts, max_tokens=self.config.max_tokens)
 
+    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
+        """What the text tower, or the shared one, pools; see `PairModel`."""
+        tokens = self._tokens(texts)
+        if self.text_encoder is not None:
+            return self.text_encoder(tokens)
+        group = TokenGroup(tokens.shape[0], tokens.shape[1])
+        return self.encoder.pooled(tokens.flatten(0, 1), [group])
+
     def _embed(
         self, pictures: Sequence[PatchSets], texts: PreparedTexts
     ) -> Float[Tensor, "item embed"]:

@@ -1,4 +1,4 @@
-"""CLIPPO with a head of classes, or of a score, on its pooled features."""
+"""A model with a head of classes, or of a score, on its pooled features."""
 
 # torch and numba leave types unknown that these files use.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,13 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from clippo_core.config import ClassifierConfig, ClippoConfig
+from clippo_core.errors import ConfigError
+from clippo_core.modeling.baselines import Baseline
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.layers import Dense, lecun_normal_
+from clippo_core.modeling.pair_model import PairModel
 from clippo_core.rendering import GlyphTable, TextRasters
+from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 #: Of the head's parameters, by their names in a `Classifier`.
 HEAD_PREFIX = "classifier."
@@ -47,49 +51,41 @@ class ClassifierHead(nn.Module):
         return self.output(features)
 
 
-class Classifier(Clippo):
-    """CLIPPO, fine-tuned: the features before the embedding head go through a head of its own.
+class Classifier(PairModel):
+    """A fine-tuned model: the features before the embedding head go through a head of its own.
 
     The embedding head and the logit scale stay as they were, and take no part.
+
+    Attributes:
+        classifier_config: the head, and what its outputs mean.
+        classifier: the head.
     """
 
-    def __init__(
-        self,
-        config: ClippoConfig,
-        classifier: ClassifierConfig,
-        *,
-        font: GlyphTable | None = None,
-    ):
-        """Make a model with fresh weights.
+    classifier_config: ClassifierConfig
+    classifier: ClassifierHead
 
-        Args:
-            config: what the encoder computes.
-            classifier: the head, and what its outputs mean; kept as `self.classifier_config`.
-            font: an already loaded font, instead of reading `config.render.font`.
-
-        Raises:
-            RenderError: if the font cannot be read or is another one than the config names.
-        """
-        super().__init__(config, font=font)
+    def _add_head(self, classifier: ClassifierConfig, *, unused: Iterable[nn.Parameter]) -> None:
+        """Add a fresh head; the `unused` parameters stay as they are."""
         self.classifier_config = classifier
-        self.classifier = ClassifierHead(config.vit.width, classifier)
-        for unused in (*self.encoder.head.parameters(), self.log_logit_scale):
-            unused.requires_grad = False
+        self.classifier = ClassifierHead(self.config.vit.width, classifier)
+        for parameter in (*unused, *self.encoder.head.parameters(), self.log_logit_scale):
+            parameter.requires_grad = False
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs and outputs
         self,
         images: UInt8[Tensor, "image height_px width_px 3"],
-        texts: TextRasters,
-        left_texts: TextRasters | None = None,  # noqa: ARG002 - as Clippo has it
+        texts: PreparedTexts,
+        left_texts: PreparedTexts | None = None,  # noqa: ARG002 - as other models have it
         kept_patches: Int64[Tensor, "image kept"] | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "sample output"]:
         """Outputs for pictures where there are some, else for texts.
 
         Raises:
-            RenderError: if the texts were rendered otherwise than the model's.
+            ClippoError: if the texts were prepared otherwise than the model's.
         """
-        sets = self.encoder.whole(images) if len(images) else self._text_sets(texts)
-        return self.classifier(self.encoder.features(sets))
+        if len(images):
+            return self.classifier(self.encoder.features(self.encoder.whole(images)))
+        return self.classifier(self.text_features(texts))
 
     def outputs_of_images(
         self, canvases: UInt8[np.ndarray, "image canvas_px canvas_px 3"], *, batch_size: int = 256
@@ -103,27 +99,26 @@ class Classifier(Clippo):
         return self._outputs(outputs, len(canvases), batch_size)
 
     def outputs_of_texts(
-        self, texts: Sequence[str], *, batch_size: int = 256
+        self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256
     ) -> Float32[np.ndarray, "text output"]:
-        """Outputs for texts, rendered here: logits, or scores in the training set's unit."""
-        rasters = self.renderer.render_batch(list(texts))
-        return self.outputs_of_rasters(rasters, batch_size=batch_size)
+        """Outputs for texts: logits, or scores in the training set's unit.
 
-    def outputs_of_rasters(
-        self, texts: TextRasters, *, batch_size: int = 256
-    ) -> Float32[np.ndarray, "text output"]:
-        """`outputs_of_texts` of rendered ones.
+        Args:
+            texts: strings, UTF-8 bytes, or prepared texts.
+            batch_size: how many are encoded at a time.
 
         Raises:
-            RenderError: if they were rendered otherwise than the model's.
+            ClippoError: if prepared texts were prepared otherwise than the model's.
         """
-        size, every = self.config.render.image_size_px, np.arange(len(texts))
+        is_prepared = isinstance(texts, TextRasters | TokenTexts)
+        prepared = texts if is_prepared else self.prepare_texts(texts)
+        size, every = self.config.render.image_size_px, np.arange(len(prepared))
         no_images = torch.empty((0, size, size, 3), dtype=torch.uint8)
 
         def outputs(batch: slice) -> Tensor:
-            return self(no_images, texts.take(every[batch]))
+            return self(no_images, prepared.take(every[batch]))
 
-        return self._outputs(outputs, len(texts), batch_size)
+        return self._outputs(outputs, len(prepared), batch_size)
 
     @torch.no_grad()
     def _outputs(
@@ -137,3 +132,67 @@ class Classifier(Clippo):
             config = self.classifier_config
             found = found * np.float32(config.score_deviation) + np.float32(config.score_mean)
         return found
+
+
+class ClippoClassifier(Classifier, Clippo):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """CLIPPO, fine-tuned on texts, or on pictures with questions drawn on them."""
+
+    def __init__(
+        self,
+        config: ClippoConfig,
+        classifier: ClassifierConfig,
+        *,
+        font: GlyphTable | None = None,
+    ):
+        """Make a model with fresh weights.
+
+        Args:
+            config: what the encoder computes.
+            classifier: the head, and what its outputs mean.
+            font: see `PairModel`.
+
+        Raises:
+            ConfigError: if the config is a baseline's.
+            RenderError: see `PairModel`.
+        """
+        super().__init__(config, font=font)
+        self._add_head(classifier, unused=())
+
+
+class BaselineClassifier(Classifier, Baseline):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """CLIP* or 1T-CLIP, fine-tuned on texts. What reads pictures stays as it was."""
+
+    def __init__(
+        self,
+        config: ClippoConfig,
+        vocabulary: Vocabulary | None,
+        classifier: ClassifierConfig,
+        *,
+        font: GlyphTable | None = None,
+    ):
+        """Make a model with fresh weights.
+
+        Args:
+            config: what the towers compute.
+            vocabulary: see `Baseline`.
+            classifier: the head, and what its outputs mean.
+            font: see `PairModel`.
+
+        Raises:
+            ConfigError: see `Baseline`; or if it is to answer questions about pictures, which are
+                drawn on them.
+            RenderError: see `PairModel`.
+        """
+        if classifier.task == "vqa":
+            raise ConfigError(
+                f"text_input={config.text_input}: vqa draws questions on pictures, and takes a "
+                "model that reads pixels"
+            )
+        super().__init__(config, vocabulary, font=font)
+        encoder = self.encoder
+        of_pictures = (
+            (*encoder.patch_embedding.parameters(), encoder.position_embedding)
+            if self.text_encoder is None
+            else encoder.parameters()
+        )
+        self._add_head(classifier, unused=(*of_pictures, *self.text_head.parameters()))

@@ -36,6 +36,10 @@ class Clippo(PairModel):
         """Rendered texts."""
         return self.renderer.render_batch(texts)
 
+    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
+        """What pooling gives; see `PairModel`."""
+        return self.encoder.features(self._text_sets(texts))
+
     def _embed(
         self, pictures: Sequence[PatchSets], texts: PreparedTexts
     ) -> Float[Tensor, "item embed"]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from clippo_core.config import ClassifierConfig, ClippoConfig
-from clippo_core.errors import ConfigError
 from clippo_core.modeling.baselines import Baseline
-from clippo_core.modeling.classifier import Classifier
+from clippo_core.modeling.classifier import BaselineClassifier, ClippoClassifier
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.pair_model import PairModel
 from clippo_core.rendering import GlyphTable
@@ -19,7 +18,7 @@ def make_model(
     vocabulary: Vocabulary | None = None,
     classifier: ClassifierConfig | None = None,
 ) -> PairModel:
-    """CLIPPO, fine-tuned or not, or one of its baselines, with fresh weights.
+    """CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
 
     Args:
         config: what it computes; `text_input` decides.
@@ -28,15 +27,14 @@ def make_model(
         classifier: the head of a fine-tuned one.
 
     Raises:
-        ConfigError: if the vocabulary is not the config's, or a baseline is to be fine-tuned.
+        ConfigError: if the vocabulary is not the config's, or a baseline is to answer questions
+            about pictures.
         RenderError: if the font is not the config's.
     """
-    if classifier is not None and config.reads_tokens:
-        raise ConfigError(
-            f"model.text_input={config.text_input}: fine-tuning takes models that read pixels"
-        )
-    if classifier is not None:
-        return Classifier(config, classifier, font=font)
     if config.reads_tokens:
-        return Baseline(config, vocabulary, font=font)
-    return Clippo(config, font=font)
+        if classifier is None:
+            return Baseline(config, vocabulary, font=font)
+        return BaselineClassifier(config, vocabulary, classifier, font=font)
+    if classifier is None:
+        return Clippo(config, font=font)
+    return ClippoClassifier(config, classifier, font=font)

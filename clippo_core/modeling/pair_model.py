@@ -83,6 +83,14 @@ class PairModel(nn.Module, ABC):
         """Texts as `embed_texts` takes them: drawn, or as tokens."""
 
     @abstractmethod
+    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
+        """Features of prepared texts before the head, with gradients: where fine-tuning starts.
+
+        Raises:
+            ClippoError: if they were prepared otherwise than the model's.
+        """
+
+    @abstractmethod
     def _embed(
         self, pictures: Sequence[PatchSets], texts: PreparedTexts
     ) -> Float[Tensor, "item embed"]:

@@ -42,7 +42,7 @@ class TrimmedGlyphs(NamedTuple):
         source = first[:, None] + np.arange(GLYPH_PX, dtype=np.int32)
         taken = np.take_along_axis(columns, np.minimum(source, GLYPH_PX - 1), axis=1)
         kept = np.where(source < end[:, None], taken, np.uint16(0))
-        return TrimmedGlyphs(by_codepoint, kept, end - first, kept.any(axis=1))
+        return TrimmedGlyphs(by_codepoint, kept, end - first, (kept != 0).sum(axis=1) > 0)
 
 
 def trim_glyphs(

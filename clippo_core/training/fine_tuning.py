@@ -18,9 +18,9 @@ from torch import Tensor
 
 from clippo_core.config import ClassifierConfig, OptimConfig, Precision
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.rendering import TextRasters
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import Shard, apply_gradients
+from clippo_core.vocabulary import PreparedTexts
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class LabelledBatch:
 
     Attributes:
         images: on the canvas, questions drawn on them; empty where the samples are texts.
-        texts: rendered; not looked at where there are pictures.
+        texts: prepared; not looked at where there are pictures.
         targets: probability of each class, score of each answer (0 to 1), or one normalised score.
     """
 
     images: UInt8[Tensor, "image height_px width_px 3"]
-    texts: TextRasters
+    texts: PreparedTexts
     targets: Float[Tensor, "sample output"]
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class LabelledBatch:
 
 
 #: As `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
-Outputs = Callable[[Tensor, TextRasters], Tensor]
+Outputs = Callable[[Tensor, PreparedTexts], Tensor]
 
 
 def classification_loss(

@@ -95,10 +95,10 @@ def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
         raise ConfigError(
             f"finetune {task} needs --checkpoint: a checkpoint, a run, a .npz or models:/NAME@ALIAS"
         )
-    if model.reads_tokens:
+    if task == "vqa" and model.reads_tokens:
         raise ConfigError(
-            f"{reference} is a baseline that reads tokens ({model.text_input}); fine-tuning draws "
-            "texts, and takes a checkpoint that reads pixels"
+            f"{reference} is a baseline that reads tokens ({model.text_input}); vqa draws "
+            "questions on pictures, and takes a checkpoint that reads pixels"
         )
     size = arguments.image_size_px
     return arguments, completed(arguments.config, task, checkpoint, image_size_px=size)

@@ -1,4 +1,4 @@
-"""The pictures of a data set, decoded and encoded batch by batch."""
+"""Pictures of a data set, decoded and encoded batch by batch; its captions and their room."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from clippo_core.errors import SampleError
+from clippo_core.evaluation.text_pairs import share_full
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
@@ -97,3 +98,9 @@ def captions_of(source: Source, samples: Sequence[RawSample]) -> list[list[str]]
     if bare:
         raise SampleError(f"{source.name}: {len(bare)} samples have no caption, e.g. {bare[0]}")
     return captions
+
+
+def full_texts(model: PairModel, texts: Sequence[str]) -> dict[str, float]:
+    """For a result's details: the share of texts that fill their room, and so may be cut."""
+    room = "max_tokens" if model.config.reads_tokens else "the_canvas"
+    return {f"share_of_texts_that_fill_{room}": share_full(model.prepare_texts(texts))}

@@ -12,7 +12,6 @@ from jaxtyping import Float, Float64, UInt8
 from clippo_core.config import FineTuningTask
 from clippo_core.errors import CheckpointError, SampleError
 from clippo_core.evaluation.glue import GLUE_TASKS, score_texts
-from clippo_core.evaluation.text_pairs import share_full
 from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval, proportion_interval
 from clippo_core.evaluation.vqa import (
     answer_targets,
@@ -33,6 +32,7 @@ from pipelines.evaluating.embedded import (
     IMAGES_IN_PICTURE,
     captions_of,
     decoded_batches,
+    full_texts,
 )
 from pipelines.evaluating.results import (
     EvaluationOptions,
@@ -97,7 +97,8 @@ def text_classification(model: PairModel, source: Source, options: EvaluationOpt
         pictures={},
     )
     del found.details["templates"]
-    return _with_share_full(found, classifier, texts)
+    found.details.update(full_texts(classifier, texts))
+    return found
 
 
 def glue(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
@@ -134,7 +135,8 @@ def glue(model: PairModel, source: Source, options: EvaluationOptions) -> TaskRe
         intervals=found.intervals,
         details={"glue_task": name},
     )
-    return _with_share_full(result, classifier, texts)
+    result.details.update(full_texts(classifier, texts))
+    return result
 
 
 def vqa(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
@@ -213,12 +215,6 @@ def _texts(source: Source, samples: Sequence[RawSample]) -> list[str]:
     if bad:
         raise SampleError(f"{source.name}: {len(bad)} samples are not 1 or 2 texts, e.g. {bad[0]}")
     return [text for text in texts if not isinstance(text, Rejected)]
-
-
-def _with_share_full(result: TaskResult, model: PairModel, texts: Sequence[str]) -> TaskResult:
-    cut = share_full(model.renderer.render_batch(list(texts)))
-    result.details["share_of_texts_that_fill_the_canvas"] = cut
-    return result
 
 
 def _answered(

@@ -14,12 +14,12 @@ from clippo_core.evaluation.glue import GlueTask, pearson, score_texts, spearman
 from clippo_core.evaluation.prompts import named_templates
 from clippo_core.evaluation.sequence_length import CountTokens, SequenceLengths, sequence_lengths
 from clippo_core.evaluation.text_classification import classify_texts
-from clippo_core.evaluation.text_pairs import share_full, text_similarities
+from clippo_core.evaluation.text_pairs import text_similarities
 from clippo_core.evaluation.uncertainty import bootstrap_interval
 from clippo_core.modeling import PairModel
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.evaluating.classification import classified
-from pipelines.evaluating.embedded import BATCH_SIZE, captions_of
+from pipelines.evaluating.embedded import BATCH_SIZE, captions_of, full_texts
 from pipelines.evaluating.results import (
     EvaluationOptions,
     TaskResult,
@@ -63,10 +63,7 @@ def text_zero_shot(model: PairModel, source: Source, options: EvaluationOptions)
         templates=named_templates(options.text_templates),
         pictures={},
     )
-    room = "max_tokens" if model.config.reads_tokens else "the_canvas"
-    found.details[f"share_of_texts_that_fill_{room}"] = share_full(
-        model.prepare_texts([text for (text,) in texts])
-    )
+    found.details.update(full_texts(model, [text for (text,) in texts]))
     return found
 
 

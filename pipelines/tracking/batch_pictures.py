@@ -49,9 +49,9 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     # Evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
     batch = prepare_batch(spec, planned.take(shown), step=drawn)
-    if batch.targets is not None:
-        return encode_pngs({"samples": _labelled_sheet(spec, batch, checkpoint)})
     seen = prepare_batch(drawing(spec), planned.take(shown), step=drawn)
+    if batch.targets is not None:
+        return encode_pngs({"samples": _labelled_sheet(spec, batch, seen, checkpoint)})
     left_rasters, rasters = as_drawn(seen.left_texts), as_drawn(seen.texts)
     model = _model_at(checkpoint, spec, config)
     lefts = [model.encode_images(batch.images), model.encode_texts(batch.left_texts)]
@@ -68,14 +68,14 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
 
 
 def _labelled_sheet(
-    spec: StreamSpec, batch: PreparedBatch, checkpoint: str | None
+    spec: StreamSpec, batch: PreparedBatch, seen: PreparedBatch, checkpoint: str | None
 ) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """Samples as the model sees them, with their labels and what a checkpoint takes them for."""
+    """Samples, drawn in `seen`, with their labels and what a checkpoint takes them for."""
     assert batch.targets is not None
     assert spec.labels is not None
     names = open_source(spec.sources[0].uri).manifest.class_names
     is_images = len(batch.images) > 0
-    canvases = batch.images if is_images else grey_to_rgb(as_drawn(batch.texts).to_pixels())
+    canvases = batch.images if is_images else grey_to_rgb(as_drawn(seen.texts).to_pixels())
     outputs = None
     if checkpoint is not None:
         with fetched(find_checkpoint(checkpoint)) as path:
@@ -84,7 +84,7 @@ def _labelled_sheet(
         outputs = (
             model.outputs_of_images(batch.images)
             if is_images
-            else model.outputs_of_rasters(as_drawn(batch.texts))
+            else model.outputs_of_texts(batch.texts)
         )
     scores = batch.targets * spec.labels.score_deviation + spec.labels.score_mean
     labels: list[tuple[str, bool | None]] = []

@@ -41,7 +41,6 @@ from pipelines.checkpoints import (
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import (
     PreparedBatch,
-    as_drawn,
     open_renderer,
     open_vocabulary,
 )
@@ -212,7 +211,7 @@ class Rank:
         if found is not None:
             metrics = fine_tuning_step(
                 self.state,
-                LabelledBatch(images, as_drawn(batch.texts), found),
+                LabelledBatch(images, batch.texts, found),
                 self._config.optim,
                 total_steps=train.steps,
                 precision=train.precision,

@@ -133,9 +133,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(
-    place: Path, task: FineTuningTask, source: str, run: str, **train_changes
+    place: Path,
+    task: FineTuningTask,
+    source: str,
+    run: str,
+    *,
+    start: Path | None = None,
+    **train_changes,
 ) -> RunConfig:
-    checkpoint = Location.of(place / "base")
+    checkpoint = Location.of(start or place / "base")
     base = base_config(task, model_of(checkpoint))
     schedule = ScheduleConfig(decay="constant", warmup_steps=0, cooldown_steps=0)
     changes = {"steps": STEPS, "checkpoint_every": 50, "precision": "float32"} | train_changes
@@ -339,7 +345,8 @@ def test_glue_is_scored_by_its_own_metrics(place, tmp_path):
         source = glue_set(tmp_path, task)
         classifier = find_labels("glue", [source])
         assert classifier.glue_task == task
-        tuned = Classifier(model.config, classifier).eval()
+        tuned = make_model(model.config, classifier=classifier).eval()
+        assert isinstance(tuned, Classifier)
         torch.nn.init.normal_(tuned.classifier.output.kernel, std=5)
         result = EVALUATIONS["glue"](tuned, source, EvaluationOptions())
         assert list(result.metrics) == metrics
@@ -403,15 +410,41 @@ def test_what_cannot_be_fine_tuned_is_refused_with_what_to_do(place, capsys):
         assert message in refused(command, capsys), command
 
 
-def test_a_baseline_is_not_fine_tuned(place, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def baseline(place: Path) -> Path:
+    """A checkpoint of CLIP* with fresh weights."""
     model = load_checkpoint(place / "base")
     texts = [f"the {one} and the {other}" for one in WORDS["fruit"] for other in WORDS["beast"]]
     vocabulary = Vocabulary(train_vocabulary(texts * 20, size=300))
     tokens = dataclasses.replace(
-        model.config, text_input="tokens_one_tower", vocabulary_size=300, max_tokens=16
+        model.config, text_input="tokens_two_towers", vocabulary_size=300, max_tokens=16
     )
-    save_checkpoint(tmp_path / "tokens", make_model(tokens, vocabulary=vocabulary))
-    words = ["finetune", "vqa", "--checkpoint", str(tmp_path / "tokens")]
+    save_checkpoint(place / "tokens", make_model(tokens, vocabulary=vocabulary))
+    return place / "tokens"
+
+
+def test_a_baseline_learns_classes_of_texts_on_two_ranks(local_ray, place, baseline):
+    config = config_of(
+        place, "text_classification", "words", "tokens", start=baseline, checkpoint_every=STEPS
+    )
+    config = dataclasses.replace(config, scaling=dataclasses.replace(config.scaling, num_ranks=2))
+    resolved = resolve(config)
+    validate(resolved)
+    summary = train(resolved)
+    (report,) = summary.evaluations
+    assert report.result["metrics"]["accuracy"] > 0.9
+    assert "share_of_texts_that_fill_max_tokens" in report.result["details"]
+    model = load_checkpoint(summary.checkpoint.uri)
+    assert isinstance(model, Classifier)
+    assert model.config.text_input == "tokens_two_towers"
+    assert model.vocabulary is not None
+    spec = resolve(read_run_config(summary.run)).stream
+    assert spec.vocabulary is not None
+    assert list(draw_batch(spec, config, summary.checkpoint.uri)) == ["samples"]
+
+
+def test_a_baseline_is_asked_no_questions_about_pictures(baseline, capsys):
+    words = ["finetune", "vqa", "--checkpoint", str(baseline)]
     assert "is a baseline that reads tokens" in refused(words, capsys)
 
 

@@ -28,7 +28,7 @@ from clippo_core.config import (
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.evaluation.few_shot import pooled_features
 from clippo_core.evaluation.vqa import vqa_accuracies
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
 from clippo_core.rejected import Rejected
 from clippo_core.rendering.pairs import join_pairs
@@ -40,6 +40,7 @@ from clippo_core.training.fine_tuning import (
 )
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import Shard
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.ingest.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
 from pipelines.ingest.manifest import RawSample
 
@@ -136,6 +137,42 @@ def test_steps_learn_and_leave_the_embedding_head_alone(classifier: ClassifierCo
     assert (state.step, state.samples_seen) == (60, 180)
 
 
+@pytest.mark.parametrize("text_input", ["tokens_one_tower", "tokens_two_towers"])
+def test_a_baseline_learns_by_what_reads_texts_alone(text_input, tmp_path: Path):
+    words = ["apple", "tiger", "basalt"]
+    vocabulary = Vocabulary(train_vocabulary(words * 20, size=300))
+    config = dataclasses.replace(CONFIG, text_input=text_input, vocabulary_size=300, max_tokens=8)
+    state = TrainState.create(config, OPTIM, seed=0, vocabulary=vocabulary, classifier=WORDS)
+    model = state.model
+    assert isinstance(model, Classifier)
+    no_images = torch.empty((0, 64, 64, 3), dtype=torch.uint8)
+    batch = LabelledBatch(no_images, model.prepare_texts(words), torch.eye(3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = [
+        float(fine_tuning_step(state, batch, OPTIM, total_steps=99)["loss"]) for _ in range(60)
+    ]
+    assert losses[0] == pytest.approx(loss_at_chance(WORDS), rel=1e-5)
+    assert losses[-1] < 0.1 * losses[0]
+    frozen = {
+        name for name, value in model.state_dict().items() if torch.equal(value, before[name])
+    }
+    expected = {name for name, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == expected
+    assert "encoder.patch_embedding.kernel" in frozen
+    # Ranks that exchange gradients need one for each parameter that is trained.
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    shared = {name for name in before if name.startswith("encoder.blocks")}
+    assert (shared <= frozen) == (text_input == "tokens_two_towers")
+    state.save(tmp_path / "tuned")
+    again = load_checkpoint(tmp_path / "tuned")
+    assert isinstance(again, Classifier)
+    np.testing.assert_array_equal(
+        again.outputs_of_texts(words), model.eval().outputs_of_texts(words)
+    )
+    with pytest.raises(ConfigError, match="vqa draws questions"):
+        make_model(config, vocabulary=vocabulary, classifier=ANSWERS)
+
+
 def test_micro_batches_and_shards_add_up_to_the_batch():
     whole, parts = state_of(WORDS), state_of(WORDS)
     batch = text_batch(whole, WORDS)
@@ -189,7 +226,8 @@ def test_a_fine_tuned_checkpoint_is_whole_and_says_its_labels(tmp_path: Path):
 
 def test_identities_differ_by_labels_and_damage_is_refused(tmp_path: Path):
     model = state_of(WORDS).model
-    renamed = Classifier(CONFIG, dataclasses.replace(WORDS, labels=("stone", "beast", "fruit")))
+    other = dataclasses.replace(WORDS, labels=("stone", "beast", "fruit"))
+    renamed = make_model(CONFIG, classifier=other)
     renamed.load_state_dict(model.state_dict())
     assert model_identity(model) != model_identity(renamed)
     save_checkpoint(tmp_path / "tuned", model)
