@@ -286,15 +286,25 @@ class _Told(ray.tune.Callback):
 
 @contextmanager
 def _stopped_by_sigterm(folder: Location) -> Iterator[None]:
+    stopped: list[StoppedError] = []
+
     def stop(_number: int, _frame: Any) -> None:
-        raise StoppedError(
-            f"the sweep was stopped; the same command with --storage.run {folder.name} goes on "
-            "from the last checkpoints"
+        stopped.append(
+            StoppedError(
+                f"the sweep was stopped; the same command with --storage.run {folder.name} goes on "
+                "from the last checkpoints"
+            )
         )
+        raise stopped[0]
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemError:
+        # Ray's compiled code makes one of what a signal's handler raises meanwhile.
+        if stopped:
+            raise stopped[0] from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 

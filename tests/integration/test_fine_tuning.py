@@ -31,7 +31,7 @@ from clippo_core.modeling.classifier import Classifier
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from cluster.job import _begun_run
 from pipelines.checkpoints import whole_checkpoints
-from pipelines.cli import main
+from pipelines.cli import EXIT_INTERRUPTED, main
 from pipelines.cli.finetune import (
     base_config,
     completed,
@@ -57,6 +57,7 @@ from pipelines.training.driver import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
 from pipelines.training.sweep_settings import SweepSettings
 from tests.integration.colours import COLOURS, encoded_picture
+from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.test_training import keys_per_step, logged
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -307,6 +308,26 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
     client = MlflowClient(tracked["uri"])
     parent = client.get_run(tracked["run_id"]).data.tags["mlflow.parentRunId"]
     assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
+
+
+def test_a_sweep_that_is_stopped_says_how_to_go_on(place, tmp_path):
+    words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
+    words += ["--data.sources", str(place / "words/train"), "--train.steps", "2000"]
+    words += ["--train.checkpoint-every", "200", "--tracking.no-pictures"]
+    words += ["--storage.root", str(tmp_path), "--storage.run", "sweep"]
+    words += ["--sweep.learning-rates", "1e-3", "3e-3"]
+    run = Location.of(tmp_path) / "sweep" / "learning-rate-0.001"
+    process = start_command(*words)
+    wait_for_checkpoint(run, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED, output
+    assert "the same command with --storage.run sweep goes on" in output
+    assert not (Location.of(tmp_path) / "sweep" / "sweep.json").exists()
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert [r.info.status for r in runs if r.info.run_name == "sweep"] == ["KILLED"]
 
 
 def test_what_a_sweep_cannot_do_is_refused(place):
