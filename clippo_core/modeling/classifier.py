@@ -20,8 +20,8 @@ from clippo_core.modeling.baselines import Baseline
 from clippo_core.modeling.clippo import Clippo
 from clippo_core.modeling.layers import Dense, lecun_normal_
 from clippo_core.modeling.pair_model import PairModel
-from clippo_core.rendering import GlyphTable, TextRasters
-from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
+from clippo_core.rendering import GlyphTable
+from clippo_core.vocabulary import PreparedTexts, Vocabulary
 
 #: Of the head's parameters, by their names in a `Classifier`.
 HEAD_PREFIX = "classifier."
@@ -110,8 +110,7 @@ class Classifier(PairModel):
         Raises:
             ClippoError: if prepared texts were prepared otherwise than the model's.
         """
-        is_prepared = isinstance(texts, TextRasters | TokenTexts)
-        prepared = texts if is_prepared else self.prepare_texts(texts)
+        prepared = self._prepared(texts)
         size, every = self.config.render.image_size_px, np.arange(len(prepared))
         no_images = torch.empty((0, size, size, 3), dtype=torch.uint8)
 

@@ -174,12 +174,15 @@ class PairModel(nn.Module, ABC):
         Raises:
             ClippoError: if prepared texts were prepared otherwise than the model's.
         """
-        is_prepared = isinstance(texts, TextRasters | TokenTexts)
-        prepared = texts if is_prepared else self.prepare_texts(texts)
+        prepared = self._prepared(texts)
         every = np.arange(len(prepared))
         return self._in_batches(
             lambda batch: self.embed_texts(prepared.take(every[batch])), len(prepared), batch_size
         )
+
+    def _prepared(self, texts: Sequence[str | bytes] | PreparedTexts) -> PreparedTexts:
+        is_prepared = isinstance(texts, TextRasters | TokenTexts)
+        return texts if is_prepared else self.prepare_texts(texts)
 
     @torch.no_grad()
     def _in_batches(
