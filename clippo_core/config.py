@@ -14,6 +14,7 @@ from clippo_core.errors import ConfigError
 TextPatches = Literal["all", "occupied", "inked"]
 TextInput = Literal["pixels", "tokens_one_tower", "tokens_two_towers"]
 Precision = Literal["float32", "bfloat16"]
+PrecisionSetting = Literal["auto", "float32", "bfloat16"]
 FineTuningTask = Literal["text_classification", "glue", "vqa"]
 
 

@@ -182,6 +182,7 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     # Here, because torch takes seconds to import and a wrong flag should be told of at once.
     import torch
 
+    from clippo_core.training.precision import find_precision
     from clippo_core.training.state import TrainState
     from clippo_core.training.step import PairBatch, train_step
     from pipelines.ingest.stages import open_vocabulary, prepare_batch
@@ -205,7 +206,7 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
             pairs,
             config.optim,
             total_steps=config.train.steps,
-            precision=config.train.precision,
+            precision=find_precision(config.train.precision, torch.device(device)),
         )
         float(metrics["loss"])
 

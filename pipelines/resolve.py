@@ -15,7 +15,7 @@ from clippo_core import modeling
 from clippo_core.checkpoint_files import FONT_FILE, VOCABULARY_FILE
 from clippo_core.checkpoints import load_checkpoint, read_classifier
 from clippo_core.codec import from_json, to_dict
-from clippo_core.config import ClassifierConfig, ClippoConfig, RenderConfig, TextInput
+from clippo_core.config import ClassifierConfig, ClippoConfig, Precision, RenderConfig, TextInput
 from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import make_model
 from clippo_core.rejected import Rejected
@@ -23,6 +23,7 @@ from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.fine_tuning import loss_at_chance
 from clippo_core.training.memory import training_bytes, typical_text_patches
+from clippo_core.training.precision import find_precision
 from clippo_core.training.step import StepMemory
 from pipelines.checkpoints import fetched, find_checkpoint, whole_checkpoints
 from pipelines.evaluating.tasks import Benchmark
@@ -269,6 +270,7 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
         "passes_per_source": dict(zip((s.name for s in resolved.sources), passes, strict=True)),
         "patches_per_canvas": config.model.grid_size**2,
         "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
+        "precision": expected_precision(config),
         "memory_estimate_bytes_per_rank": estimate_memory(config),
         "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
     }
@@ -325,6 +327,14 @@ def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:
     }
 
 
+def expected_precision(config: RunConfig) -> Precision:
+    """That of the matrix products, if ranks have this machine's CPU; or GPUs, with bfloat16."""
+    setting = config.train.precision
+    if setting == "auto" and config.scaling.use_gpu:
+        return "bfloat16"
+    return find_precision(setting, torch.device("cpu"))
+
+
 def estimate_memory(config: RunConfig) -> int:
     """Bytes that a rank needs at the peak of a step, for captions of 50 characters.
 
@@ -339,7 +349,7 @@ def estimate_memory(config: RunConfig) -> int:
         num_parameters=count_parameters(model) // divisor,
         pairs=config.batch_size_per_rank,
         columns=train.global_batch_size,
-        precision=train.precision,
+        precision=expected_precision(config),
         memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
         image_patches=max(round(kept * model.grid_size**2), 1),
         text_patches=typical_text_patches(model),

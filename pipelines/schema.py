@@ -13,7 +13,7 @@ from clippo_core.config import (
     Config,
     FineTuningTask,
     OptimConfig,
-    Precision,
+    PrecisionSetting,
     require,
 )
 
@@ -70,8 +70,9 @@ class TrainConfig(Config):
     """Pairs in a batch, over all ranks; each is told from all others in it."""
     seed: int = 0
     """Of the fresh weights and of the sample plan."""
-    precision: Precision = "bfloat16"
-    """Of the matrix products; weights, moments and the loss are float32."""
+    precision: PrecisionSetting = "auto"
+    """Of the matrix products; weights, moments and the loss are float32. "auto": bfloat16 where the
+    device of each rank has instructions for it, else float32."""
     micro_batch_size: int | None = None
     """Pairs that a rank encodes at a time, each twice: memory for a big batch, a third more time.
     None: all of its pairs at once. The update is the same."""

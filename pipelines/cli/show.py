@@ -14,6 +14,7 @@ from pipelines.resolve import (
     count_parameters,
     derive,
     estimate_memory,
+    expected_precision,
     flatten,
     parameters_side_by_side,
     resolve,
@@ -56,6 +57,7 @@ def _resolved(config: RunConfig) -> tuple[RunConfig, dict[str, Any], str]:
             "parameters": count_parameters(config.model),
             "batch_size_per_rank": config.batch_size_per_rank,
             "samples_total": config.train.steps * config.train.global_batch_size,
+            "precision": expected_precision(config),
             "memory_estimate_bytes_per_rank": estimate_memory(config),
         }
         return config, derived, str(error)

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
+import torch
 from tqdm import tqdm
 
 from clippo_core.codec import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
+from clippo_core.training.precision import has_bfloat16
 from pipelines.checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.evaluating.results import EvaluationOptions
 from pipelines.evaluating.stored import write_report
@@ -95,6 +97,7 @@ def train(
     assert resolved.config.tracking.uri is not None
     reaching = _Result(functools.partial(reach, resolved.config.tracking.uri))
     validate(resolved)
+    _warn_of_slow_products(resolved.config)
     resolved = with_vocabulary(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
@@ -102,6 +105,15 @@ def train(
         tracker = _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {})
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return RunDriver(resolved, tracker, attempt, watch).run()
+
+
+def _warn_of_slow_products(config: RunConfig) -> None:
+    is_native = config.scaling.use_gpu or has_bfloat16(torch.device("cpu"))
+    if config.train.precision == "bfloat16" and not is_native:
+        tqdm.write(
+            "train.precision=bfloat16: the CPU of this machine has no instructions for it; such "
+            "products take tens of times as long as float32's. auto, the default, avoids that"
+        )
 
 
 def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:

@@ -76,12 +76,15 @@ def shares_of_sources(plan: SamplePlan, names: Sequence[str], step: int) -> dict
 class Gauges:
     """Of one rank. What they read is cheap, and read only at steps that are logged."""
 
-    def __init__(self, config: RunConfig, device: torch.device, *, num_ranks: int) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, precision: Precision, *, num_ranks: int
+    ) -> None:
         """Measures the device for a moment; every rank must do so at the same time."""
         self._config, self._device, self._num_ranks = config, device, num_ranks
         self._tap = _GatherTap()
         self._flop_per_pair = 0.0
-        self.matmul_flop_per_s = matmul_flop_per_s(device, config.train.precision)
+        self._precision = precision
+        self.matmul_flop_per_s = matmul_flop_per_s(device, precision)
 
     def watch(self, shard: Shard) -> Shard:
         """The shard, its embeddings seen by the gauges as they pass."""
@@ -131,6 +134,7 @@ class Gauges:
         """Model FLOPs over what the ranks' devices can do, as measured when the rank started."""
         rate = self._flop_per_pair * pairs_per_s
         return {
+            "speed/is_bfloat16": float(self._precision == "bfloat16"),
             "speed/mfu": rate / (self._num_ranks * self.matmul_flop_per_s),
             "speed/model_tflop_per_s": rate / 1e12,
             "speed/matmul_tflop_per_s_per_rank": self.matmul_flop_per_s / 1e12,

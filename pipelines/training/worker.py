@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from clippo_core.config import Precision
 from clippo_core.errors import (
     CheckpointError,
     ClippoError,
@@ -29,6 +30,7 @@ from clippo_core.errors import (
 )
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
+from clippo_core.training.precision import find_precision
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, Shard, StepMemory, train_step
 from pipelines.checkpoints import (
@@ -151,7 +153,8 @@ class Rank:
         part = f"{job.attempt}-rank{self._rank}"
         self._keys = JsonLines(job.run / "samples", part)
         self._reject_rows = JsonLines(job.run / "rejects", part)
-        self._gauges = Gauges(job.config, self._device, num_ranks=self._num_ranks)
+        self._precision: Precision = self._common_precision()
+        self._gauges = Gauges(job.config, self._device, self._precision, num_ranks=self._num_ranks)
         self._reporter = Reporter(job, self._gauges, self._num_ranks) if self._is_first else None
         self._recent_losses: deque[float] = deque(maxlen=DIVERGENCE_WINDOW)
         self._preemption = PreemptionNotice()
@@ -188,6 +191,11 @@ class Rank:
         if self._reporter is not None:
             self._reporter.close()
 
+    def _common_precision(self) -> Precision:
+        """That of this run's matrix products; with "auto", one that every rank's device has."""
+        own = find_precision(self._config.train.precision, self._device)
+        return "bfloat16" if set(collect_objects(own)) == {"bfloat16"} else "float32"
+
     def _exchanging_model(self) -> torch.nn.Module:
         """The model as a step calls it: gradients are averaged over the ranks."""
         train = self._config.train
@@ -214,7 +222,7 @@ class Rank:
                 LabelledBatch(images, batch.texts, found),
                 self._config.optim,
                 total_steps=train.steps,
-                precision=train.precision,
+                precision=self._precision,
                 forward=self._forward,
                 shard=shard,
                 micro_batch_size=train.micro_batch_size,
@@ -226,7 +234,7 @@ class Rank:
             PairBatch(images, batch.texts, batch.left_texts, kept),
             self._config.optim,
             total_steps=train.steps,
-            precision=train.precision,
+            precision=self._precision,
             forward=self._forward,
             shard=self._gauges.watch(shard),
             memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),

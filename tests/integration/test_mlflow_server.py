@@ -68,7 +68,12 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, STEPS + 1))
-    assert {"speed/mfu", "embedding/modality_gap", "memory/rss_gb/rank_0"} <= set(run.data.metrics)
+    assert {
+        "speed/mfu",
+        "speed/is_bfloat16",
+        "embedding/modality_gap",
+        "memory/rss_gb/rank_0",
+    } <= set(run.data.metrics)
     assert run.data.metrics["mixture/colours/realised"] == 1
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"colours"}
 
