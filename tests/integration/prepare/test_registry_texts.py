@@ -517,7 +517,7 @@ class TestEasyVqa:
             (data / split / "questions.json").write_text(json.dumps(rows + bad))
         (data / "answers.txt").write_text("circle\nno\n")
         splits, answers = easy_vqa.read_easy_vqa(tmp_path / "package")
-        train, test = easy_vqa.write_easy_vqa(splits, answers, here / "out")
+        train, captions, test = easy_vqa.write_easy_vqa(splits, answers, here / "out")
         source = open_source(test.uri)
         assert source.manifest.evaluation_only
         assert (source.manifest.kind, source.manifest.class_names) == (
@@ -534,6 +534,25 @@ class TestEasyVqa:
         ]
         assert (test / "pictures").names() == ["0.png", "12.png"]
         assert [reason for _, reason in rejects_of(train)] == ["unknown_answer", "missing_image"]
+        told = open_source(captions.uri)
+        assert (told.manifest.kind, told.manifest.evaluation_only) == ("image-text", False)
+        assert [(s.key, s.image, s.captions) for s in told] == [
+            ("0000", b"train0", ["maybe"]),
+            ("0012", b"train12", ["circle"]),
+        ]
+
+    def test_captions_are_what_open_questions_tell(self):
+        questions = [
+            ("what shape is in the image?", "circle", 1),
+            ("what color is the shape?", "blue", 1),
+            ("what color is the circle?", "blue", 1),
+            ("is there a red shape?", "no", 1),
+            ("is there a circle?", "yes", 2),
+            ("what is the red shape?", "circle", 3),
+            ("what color is the shape?", "red", 4),
+        ]
+        split = easy_vqa.Split({1: b"", 2: b"", 3: b""}, questions)
+        assert easy_vqa.captions_of(split) == {1: "blue circle", 3: "circle"}
 
     def test_an_empty_package_is_named(self, tmp_path: Path):
         with pytest.raises(SampleError, match="easy-vqa cannot be read"):
@@ -611,7 +630,11 @@ REAL_COUNTS: dict[str, dict[str, tuple[str, int]]] = {
         "articles_test": ("parallel-texts", 3),
     },
     "bible": {"train": ("parallel-texts", 29_433), "test": ("parallel-texts", 1_515)},
-    "easy_vqa": {"train": ("image-question", 38_575), "test": ("image-question", 9_673)},
+    "easy_vqa": {
+        "train": ("image-question", 38_575),
+        "captions": ("image-text", 3_816),
+        "test": ("image-question", 9_673),
+    },
     "topics": {
         "newsgroups/train": ("labelled-text", 11_293),
         "newsgroups/test": ("labelled-text", 7_528),

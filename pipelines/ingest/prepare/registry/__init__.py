@@ -43,7 +43,7 @@ REGISTRY = {
         RegistrySet("bible", "31,102 verses in two English versions"),
         RegistrySet("topics", "20 Newsgroups, Reuters R8 and R52"),
         RegistrySet("similarity", "words and texts with human similarity; for evaluation only"),
-        RegistrySet("easy_vqa", "questions about 5,000 simple pictures"),
+        RegistrySet("easy_vqa", "questions about 5,000 simple pictures, captions of them"),
     )
 }
 

@@ -1,13 +1,15 @@
 """easy-VQA: questions about pictures of one coloured shape, with thirteen possible answers.
 
 From the PyPI package `easy-vqa`. Each picture is stored once, beside the shards of its split, and
-several rows refer to it.
+several rows refer to it. What training questions say of a picture is its caption in a third set,
+from which a model learns such pictures before it is asked about them.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,14 @@ from pipelines.storage import Location
 
 _PACKAGE = ("easy-vqa", "1.0")
 _SPLITS = ("train", "test")
+_CAPTIONS = "captions"
+_LICENCE, _ORIGIN = "MIT (Victor Zhou)", "easy-VQA 1.0"
 _EXPECTED = {
     "train pictures": 4_000,
     "train questions": 38_575,
     "test pictures": 1_000,
     "test questions": 9_673,
+    "captions": 3_816,
     "answers": 13,
 }
 
@@ -43,20 +48,20 @@ class Split:
 
 
 def prepare_easy_vqa(out: Location) -> list[Location]:
-    """Write the sets `out/train` and `out/test`; what is there and whole is kept.
+    """Write the sets `out/train`, `out/captions` and `out/test`; what is there and whole is kept.
 
     Returns:
-        The folders of both.
+        The folders, in this order.
 
     Raises:
         SampleError: if the package cannot be fetched, or is not the known one.
     """
-    folders = [out / split for split in _SPLITS]
+    folders = [out / name for name in ("train", _CAPTIONS, "test")]
     if all(is_prepared(folder) for folder in folders):
         return folders
     with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
         splits, answers = read_easy_vqa(unpack_pypi_package(*_PACKAGE, Path(scratch)))
-    found = {"answers": len(answers)}
+    found = {"answers": len(answers), "captions": len(captions_of(splits.get("train")))}
     for name, split in splits.items():
         found |= {f"{name} pictures": len(split.pictures)}
         found |= {f"{name} questions": len(split.questions)}
@@ -82,10 +87,30 @@ def read_easy_vqa(package: Path) -> tuple[dict[str, Split], list[str]]:
 def write_easy_vqa(
     splits: dict[str, Split], answers: Sequence[str], out: Location
 ) -> list[Location]:
-    """Write splits as two sets with their pictures beside them; returns their folders."""
+    """Write splits with their pictures beside them, and captions; returns the folders."""
+    folders = []
     for name, split in splits.items():
         _write_split(out / name, name, split, list(answers))
-    return [out / name for name in splits]
+        folders.append(out / name)
+        if name == "train":
+            _write_captions(out / _CAPTIONS, split)
+            folders.append(out / _CAPTIONS)
+    return folders
+
+
+def captions_of(split: Split | None) -> dict[int, str]:
+    """What open questions say of each picture, its colour first: "blue circle", or a part of it.
+
+    Pictures of which only yes or no is known are left out.
+    """
+    told: dict[int, set[tuple[bool, str]]] = defaultdict(set)
+    for question, answer, number in split.questions if split else []:
+        if answer not in ("yes", "no") and number in split.pictures:
+            told[number].add(("color" not in question, answer))
+    return {
+        number: " ".join(answer for _, answer in sorted(answers))
+        for number, answers in sorted(told.items())
+    }
 
 
 def _read_split(folder: Path) -> Split:
@@ -102,8 +127,8 @@ def _write_split(folder: Location, name: str, split: Split, answers: list[str]) 
         name=f"easy_vqa-{name}",
         kind="image-question",
         class_names=answers,
-        licence="MIT (Victor Zhou)",
-        origin="easy-VQA 1.0",
+        licence=_LICENCE,
+        origin=_ORIGIN,
         evaluation_only=name == "test",
     )
     pictures = split.pictures.items()
@@ -129,6 +154,15 @@ def _write_split(folder: Location, name: str, split: Split, answers: list[str]) 
                     image_at=ImageReference(_picture_path(number)),
                 )
             )
+    writer.close()
+
+
+def _write_captions(folder: Location, split: Split) -> None:
+    writer = ShardWriter(folder, name="easy_vqa-captions", licence=_LICENCE, origin=_ORIGIN)
+    for number, caption in captions_of(split).items():
+        writer.add(
+            RawSample(f"{number:04d}", split.pictures[number], [caption], None, languages=["en"])
+        )
     writer.close()
 
 
