@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clippo_core.config import ClippoConfig, OptimConfig, Precision
+from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS
 from clippo_core.training.step import StepMemory
 
 #: Of a caption of 50 characters, in pixels: 22 patches of 16 px.
@@ -28,12 +29,14 @@ def block_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
     """What a block keeps of a canvas of so many tokens for the backward pass.
 
     Kept in float32: what both norms read. In the precision of the products, what each of them
-    reads: the normed tokens twice, queries, keys and values, the attention's weights and result,
-    the MLP's hidden features before and after their GELU.
+    reads: the normed tokens twice, queries, keys and values, the attention's weights where it is
+    written out, and result, the MLP's hidden features before and after their GELU.
     """
     vit, size = config.vit, _bytes(precision)
     products = 2 * vit.width + 3 * vit.width + vit.width + 2 * vit.mlp_dim
-    return tokens * (4 * 2 * vit.width + size * (products + vit.num_heads * tokens))
+    if precision == "bfloat16" and tokens <= MAX_EXPLICIT_TOKENS:
+        products += vit.num_heads * tokens
+    return tokens * (4 * 2 * vit.width + size * products)
 
 
 def ends_bytes(config: ClippoConfig, precision: Precision, tokens: int, channels: int) -> int:
