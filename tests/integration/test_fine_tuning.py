@@ -313,7 +313,7 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
 def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words/train"), "--train.steps", "600"]
-    words += ["--train.checkpoint-every", "20", "--tracking.no-pictures"]
+    words += ["--train.checkpoint-every", "150", "--tracking.no-pictures"]
     words += ["--data.record-keys"]
     words += ["--storage.root", str(tmp_path), "--storage.run", "sweep"]
     words += ["--sweep.learning-rates", "1e-3", "3e-3"]
