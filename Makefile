@@ -24,7 +24,7 @@ check: install
 	$(VENV)/bin/pyright
 
 test: install
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile
+	$(RUN) -m pytest
 
 demo: $(VENV)/.runtime
 	$(RUN) -m pipelines prepare fashion_mnist
