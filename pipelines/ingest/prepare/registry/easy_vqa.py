@@ -48,7 +48,7 @@ class Split:
 
 
 def prepare_easy_vqa(out: Location) -> list[Location]:
-    """Write the sets `out/train`, `out/captions` and `out/test`; what is there and whole is kept.
+    """Write the sets `out/train`, `out/captions` and `out/test`; nothing is done if all are there.
 
     Returns:
         The folders, in this order.
