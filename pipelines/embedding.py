@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import torch
 from ray.data import DataContext, TaskPoolStrategy
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
@@ -28,6 +27,7 @@ from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
+from clippo_core.training.precision import autocast
 from pipelines.checkpoints import fetched
 from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
 from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
@@ -160,8 +160,7 @@ def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
     start, stop = int(unit["start"][0]), int(unit["stop"][0])
     items = [str(item) for item in unit["items"][0]]
     rejects: list[dict[str, str]] = []
-    is_half = job.precision == "bfloat16"
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half):
+    with autocast(model.device, job.precision):
         if job.kind == "texts":
             keys = [str(line) for line in range(start, stop)]
             tables = [_text_table(model, identity, keys, items)]

@@ -37,6 +37,9 @@ _RECOVERY = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
 }
 
+#: Where Ray is started for the run: nobody takes this machine away with notice.
+_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
 
 @contextmanager
 def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
@@ -59,6 +62,9 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
     for name, value in (_QUIET | _RECOVERY).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
     try:
         _init(address, cpus)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:

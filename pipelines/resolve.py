@@ -17,7 +17,7 @@ from clippo_core.checkpoints import load_checkpoint, read_classifier
 from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClassifierConfig, ClippoConfig, Precision, RenderConfig, TextInput
 from clippo_core.errors import CheckpointError, ConfigError, SampleError
-from clippo_core.modeling import make_model
+from clippo_core.modeling import make_model, without_values
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
@@ -310,7 +310,7 @@ def count_parameters(config: ClippoConfig) -> int:
     """Parameters of the model, without spending memory on them."""
     # They do not depend on the font, whose file may be elsewhere.
     render = RenderConfig(image_size_px=config.render.image_size_px)
-    with torch.device("meta"):
+    with without_values():
         return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
 
 

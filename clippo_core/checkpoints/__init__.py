@@ -23,7 +23,7 @@ from clippo_core.checkpoints.native import (
 from clippo_core.codec import to_dict
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import CheckpointError
-from clippo_core.modeling import PairModel, make_model
+from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.positions import resize_positions
 from clippo_core.rendering.unifont import GlyphTable
@@ -67,7 +67,7 @@ def load_checkpoint(
     # No memory is spent on fresh weights: the loaded ones take their place.
     classifier = read_classifier(path) if Path(path).is_dir() else None
     vocabulary = read_vocabulary(path, config) if config.reads_tokens else None
-    with torch.device("meta"):
+    with without_values():
         model = make_model(config, font=glyphs, vocabulary=vocabulary, classifier=classifier)
     load_weights(model, state, where=path, assign=True)
     return model.eval()

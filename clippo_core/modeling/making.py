@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
 from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.modeling.baselines import Baseline
 from clippo_core.modeling.classifier import BaselineClassifier, ClippoClassifier
@@ -38,3 +45,21 @@ def make_model(
     if classifier is None:
         return Clippo(config, font=font)
     return ClippoClassifier(config, classifier, font=font)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Models made inside have weights of the right shapes on the meta device, and no values."""
+    with torch.device("meta"), _Uninitialized():
+        yield
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves out initializers: to draw no numbers on meta, torch imports its compiler and SymPy."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clippo_core.config import ClassifierConfig, OptimConfig, Precision
 from clippo_core.modeling.classifier import Classifier
+from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import Shard, apply_gradients
 from clippo_core.vocabulary import PreparedTexts
@@ -126,7 +127,7 @@ def fine_tuning_step(
         is_last = start + size >= len(batch)
         targets = part.targets.to(device)
         with nullcontext() if is_last else shard.without_exchange():
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            with autocast(device, precision):
                 outputs = forward(part.images.to(device), part.texts)
             loss = classification_loss(outputs, targets, model.classifier_config) * share
             # Wrappers average gradients over shards, as the loss is a mean over them.

@@ -30,6 +30,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and not _BFLOAT16_FLAGS.isdisjoint(_cpu_flags())
 
 
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context that multiplies matrices in that precision; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
     info = Path("/proc/cpuinfo")

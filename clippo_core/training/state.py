@@ -22,7 +22,7 @@ from clippo_core.checkpoints import (
 )
 from clippo_core.config import ClassifierConfig, ClippoConfig, OptimConfig
 from clippo_core.errors import CheckpointError
-from clippo_core.modeling import PairModel, make_model
+from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
 from clippo_core.optim import make_optimizer
 from clippo_core.rendering import GlyphTable
@@ -120,7 +120,7 @@ class TrainState:
         moments = {name: copied(tensor) for name, tensor in self._moments().items()}
         original = self.model
         is_classifier = isinstance(original, Classifier)
-        with torch.device("meta"):
+        with without_values():
             model = make_model(
                 original.config,
                 font=original.renderer.font,

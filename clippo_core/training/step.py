@@ -19,6 +19,7 @@ from torch import Tensor
 from clippo_core.config import OptimConfig, Precision
 from clippo_core.contrastive import contrastive_loss_shard
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
+from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
 from clippo_core.vocabulary import PreparedTexts
 
@@ -211,7 +212,7 @@ def _micro_batches(batch: PairBatch, size: int) -> Iterator[PairBatch]:
 def _encode(
     forward: Forward, batch: PairBatch, *, precision: Precision, device: torch.device
 ) -> Embeddings:
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(device, precision):
         images = batch.images.to(device)
         return forward(images, batch.texts, batch.left_texts, batch.kept_patches)
 

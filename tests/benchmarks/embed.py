@@ -30,7 +30,7 @@ from clippo_core.checkpoints import save_checkpoint
 from clippo_core.config import ClippoConfig, TextPatches, VitConfig
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
-from clippo_core.training.precision import find_precision
+from clippo_core.training.precision import autocast, find_precision
 from pipelines.embedding import EmbeddingJob, embed
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.ray_session import ray_session
@@ -47,10 +47,6 @@ TOWERS = {
     "ViT-B-16": VitConfig(),
     "ViT-S-32": VitConfig(width=384, mlp_dim=1536, num_heads=6, patch_size_px=32, embed_dim=384),
 }
-
-
-def autocast() -> torch.autocast:
-    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bfloat16")
 
 
 class Pairs(Dataset):
@@ -77,7 +73,7 @@ def embed_with_open_clip(tower: str, files: list[bytes], texts: list[str]) -> Ca
 
     def run(count: int) -> None:
         loader = DataLoader(Pairs(files[:count], texts[:count], transform), batch_size=BATCH)
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(DEVICE, PRECISION):
             for images, tokens in loader:
                 model.encode_image(images.to(DEVICE), normalize=True).cpu()
                 model.encode_text(tokens.to(DEVICE), normalize=True).cpu()
@@ -96,7 +92,7 @@ def embed_with_clippo(
         for start in range(0, count, BATCH):
             part = slice(start, min(start + BATCH, count))
             pixels = [decode_image(f, model.config.image, image_size_px=224) for f in files[part]]
-            with autocast():
+            with autocast(DEVICE, PRECISION):
                 model.encode_images(np.stack(pixels))
                 model.encode_texts(texts[part])
 

@@ -21,11 +21,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, OptimConfig, TextPatches
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
 from clippo_core.training.patch_dropping import draw_kept_patches
-from clippo_core.training.precision import find_precision
+from clippo_core.training.precision import autocast, find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
     PairBatch,
@@ -75,7 +75,7 @@ class Ours:
 
     def __init__(self, state: TrainState, name: str, texts: list[str], images: torch.Tensor):
         self.which = cast(TextPatches, name.partition(",")[0])
-        with torch.device("meta"):
+        with without_values():
             model = Clippo(ClippoConfig(text_patches=self.which), font=state.model.renderer.font)
         model.encoder, model.log_logit_scale = state.model.encoder, state.model.log_logit_scale
         self.state = TrainState(model=model, optimizer=state.optimizer)
@@ -131,7 +131,7 @@ class Theirs:
 
     def gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=PRECISION == "bfloat16"):
+        with autocast(DEVICE, PRECISION):
             image, text, scale = self.model(self.images, self.tokens)
             loss = self.loss(image, text, scale)
         loss.backward()

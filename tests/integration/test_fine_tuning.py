@@ -310,24 +310,39 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
     assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
 
 
-def test_a_sweep_that_is_stopped_says_how_to_go_on(place, tmp_path):
+def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
-    words += ["--data.sources", str(place / "words/train"), "--train.steps", "2000"]
-    words += ["--train.checkpoint-every", "200", "--tracking.no-pictures"]
+    words += ["--data.sources", str(place / "words/train"), "--data.record-keys"]
+    words += ["--train.steps", "300", "--train.global-batch-size", "16"]
+    words += ["--train.checkpoint-every", "50", "--tracking.no-pictures"]
     words += ["--storage.root", str(tmp_path), "--storage.run", "sweep"]
     words += ["--sweep.learning-rates", "1e-3", "3e-3"]
-    run = Location.of(tmp_path) / "sweep" / "learning-rate-0.001"
+    folder = Location.of(tmp_path) / "sweep"
+    run = folder / "learning-rate-0.001"
     process = start_command(*words)
     wait_for_checkpoint(run, process)
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_INTERRUPTED, output
     assert "the same command with --storage.run sweep goes on" in output
-    assert not (Location.of(tmp_path) / "sweep" / "sweep.json").exists()
+    assert not (folder / "sweep.json").exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     runs = client.search_runs([experiment.experiment_id])
     assert [r.info.status for r in runs if r.info.run_name == "sweep"] == ["KILLED"]
+
+    again = start_command(*words)
+    output, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, output
+    trials = (folder / "sweep.json").read_json()["trials"]
+    assert [trial["score"] is not None for trial in trials] == [True, True]
+    for trial in trials:
+        assert whole_checkpoints(Location.of(trial["run"]))[-1][0] == 300
+    # The first run went on where it had been stopped.
+    assert len({name.split("-rank")[0] for name in (run / "samples").names()}) == 2
+    keys = keys_per_step(run)
+    assert sorted(keys) == list(range(300))
+    assert {len(of_step) for of_step in keys.values()} == {16}
 
 
 def test_what_a_sweep_cannot_do_is_refused(place):

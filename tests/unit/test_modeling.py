@@ -7,7 +7,7 @@ from PIL import Image
 
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, RenderError
-from clippo_core.modeling import SIZES, Clippo, vit_config
+from clippo_core.modeling import SIZES, Clippo, vit_config, without_values
 from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, TokenGroup, attend
 from clippo_core.modeling.pair_model import normalize
 from clippo_core.modeling.patch_sets import PatchSets, text_patches
@@ -139,7 +139,7 @@ def test_pixels_of_another_size_are_refused():
 
 
 def test_b16_has_about_93_million_parameters():
-    with torch.device("meta"):
+    with without_values():
         model = Clippo(ClippoConfig())
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(93e6, rel=0.01)
 
