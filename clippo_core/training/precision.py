@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,11 @@ def find_precision(setting: PrecisionSetting, device: torch.device) -> Precision
     if setting != "auto":
         return setting
     return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def common_precision(of_ranks: Iterable[Precision]) -> Precision:
+    """The precision of a run whose ranks found these: one that all of them can compute in."""
+    return "bfloat16" if set(of_ranks) == {"bfloat16"} else "float32"
 
 
 def has_bfloat16(device: torch.device) -> bool:

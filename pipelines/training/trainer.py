@@ -6,13 +6,14 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.preemption import _get_draining_nodes
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
 from pipelines.ingest.stream import DATASET
 from pipelines.placement import Placement
 from pipelines.training.job import StreamDataConfig, WorkerJob
+from pipelines.training.rank_group import RankGroup
 from pipelines.training.worker import train_on_rank
 
 #: How often a run that could use more ranks looks for them. A resize restarts the ranks from the
@@ -36,7 +37,7 @@ def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
     resources = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
     settings: dict[str, Any] = {
         "train_loop_config": {"job": job},
-        "torch_config": TorchConfig(timeout_s=_GROUP_TIMEOUT_S),
+        "torch_config": RankGroup("nccl" if scaling.use_gpu else "gloo", _GROUP_TIMEOUT_S),
         # A stand-in: the stream depends on the number of ranks, which only `configure` knows.
         "datasets": {DATASET: lambda: ray.data.range(1)},
         "dataset_config": StreamDataConfig(job, placement),

@@ -30,7 +30,7 @@ from clippo_core.errors import (
 )
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
-from clippo_core.training.precision import find_precision
+from clippo_core.training.precision import common_precision, find_precision
 from clippo_core.training.state import Snapshot, TrainState
 from clippo_core.training.step import PairBatch, Shard, StepMemory, train_step
 from pipelines.checkpoints import (
@@ -194,7 +194,7 @@ class Rank:
     def _common_precision(self) -> Precision:
         """That of this run's matrix products; with "auto", one that every rank's device has."""
         own = find_precision(self._config.train.precision, self._device)
-        return "bfloat16" if set(collect_objects(own)) == {"bfloat16"} else "float32"
+        return common_precision(collect_objects(own))
 
     def _exchanging_model(self) -> torch.nn.Module:
         """The model as a step calls it: gradients are averaged over the ranks."""

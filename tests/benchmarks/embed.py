@@ -102,7 +102,7 @@ def embed_with_clippo(
 def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: Path) -> Callable:
     config = ClippoConfig(vit=TOWERS[tower], text_patches="occupied")
     checkpoint = scratch / "checkpoint"
-    save_checkpoint(Clippo(config), checkpoint)
+    save_checkpoint(checkpoint, Clippo(config))
     calls = itertools.count()
 
     def run(count: int) -> None:
@@ -129,6 +129,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 pairs instead of 10,000")
     parser.add_argument("--pairs", type=int, help="pairs to embed")
     parser.add_argument("--tower", choices=TOWERS, default="ViT-B-16")
+    parser.add_argument(
+        "--text-patches", nargs="+", choices=get_args(TextPatches), default=get_args(TextPatches)
+    )
     parser.add_argument("--command", action="store_true", help="the command beside them")
     parser.add_argument(
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
@@ -142,7 +145,7 @@ def main() -> None:
     files, texts = [distinct[n % 16] for n in range(count)], captions(count)
     tower = arguments.tower
     runs = {"open_clip": embed_with_open_clip(tower, files, texts)} | {
-        which: embed_with_clippo(tower, files, texts, which) for which in get_args(TextPatches)
+        which: embed_with_clippo(tower, files, texts, which) for which in arguments.text_patches
     }
     with ExitStack() as stack:
         if arguments.command:

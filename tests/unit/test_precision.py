@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clippo_core.training import precision
-from clippo_core.training.precision import find_precision, has_bfloat16
+from clippo_core.training.precision import common_precision, find_precision, has_bfloat16
 from pipelines.presets import demo
 from pipelines.resolve import expected_precision
 from pipelines.schema import RunConfig, ScalingConfig
@@ -58,6 +58,19 @@ def test_a_named_precision_is_kept(cpu_info):
     assert find_precision("bfloat16", CPU) == "bfloat16"
     cpu_info("flags : avx512_bf16\n")
     assert find_precision("float32", CPU) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "expected"),
+    [
+        (["bfloat16"], "bfloat16"),
+        (["bfloat16", "bfloat16"], "bfloat16"),
+        (["bfloat16", "float32"], "float32"),
+        (["float32", "float32"], "float32"),
+    ],
+)
+def test_one_rank_without_bfloat16_decides_for_all(of_ranks, expected):
+    assert common_precision(of_ranks) == expected
 
 
 def test_gpus_are_supposed_to_have_bfloat16(cpu_info):
