@@ -17,7 +17,7 @@ from pipelines.schema import RunConfig
 
 T = TypeVar("T")
 
-#: Ray's chatter, and what it would send home. Set before Ray starts; a person's own values stay.
+#: Ray's chatter, and what it would send home.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -59,24 +59,33 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
             check_cpus(cpus)
         yield
         return
-    for name, value in (_QUIET | _RECOVERY).items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        for name, value in _ALONE.items():
-            os.environ.setdefault(name, value)
+    with ray_environment(is_cluster=bool(address)):
+        try:
+            _init(address, cpus)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            where = f"the cluster at {address}" if address else "Ray on this machine"
+            raise StorageError(f"{where} does not start or answer: {error}") from error
+        _quiet_ray_data()
+        try:
+            if not may_wait:
+                check_cpus(cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def ray_environment(*, is_cluster: bool) -> Iterator[None]:
+    """What Ray reads from the environment meanwhile; a person's own values stay."""
+    wanted = _QUIET | _RECOVERY | ({} if is_cluster else _ALONE)
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        _init(address, cpus)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-        where = f"the cluster at {address}" if address else "Ray on this machine"
-        raise StorageError(f"{where} does not start or answer: {error}") from error
-    _quiet_ray_data()
-    try:
-        if not may_wait:
-            check_cpus(cpus)
         yield
     finally:
-        ray.shutdown()
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def needed_cpus(config: RunConfig) -> float:

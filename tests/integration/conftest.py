@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
+from pipelines.ray_session import ray_environment
 from pipelines.schema import (
     DataConfig,
     RunConfig,
@@ -25,6 +27,7 @@ from pipelines.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from pipelines.tracking.mlflow_tracker import reach
 from tests.integration.colours import colour_samples, write_samples
 
 
@@ -34,12 +37,22 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_samples(tmp_path_factory.mktemp("data") / "colours", colour_samples(120))
 
 
+@pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs: MLflow takes seconds to make one, a copy is the same."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    reach(f"sqlite:///{path}")
+    return path
+
+
 ConfigMaker = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def make_config(tmp_path: Path, colours: Path) -> ConfigMaker:
+def make_config(tmp_path: Path, colours: Path, mlflow_tables: Path) -> ConfigMaker:
     """A run of seconds; groups of settings are changed by dictionaries."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(mlflow_tables, tmp_path / "runs")
 
     def make(**changes: dict) -> RunConfig:
         vit = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
@@ -75,12 +88,13 @@ def make_config(tmp_path: Path, colours: Path) -> ConfigMaker:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests; its CPUs are bookkeeping, there may be fewer cores."""
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=300_000_000,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    yield
-    ray.shutdown()
+    with ray_environment(is_cluster=False):
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=300_000_000,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield
+        ray.shutdown()

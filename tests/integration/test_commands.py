@@ -120,11 +120,14 @@ def test_inspect_shows_pairs_and_counts_rejects(capsys, make_config, tmp_path):
     assert pixels_of(out).shape[1] > 4 * 64
 
 
-def test_a_dry_run_checks_everything_and_starts_nothing(capsys, make_config, tmp_path):
+def test_a_dry_run_checks_everything_and_starts_nothing(
+    capsys, make_config, tmp_path, mlflow_tables
+):
     (tmp_path / "run.json").write_text(to_json(make_config()))
     assert main(["train", str(tmp_path / "run.json"), "--dry-run"]) == 0
     assert "would train in" in last_line(capsys)
-    assert not (tmp_path / "runs").exists()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [mlflow_tables.name]
+    assert (tmp_path / "runs" / mlflow_tables.name).read_bytes() == mlflow_tables.read_bytes()
 
 
 def test_train_without_data_fetches_it_or_says_why_not(capsys, monkeypatch, tmp_path):

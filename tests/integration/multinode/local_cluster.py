@@ -86,11 +86,14 @@ class LocalCluster:
         assert accepted, message
 
     def start_train(self, config_file: Path, log: Path) -> subprocess.Popen[str]:
+        environment = os.environ | {"RAY_ADDRESS": self.address}
+        # Off where Ray is on this machine alone, as for other tests of this process.
+        environment.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)
         with log.open("w") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", _TRAIN, str(config_file)],
                 cwd=ROOT,
-                env=os.environ | {"RAY_ADDRESS": self.address},
+                env=environment,
                 text=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
