@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ def make_model(
 
 
 @contextmanager
-def without_values() -> Iterator[None]:
+def without_values() -> Generator[None]:
     """Models made inside have weights of the right shapes on the meta device, and no values."""
     with torch.device("meta"), _Uninitialized():
         yield

@@ -41,7 +41,7 @@ class RankGroup(BackendConfig):
         return TorchConfig().train_func_context
 
     @property
-    def framework(self) -> TrainingFramework:
+    def framework(self) -> TrainingFramework:  # pyright: ignore[reportIncompatibleMethodOverride]
         """For Ray's record of the run."""
         return TrainingFramework.TORCH
 
