@@ -144,6 +144,14 @@ def test_b16_has_about_93_million_parameters():
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(93e6, rel=0.01)
 
 
+def test_weights_without_values_have_the_shapes_of_others():
+    with without_values():
+        empty = tiny()
+    shapes = {name: p.shape for name, p in tiny().named_parameters()}
+    assert {name: p.shape for name, p in empty.named_parameters()} == shapes
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+
+
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_every_size_encodes(size: str):
     vit = vit_config(f"{size}/32", embed_dim=8)
