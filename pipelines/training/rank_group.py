@@ -6,6 +6,7 @@ which computes nothing, loads it before it starts the ranks: seconds of every st
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port, update_env_vars
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
+
+_LOGGER = logging.getLogger(__name__)
 
 #: For a rank that hangs when its group is dissolved; Ray's own value.
 _LEAVE_TIMEOUT_S = 30
@@ -74,7 +77,7 @@ class RankGroupBackend(Backend):
         try:
             ray.get(worker_group.execute_async(_leave, len(worker_group)), timeout=_LEAVE_TIMEOUT_S)
         except GetTimeoutError:
-            return
+            _LOGGER.warning("ranks did not leave their group within %d s", _LEAVE_TIMEOUT_S)
 
 
 def _join(backend: str, rank: int, size: int, timeout_s: int) -> None:
