@@ -39,6 +39,7 @@ bench: install
 	$(RUN) -m tests.benchmarks.step --quick
 	$(RUN) -m tests.benchmarks.big_batch --quick
 	$(RUN) -m tests.benchmarks.embed --quick
+	$(RUN) -m tests.benchmarks.startup --rounds 1
 
 docs: install
 	$(VENV)/bin/pdoc clippo_core pipelines cluster --output-directory build/docs

@@ -77,6 +77,12 @@ def remove_leftovers(run: Location) -> None:
             (folder / name).remove()
 
 
+def first_step(run: Location) -> int:
+    """Steps that a run has behind it where it goes on: those of its newest whole checkpoint."""
+    whole = whole_checkpoints(run)
+    return whole[-1][0] if whole else 0
+
+
 def find_checkpoint(reference: str) -> Location:
     """The checkpoint that a person means: itself, or the newest of a run.
 

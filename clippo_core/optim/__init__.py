@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
     The groups hold the peak values; `set_multiplier` sets those of a step.
     """
+    _keep_compiler_out()
     named = list(model.named_parameters())
     kernels = [p for name, p in named if name.endswith("kernel")]
     others = [p for name, p in named if not name.endswith("kernel")]
@@ -34,6 +37,24 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=True
     )
+
+
+def _keep_compiler_out() -> None:
+    """Have torch call the methods of optimizers as they are.
+
+    It would import its compiler, seconds of every start, to exempt them from compilation. Nothing
+    here compiles them.
+    """
+    optimizer = torch.optim.Optimizer
+    for method in (
+        optimizer.add_param_group,
+        optimizer.zero_grad,
+        optimizer.state_dict,
+        optimizer.load_state_dict,
+    ):
+        plain = cast("Callable[..., object]", inspect.unwrap(method))
+        # Where torch keeps the exempted form of a function once it has one (torch 2.13).
+        vars(plain).setdefault("__dynamo_disable", plain)
 
 
 def set_multiplier(

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import ray
@@ -32,6 +35,8 @@ from pipelines.ingest.stages import (
     to_block,
 )
 from pipelines.schema import ScalingConfig
+
+Batch = TypeVar("Batch")
 
 DATASET = "pairs"
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
@@ -62,15 +67,20 @@ class StreamRange:
     steps_per_unit: int = 1
 
     def segment(self, number: int) -> list[Unit]:
-        """Units of the segment: every step of it, every rank."""
+        """Units of the segment: every step of it, every rank.
+
+        The first of all are small, so that a run's first step does not wait for the next ones.
+        """
         length = max(self.units_per_segment // self.num_ranks, 1) * self.steps_per_unit
-        start = self.start_step + number * length
-        end = min(start + length, self.total_steps)
-        return [
-            Unit(range(step, min(step + self.steps_per_unit, end)), rank)
-            for step in range(start, end, self.steps_per_unit)
-            for rank in range(self.num_ranks)
-        ]
+        step = self.start_step + number * length
+        end = min(step + length, self.total_steps)
+        size = self.steps_per_unit if number else 1
+        units = []
+        while step < end:
+            steps = range(step, min(step + size, end))
+            units += [Unit(steps, rank) for rank in range(self.num_ranks)]
+            step, size = steps.stop, min(2 * size, self.steps_per_unit)
+        return units
 
 
 class Unit(NamedTuple):
@@ -262,3 +272,27 @@ def iterate_batches(
             step += 1
         if step == before:
             raise RuntimeError(f"the stream ended at step {step} of {steps.total_steps}")
+
+
+def begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, but the first is asked for at once, in a thread: a stream takes seconds to start.
+
+    Args:
+        batches: not asked for any yet; what it raises is raised where it would have been.
+    """
+    first: Future[list[Batch]] = Future()
+
+    def ask() -> None:
+        try:
+            first.set_result(list(itertools.islice(batches, 1)))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            first.set_exception(error)
+
+    # A daemon: a process that fails meanwhile does not wait for its stream.
+    threading.Thread(target=ask, name="first batch", daemon=True).start()
+
+    def all_of_them() -> Iterator[Batch]:
+        yield from first.result()
+        yield from batches
+
+    return all_of_them()

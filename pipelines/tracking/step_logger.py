@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,9 @@ class StepLogger:
         self.flush()
 
     def _work(self) -> None:
+        # This takes seconds, which a rank has while it waits for its first batch.
+        with self._lock:
+            self._try(self._connect)
         while not self._is_closed:
             self._wake.wait(_SEND_EVERY_S)
             self.flush()
@@ -88,25 +91,34 @@ class StepLogger:
             self._unsent.append(self._incoming.popleft())
         if not self._unsent:
             return
-        if time.monotonic() >= self._retry_at:
-            try:
-                self._send_unsent()
-            except Exception as error:  # noqa: BLE001
-                # Any failure of tracking is survived: the points stay, and are tried again.
-                _logger.warning(
-                    "MLflow at %s: %s; metrics wait in %s", self._run.uri, error, self._spool
-                )
-                self._retry_at = time.monotonic() + _RETRY_EVERY_S
+        self._try(self._send_unsent)
         _write_spool(self._spool, self._unsent)
 
-    def _send_unsent(self) -> None:
+    def _try(self, call: Callable[[], object]) -> None:
+        """Any failure of tracking is survived: the points stay, and are tried again."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - see above
+            _logger.warning(
+                "MLflow at %s: %s; metrics wait in %s", self._run.uri, error, self._spool
+            )
+            self._retry_at = time.monotonic() + _RETRY_EVERY_S
+
+    def _connect(self) -> tuple[MlflowClient, int]:
+        """The client, and the last step that MLflow has."""
         if self._client is None:
             self._client = connect(self._run.uri)
         if self._last_logged is None:
             history = self._client.get_metric_history(self._run.run_id, STEP_METRIC)
             self._last_logged = max((metric.step for metric in history), default=-1)
+        return self._client, self._last_logged
+
+    def _send_unsent(self) -> None:
+        client, last_logged = self._connect()
         while self._unsent:
-            new, used, last = [], 0, self._last_logged
+            new, used, last = [], 0, last_logged
             for point in self._unsent:
                 # A whole step in one call, so that its last metric speaks for all of them.
                 points = point.to_mlflow() if point.step > last else []
@@ -114,8 +126,8 @@ class StepLogger:
                     break
                 new, used, last = new + points, used + 1, max(last, point.step)
             if new:
-                self._client.log_batch(self._run.run_id, metrics=new)
-            self._last_logged = last
+                client.log_batch(self._run.run_id, metrics=new)
+            self._last_logged = last_logged = last
             del self._unsent[:used]
 
 

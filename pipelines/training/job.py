@@ -11,7 +11,7 @@ from typing import Any
 import ray.train
 
 from clippo_core.config import ClassifierConfig
-from pipelines.checkpoints import whole_checkpoints
+from pipelines.checkpoints import first_step
 from pipelines.ingest.stages import StreamSpec
 from pipelines.ingest.stream import (
     DATASET,
@@ -57,9 +57,8 @@ class StreamDataConfig(ray.train.DataConfig):
     ) -> Any:
         """Ray's hook; called anew for each group of ranks."""
         job, config = self._job, self._job.config
-        whole = whole_checkpoints(job.run)
         steps = StreamRange(
-            whole[-1][0] if whole else 0,
+            first_step(job.run),
             config.train.steps,
             world_size,
             steps_per_unit=steps_per_unit(

@@ -38,6 +38,7 @@ from pipelines.checkpoints import (
     commit_checkpoint,
     fetched,
     find_checkpoint,
+    first_step,
     whole_checkpoints,
 )
 from pipelines.ingest.sources import open_source
@@ -46,7 +47,7 @@ from pipelines.ingest.stages import (
     open_renderer,
     open_vocabulary,
 )
-from pipelines.ingest.stream import DATASET, StreamRange, iterate_batches
+from pipelines.ingest.stream import DATASET, StreamRange, begun, iterate_batches
 from pipelines.resolve import chance_of
 from pipelines.schema import RunConfig
 from pipelines.storage import (
@@ -146,6 +147,7 @@ class Rank:
         self._rank, self._num_ranks = context.get_world_rank(), context.get_world_size()
         self._is_first = self._rank == 0
         check_owner(job.run, job.attempt)
+        self._batches = self._start_stream()
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
         self.state, self._rejected = _restored_state(job, self._device)
@@ -162,13 +164,10 @@ class Rank:
     def run(self) -> Outcome:
         """Make steps until the run is complete, or the driver wants it to stop."""
         train = self._config.train
-        steps = StreamRange(self.state.step, train.steps, self._num_ranks)
-        shard = ray.train.get_dataset_shard(DATASET)
-        assert shard is not None
-        is_stop_wanted = False
-        for batch, wait_s in _timed(iterate_batches(shard, self._job.stream, steps)):
+        start_step, is_stop_wanted = self.state.step, False
+        for batch, wait_s in _timed(self._batches):
             started = time.perf_counter()
-            if batch.step == steps.start_step:
+            if batch.step == start_step:
                 if self._reporter is not None:
                     self._reporter.first_batch_came(wait_s)
                 wait_s = 0.0
@@ -190,6 +189,17 @@ class Rank:
         """Finish what is under way."""
         if self._reporter is not None:
             self._reporter.close()
+
+    def _start_stream(self) -> Iterator[PreparedBatch]:
+        """This rank's batches; the processes that make them start while the state is made."""
+        steps = StreamRange(first_step(self._job.run), self._config.train.steps, self._num_ranks)
+
+        def batches() -> Iterator[PreparedBatch]:
+            shard = ray.train.get_dataset_shard(DATASET)
+            assert shard is not None
+            yield from iterate_batches(shard, self._job.stream, steps)
+
+        return begun(batches())
 
     def _common_precision(self) -> Precision:
         """That of this run's matrix products; with "auto", one that every rank's device has."""

@@ -57,6 +57,14 @@ def test_segments_cover_every_unit_once_and_hold_whole_steps():
         ]
 
 
+def test_the_first_units_are_small():
+    steps = StreamRange(5, 60, 2, units_per_segment=10, steps_per_unit=8)
+    lengths = [[len(unit.steps) for unit in steps.segment(number)] for number in range(3)]
+    assert lengths[0] == [1, 1, 2, 2, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8, 1, 1]
+    assert lengths[1] == [8, 8, 7, 7]
+    assert lengths[2] == []
+
+
 def test_ray_is_told_the_segment_by_the_execution_number(make_config):
     """`_execution_idx` is no public name of Ray; this fails where a release drops it."""
     context = DataContext.get_current().copy()

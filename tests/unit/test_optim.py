@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -100,3 +103,23 @@ def test_left_open_ramps_are_a_tenth_of_the_run():
     assert multipliers[:6] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert multipliers[45:] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0])
     assert set(multipliers[5:46]) == {1.0}
+
+
+def test_an_optimizer_is_made_and_used_without_torchs_compiler():
+    """Its import takes seconds of every start."""
+    code = """
+import sys, torch
+from clippo_core.config import OptimConfig
+from clippo_core.optim import make_optimizer
+model = torch.nn.Linear(2, 2)
+optimizer = make_optimizer(model, OptimConfig())
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print(type(optimizer).__name__, "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout == "Adafactor False\n"
