@@ -32,8 +32,8 @@ demo: $(VENV)/.runtime
 
 bench: install
 	$(RUN) -m tests.benchmarks.rendering
-	$(RUN) -m tests.benchmarks.stream --steps 500
-	$(RUN) -m tests.benchmarks.sizing --rounds 1 --seconds 5
+	$(RUN) -m tests.benchmarks.stream --steps 200
+	$(RUN) -m tests.benchmarks.sizing --quick --rounds 1 --seconds 5
 	$(RUN) -m tests.benchmarks.simulation
 	$(RUN) -m tests.benchmarks.images --quick
 	$(RUN) -m tests.benchmarks.step --quick

@@ -8,7 +8,6 @@ the one by which Ray Data counts the CPUs that it may use. Ranks go to nodes wit
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ray.data._internal.cluster_autoscaler import (
 from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
 
 from clippo_core.errors import ConfigError
+from pipelines.ray_session import cluster_address
 from pipelines.schema import RunConfig, ScalingConfig
 
 RENDERER = {"ray-subcluster": "renderer"}
@@ -153,7 +153,7 @@ def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], 
         ConfigError: naming what is missing: at once where no node can come (Ray on this machine
             alone), else after `scaling.start_timeout_s`.
     """
-    can_grow = bool(os.environ.get("RAY_ADDRESS")) or is_autoscaling_enabled()
+    can_grow = cluster_address() is not None or is_autoscaling_enabled()
     deadline = time.monotonic() + (config.scaling.start_timeout_s if can_grow else 0.0)
     is_told = False
     while True:

@@ -59,7 +59,7 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
             check_cpus(cpus)
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     with ray_environment(is_cluster=bool(address)):
         try:
             _init(address, cpus)
@@ -73,6 +73,11 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def cluster_address() -> str | None:
+    """Of the cluster that commands here use; None: they start Ray, which ends with them."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager

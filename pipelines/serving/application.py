@@ -7,7 +7,6 @@ import base64
 import functools
 import io
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import BUNDLED_FONT
 from clippo_core.vocabulary import PreparedTexts, concatenate_texts
 from pipelines.checkpoints import fetched
+from pipelines.ray_session import cluster_address
 from pipelines.serving.collection import Collection, Match
 from pipelines.serving.requests import (
     Gate,
@@ -267,7 +267,7 @@ def served(
         raise StorageError(f"Ray Serve does not start the page: {error}") from error
     finally:
         # A Ray of our own ends after this, and Serve with it; on a cluster it would stay.
-        if os.environ.get("RAY_ADDRESS"):
+        if cluster_address() is not None:
             serve.shutdown()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray.data
@@ -16,6 +15,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from pipelines.ingest.stream import DATASET
 from pipelines.placement import Placement
+from pipelines.ray_session import cluster_address
 from pipelines.training.job import StreamDataConfig, WorkerJob
 from pipelines.training.rank_group import RankGroup
 from pipelines.training.worker import train_on_rank
@@ -62,10 +62,10 @@ def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
     }
     if is_elastic:
         return _ElasticTrainer(train_on_rank, config.train.global_batch_size, **settings)
-    return _Trainer(train_on_rank, **settings)
+    return Trainer(train_on_rank, **settings)
 
 
-class _Trainer(TorchTrainer):
+class Trainer(TorchTrainer):
     """Does without what only matters where Ray outlives the run.
 
     Ray has no public hook for it.
@@ -73,13 +73,13 @@ class _Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        if "RAY_ADDRESS" in os.environ:
+        if cluster_address() is not None:
             return callbacks
         # Gives back the ranks' places if the controller dies: an actor, 2 s of CPU time to start.
         return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
-class _ElasticTrainer(_Trainer):
+class _ElasticTrainer(Trainer):
     """Uses numbers of ranks that divide the batch alone."""
 
     def __init__(self, train_loop: Any, global_batch_size: int, **settings: Any) -> None:

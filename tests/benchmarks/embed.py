@@ -126,7 +126,9 @@ def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="64 pairs instead of 10,000")
+    parser.add_argument(
+        "--quick", action="store_true", help="32 pairs instead of 10,000, two rounds"
+    )
     parser.add_argument("--pairs", type=int, help="pairs to embed")
     parser.add_argument("--tower", choices=TOWERS, default="ViT-B-16")
     parser.add_argument(
@@ -137,7 +139,7 @@ def main() -> None:
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
     arguments = parser.parse_args()
-    count = arguments.pairs or (64 if arguments.quick else 10_000)
+    count = arguments.pairs or (32 if arguments.quick else 10_000)
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
@@ -156,7 +158,7 @@ def main() -> None:
             run(min(count, 16))
         seconds = report.seconds_each(
             {name: lambda run=run: run(count) for name, run in runs.items()},
-            rounds=3 if arguments.quick else 1,
+            rounds=2 if arguments.quick else 1,
             warm_up=0,
             clock=clock,
         )

@@ -34,18 +34,19 @@ class Sample(NamedTuple):
 
 
 def watch(process: subprocess.Popen[str]) -> list[Sample]:
-    """Follow a run to its end."""
-    before: dict[int, float] = {}
+    """Follow a run to its end; the start of an evaluation's process counts as the evaluation's."""
+    counted: dict[int, float] = {}
     samples, taken = [Sample(time.time(), 0.0)], 0.0
     while process.poll() is None:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
+                    if not " ".join(child.cmdline()).startswith(TITLE):
+                        continue
                     times = child.cpu_times()
                     now = times.user + times.system
-                    if " ".join(child.cmdline()).startswith(TITLE):
-                        taken += now - before.get(child.pid, now)
-                    before[child.pid] = now
+                    taken += now - counted.get(child.pid, 0.0)
+                    counted[child.pid] = now
         samples.append(Sample(time.time(), taken))
         time.sleep(0.25)
     return samples

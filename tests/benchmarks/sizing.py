@@ -195,10 +195,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="JPEGs to 64 px alone")
     arguments = parser.parse_args()
     figures = {}
     with tempfile.TemporaryDirectory() as scratch, ray_session(cpus=3):
-        for size in (64, 224):
+        for size in (64,) if arguments.quick else (64, 224):
             spec = stream_spec(Path(scratch) / f"{size}", size, photos(4000))
             figures[f"320x240 JPEG to {size} px"] = compare(
                 spec, arguments.rounds, arguments.seconds
@@ -207,8 +208,11 @@ def main() -> None:
                 figures[f"cost of a block, {size} px"] = cost_of_blocks(
                     spec, arguments.rounds, arguments.seconds
                 )
-        heavy = stream_spec(Path(scratch) / "heavy", 224, large_pngs(640))
-        figures["640x480 PNG to 224 px"] = compare(heavy, arguments.rounds, 2 * arguments.seconds)
+        if not arguments.quick:
+            heavy = stream_spec(Path(scratch) / "heavy", 224, large_pngs(640))
+            figures["640x480 PNG to 224 px"] = compare(
+                heavy, arguments.rounds, 2 * arguments.seconds
+            )
         ray.shutdown()
     report.show(figures)
     report.write("sizing", figures)

@@ -1,9 +1,11 @@
-"""What Ray's controller loads to form the group of ranks."""
+"""What Ray's controller loads to form the group of ranks, and what it starts beside them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
 
 from pipelines.training.rank_group import RankGroup
 
@@ -27,3 +29,20 @@ def test_a_rank_runs_in_rays_context_for_torch():
     ours, theirs = group.backend_cls, TorchConfig().backend_cls
     assert ours.share_cuda_visible_devices == theirs.share_cuda_visible_devices
     assert group.framework == TorchConfig().framework
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_places_are_cleaned_up_where_ray_outlives_the_run(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    from ray.train import ScalingConfig
+
+    from pipelines.training.trainer import Trainer
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    trainer = Trainer(print, torch_config=RankGroup("gloo", 60), scaling_config=ScalingConfig())
+    started = [type(one).__name__ for one in trainer._create_default_callbacks()]
+    assert ("PlacementGroupCleanerCallback" in started) == bool(address)
+    assert "DatasetsCallback" in started
