@@ -167,6 +167,9 @@ class Rank:
         start_step, is_stop_wanted = self.state.step, False
         for batch, wait_s in _timed(self._batches):
             started = time.perf_counter()
+            if batch.step != self.state.step:
+                # The stream was begun before the state was read: a checkpoint came in between.
+                raise RuntimeError(f"the stream is at step {batch.step}, not {self.state.step}")
             if batch.step == start_step:
                 if self._reporter is not None:
                     self._reporter.first_batch_came(wait_s)

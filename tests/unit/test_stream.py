@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
 import pytest
 
 from pipelines.ingest import stream
-from pipelines.ingest.stream import HASTY_STEP_S, HASTY_STEPS, REST_S, RestWhileNothingHappens
+from pipelines.ingest.stream import (
+    HASTY_STEP_S,
+    HASTY_STEPS,
+    REST_S,
+    RestWhileNothingHappens,
+    begun,
+)
 
 
 class Clock:
@@ -49,3 +58,31 @@ def test_a_loop_that_waits_for_tasks_is_left_alone(clock):
         for _ in range(HASTY_STEPS):
             turn(callback, clock, HASTY_STEP_S / 10)
     assert clock.rests == []
+
+
+def test_a_begun_stream_is_asked_for_one_batch_before_anybody_takes_it():
+    asked = [threading.Event() for _ in range(3)]
+
+    def batches() -> Iterator[int]:
+        for number, event in enumerate(asked):
+            event.set()
+            yield number
+
+    stream_of_three = begun(batches())
+    assert asked[0].wait(10)
+    assert not asked[1].wait(0.2)
+    assert list(stream_of_three) == [0, 1, 2]
+
+
+def test_a_begun_stream_ends_and_fails_where_the_stream_does():
+    def failing(after: int) -> Iterator[int]:
+        yield from range(after)
+        raise ValueError("gone")
+
+    assert list(begun(iter(()))) == []
+    for after in (0, 2):
+        taken: list[int] = []
+        failing_stream = begun(failing(after))
+        with pytest.raises(ValueError, match="gone"):
+            taken.extend(failing_stream)
+        assert taken == list(range(after))
