@@ -61,11 +61,7 @@ def train(root: str, run: str, steps: int, every: int, *options: str) -> dict[st
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
     client = connect(f"sqlite:///{root}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'clippo'")
-    (found,) = client.search_runs(
-        [experiment.experiment_id], f"attributes.run_name = '{run}'", max_results=1
-    )
-    points = client.get_metric_history(found.info.run_id, "train/loss")
+    points = client.get_metric_history(report.run_id_of(client, run), "train/loss")
     at = {point.step: point.timestamp / 1000 for point in points}
     meanwhile = [sample.cpu_s for sample in samples if at[every] <= sample.wall_s <= at[steps]]
     return {

@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 RESULTS = Path(__file__).parents[2] / "build" / "benchmarks"
 _LIBRARIES = ("numpy", "numba", "pillow", "torch", "pyarrow", "ray", "open_clip_torch")
@@ -34,6 +38,13 @@ def seconds_each(
             if number >= warm_up:
                 taken[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def run_id_of(client: MlflowClient, run: str) -> str:
+    """Of the one run of that name that a benchmark trained."""
+    (experiment,) = client.search_experiments(filter_string="name = 'clippo'")
+    (found,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run}'")
+    return found.info.run_id
 
 
 def machine() -> dict[str, object]:

@@ -75,13 +75,9 @@ def start_up(root: str, run: str) -> dict[str, float]:
     printed, _ = process.communicate()
     assert process.returncode == 0, printed
     client = connect(f"sqlite:///{root}/mlflow.db")
-    experiment = client.get_experiment_by_name("clippo")
-    assert experiment is not None
-    (found,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run}'")
-    first = min(
-        client.get_metric_history(found.info.run_id, "train/loss"), key=lambda point: point.step
-    )
-    (waited,) = client.get_metric_history(found.info.run_id, "data/first_batch_s")
+    run_id = report.run_id_of(client, run)
+    first = min(client.get_metric_history(run_id, "train/loss"), key=lambda point: point.step)
+    (waited,) = client.get_metric_history(run_id, "data/first_batch_s")
     first_s = float(first.timestamp) / 1000
     until = [sample for sample in samples if sample.wall_s <= first_s][-1]
     return {
