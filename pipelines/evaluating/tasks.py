@@ -15,7 +15,7 @@ import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
-from pipelines.background import in_background
+from pipelines.background import BackgroundTask
 from pipelines.checkpoints import fetched
 from pipelines.evaluating.registry import WITHOUT_DATA, find_evaluation
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
@@ -153,12 +153,6 @@ def _numbers(found: TaskResult) -> dict[str, Any]:
     }
 
 
-def _evaluate_in_background(
-    checkpoint: str, benchmark: Benchmark, options: EvaluationOptions
-) -> EvaluationReport:
-    return in_background(evaluate, checkpoint, benchmark, options)
-
-
 @dataclass
 class _Running:
     checkpoint: str
@@ -180,14 +174,13 @@ class EvaluationTasks:
     ) -> None:
         """Of the benchmarks that every checkpoint gets."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
-        # One retry, for a worker that is killed; an exception would only come again.
-        self._task = ray.remote(_evaluate_in_background).options(num_cpus=cpus, max_retries=1)
+        self._task = BackgroundTask(evaluate, num_cpus=cpus)
         self._running: dict[Any, _Running] = {}
 
     def start(self, checkpoint: str) -> None:
         """Start all benchmarks on a checkpoint."""
         for benchmark in self._benchmarks:
-            reference = self._task.remote(checkpoint, benchmark, self._options)
+            reference = self._task.start(checkpoint, benchmark, self._options)
             now = time.monotonic()
             deadline = now + self._timeout_s
             self._running[reference] = _Running(checkpoint, benchmark, now, deadline)

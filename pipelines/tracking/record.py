@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from pipelines.background import in_background
+from pipelines.background import BackgroundTask
 from pipelines.checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.evaluating.tasks import EvaluationReport
 from pipelines.ingest.stages import StreamSpec
@@ -157,19 +157,13 @@ def object_store_gb() -> float:
     return (total.get(name, 0.0) - free.get(name, 0.0)) / 1e9
 
 
-def _draw_in_background(
-    spec: StreamSpec, config: RunConfig, checkpoint: str | None
-) -> dict[str, bytes]:
-    return in_background(draw_batch, spec, config, checkpoint)
-
-
 class _PictureTasks:
     """Ray tasks that draw the batches of checkpoints, out of the time that is left over."""
 
     def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
         self._spec, self._config = spec, config
         # No CPU of their own: they must not wait for one where training has taken them all.
-        self._task = ray.remote(_draw_in_background).options(num_cpus=0, max_retries=1)
+        self._task = BackgroundTask(draw_batch, num_cpus=0)
         self._running: dict[Any, str | None] = {}
         self._next: list[str | None] = []
 
@@ -190,7 +184,7 @@ class _PictureTasks:
 
     def _start_next(self) -> None:
         for checkpoint in self._next:
-            self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
+            self._running[self._task.start(self._spec, self._config, checkpoint)] = checkpoint
         self._next = []
 
     def finished(self) -> list[tuple[str | None, Mapping[str, bytes] | str]]:

@@ -75,7 +75,7 @@ def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkey
     def die(*_: object) -> None:
         os._exit(1)
 
-    monkeypatch.setattr(module, "_evaluate_in_background", die)
+    monkeypatch.setattr(module, "evaluate", die)
     (report,) = ends(start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=60))
     assert report.status == "failed"
     assert "died" in report.message.lower() or "crash" in report.message.lower()
