@@ -37,8 +37,14 @@ _RECOVERY = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
 }
 
-#: Where Ray is started for the run: nobody takes this machine away with notice.
-_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+#: Where Ray is started for the run.
+_ALONE = {
+    # Nobody takes this machine away with notice.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray's own, 15, weighs so little that threads which are to take left-over time alone
+    # (pipelines.background) took a fifth of the ranks' (tests/benchmarks/evaluating.py).
+    "RAY_worker_niceness": "0",
+}
 
 
 @contextmanager

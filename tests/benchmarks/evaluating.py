@@ -1,21 +1,21 @@
-"""Training with evaluations beside it: `python -m tests.benchmarks.evaluating [--rounds 1]`.
+"""Training with evaluations beside it: `python -m tests.benchmarks.evaluating [--steps 300]`.
 
-Trains `demo` on this machine with its own evaluations, and compares the steps while one is at work
-with those after it and before the next checkpoint, so that both see the same minutes of a machine
-whose speed varies. Prints pairs/s of either, the seconds that training lost, and the CPU time that
-the evaluations took meanwhile. With `--control` the same steps of runs without evaluations: what
-the checkpoints themselves cost.
+Trains `demo` on this machine with its own evaluations, which are stopped and go on by turns of some
+seconds: so both see the same minutes of a machine whose speed varies. Prints pairs/s of either, the
+seconds that training lost, and the CPU time that the evaluations took for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import pairwise
 from typing import NamedTuple
 
 import psutil
@@ -27,127 +27,108 @@ from tests.benchmarks import report
 from tests.integration.processes import start_command
 
 TITLE = "ray::evaluate"
+TURN_S = 8.0
+SETTLE_S = 0.5
 
 
-class Sample(NamedTuple):
-    """The CPU time that evaluations had taken at a time, and whether one was at work."""
+class Turn(NamedTuple):
+    """Some seconds with evaluations at work, or with all of them stopped."""
 
-    wall_s: float
-    cpu_s: float
-    is_at_work: bool
-
-
-class Cycle(NamedTuple):
-    """From a checkpoint to the next one; an evaluation is at work at first."""
-
-    beside_s: float
-    beside_steps: float
-    alone_s: float
-    alone_steps: float
+    start_s: float
+    stop_s: float
+    is_beside: bool
     cpu_s: float
 
 
-def watch(process: subprocess.Popen[str]) -> list[Sample]:
-    """Follow a run to its end; the start of an evaluation's process counts as the evaluation's."""
-    counted: dict[int, float] = {}
-    samples, taken = [Sample(time.time(), 0.0, is_at_work=False)], 0.0
-    while process.poll() is None:
-        is_at_work = False
+def evaluations(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if " ".join(child.cmdline()).startswith(TITLE):
+                    yield child
+
+
+def cpu_s(process: subprocess.Popen[str]) -> float:
+    found = 0.0
+    for evaluation in evaluations(process):
         with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    if not " ".join(child.cmdline()).startswith(TITLE):
-                        continue
-                    is_at_work = True
-                    times = child.cpu_times()
-                    now = times.user + times.system
-                    taken += now - counted.get(child.pid, 0.0)
-                    counted[child.pid] = now
-        samples.append(Sample(time.time(), taken, is_at_work))
-        time.sleep(0.25)
-    return samples
+            times = evaluation.cpu_times()
+            found += times.user + times.system
+    return found
 
 
-def train(
-    root: str, run: str, steps: int, every: int, *options: str
-) -> tuple[dict[int, float], list[Sample]]:
-    """When each step ended, and what the evaluations did."""
-    process = start_command(
-        *("train", "demo", "--train.steps", str(steps), "--train.checkpoint-every", str(every)),
-        *("--storage.root", root, "--storage.run", run, "--tracking.no-pictures", *options),
-    )
-    samples = watch(process)
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed
-    client = connect(f"sqlite:///{root}/mlflow.db")
-    points = client.get_metric_history(report.run_id_of(client, run), "train/loss")
-    return {point.step: point.timestamp / 1000 for point in points}, samples
+def tell(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    for evaluation in evaluations(process):
+        with suppress(psutil.NoSuchProcess):
+            os.kill(evaluation.pid, number)
 
 
-def cycles_of(
-    at: dict[int, float], samples: list[Sample], every: int, *, beside_s: float | None = None
-) -> Iterator[Cycle]:
-    """The cycles of a run that have both parts; `beside_s` is the first part's where none works."""
-    checkpoints = range(every, max(at) + 1, every)
-    for first, last in pairwise(checkpoints):
-        within = [sample for sample in samples if at[first] <= sample.wall_s < at[last]]
-        ends = [sample.wall_s for sample in within if sample.is_at_work]
-        until = ends[-1] if beside_s is None and ends else at[first] + (beside_s or 0.0)
-        steps = sum(at[first] < at[step] <= until for step in range(first, last + 1))
-        middle = first + steps
-        if first < middle < last:
-            yield Cycle(
-                beside_s=at[middle] - at[first],
-                beside_steps=steps,
-                alone_s=at[last] - at[middle],
-                alone_steps=last - middle,
-                cpu_s=within[-1].cpu_s - within[0].cpu_s,
-            )
+def take_turns(process: subprocess.Popen[str]) -> list[Turn]:
+    """Let evaluations work in every other turn, to the end of the run."""
+    turns: list[Turn] = []
+    while process.poll() is None:
+        is_beside = len(turns) % 2 == 0
+        tell(process, signal.SIGCONT if is_beside else signal.SIGSTOP)
+        started, before = time.time(), cpu_s(process)
+        while time.time() < started + TURN_S and process.poll() is None:
+            time.sleep(0.25)
+            if not is_beside:
+                tell(process, signal.SIGSTOP)  # those that have begun meanwhile
+        turns.append(Turn(started, time.time(), is_beside, max(cpu_s(process) - before, 0.0)))
+    return turns
 
 
-def figures_of(cycles: list[Cycle]) -> dict[str, float]:
-    """Of all cycles together; what was lost is counted within each of them."""
-    pairs = demo().train.global_batch_size
-    beside, alone = sum(c.beside_s for c in cycles), sum(c.alone_s for c in cycles)
-    lost = sum(c.beside_s - c.beside_steps * c.alone_s / c.alone_steps for c in cycles)
+def pairs_per_s(turn: Turn, at: list[float]) -> float | None:
+    """Of the steps that ended in a turn; None: too few for a rate."""
+    within = [end for end in at if turn.start_s + SETTLE_S <= end <= turn.stop_s]
+    if len(within) < 4:
+        return None
+    return demo().train.global_batch_size * (len(within) - 1) / (within[-1] - within[0])
+
+
+def figures_of(turns: list[Turn], at: list[float]) -> dict[str, float]:
+    """Of the turns after the first checkpoint, without those in which there was nothing to do."""
+    rates = [
+        (turn, pairs_per_s(turn, at))
+        for turn in turns
+        if turn.start_s >= at[0] and turn.stop_s <= at[-1]
+    ]
+    beside = [(turn, rate) for turn, rate in rates if turn.is_beside and turn.cpu_s and rate]
+    alone = [rate for turn, rate in rates if not turn.is_beside and rate]
+    rate = statistics.mean(rate for _, rate in beside)
+    seconds = sum(turn.stop_s - turn.start_s for turn, _ in beside)
+    lost, taken = seconds * (1 - rate / statistics.mean(alone)), sum(t.cpu_s for t, _ in beside)
     return {
-        "cycles": len(cycles),
-        "pairs_per_s_alone": pairs * sum(c.alone_steps for c in cycles) / alone,
-        "pairs_per_s_beside": pairs * sum(c.beside_steps for c in cycles) / beside,
-        "seconds_beside": beside,
+        "turns_beside": len(beside),
+        "turns_alone": len(alone),
+        "pairs_per_s_alone": statistics.mean(alone),
+        "pairs_per_s_beside": rate,
+        "seconds_beside": seconds,
         "seconds_lost": lost,
-        "evaluations_cpu_s": sum(c.cpu_s for c in cycles),
+        "evaluations_cpu_s": taken,
+        "seconds_lost_per_cpu_s": lost / taken,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--control", action="store_true", help="runs without evaluations as well")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=60, help="steps between checkpoints")
     arguments = parser.parse_args()
     prepare_missing(["fashion_mnist/train", "fashion_mnist/test"])
-    evaluated: list[Cycle] = []
-    control: list[Cycle] = []
     with tempfile.TemporaryDirectory() as root:
-        for number in range(arguments.rounds):
-            at, samples = train(root, f"run-{number}", arguments.steps, arguments.every)
-            found = list(cycles_of(at, samples, arguments.every))
-            evaluated += found
-            if arguments.control and found:
-                beside_s = sum(cycle.beside_s for cycle in found) / len(found)
-                name, length = f"control-{number}", (arguments.steps, arguments.every)
-                at, samples = train(root, name, *length, "--evaluation.tasks")
-                control += cycles_of(at, samples, arguments.every, beside_s=beside_s)
-    assert evaluated, "an evaluation lasted to the next checkpoint each time; raise --every"
-    figures = {"with evaluations": figures_of(evaluated)}
-    figures["with evaluations"]["seconds_lost_per_cpu_s"] = (
-        figures["with evaluations"]["seconds_lost"]
-        / figures["with evaluations"]["evaluations_cpu_s"]
-    )
-    if control:
-        figures["without"] = figures_of(control)
+        process = start_command(
+            *("train", "demo", "--train.steps", str(arguments.steps), "--tracking.no-pictures"),
+            *("--train.checkpoint-every", str(arguments.every)),
+            *("--storage.root", root, "--storage.run", "run"),
+        )
+        turns = take_turns(process)
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        client = connect(f"sqlite:///{root}/mlflow.db")
+        points = client.get_metric_history(report.run_id_of(client, "run"), "train/loss")
+    at = sorted(point.timestamp / 1000 for point in points if point.step > arguments.every)
+    figures = {"demo with evaluations": figures_of(turns, at)}
     report.show(figures)
     report.write("evaluating", figures)
 
