@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
-from ray import cloudpickle
 
 Result = TypeVar("Result")
 
@@ -18,29 +17,31 @@ Result = TypeVar("Result")
 class BackgroundTask:
     """A function as a Ray task that takes the CPU time that is left over, from its imports on.
 
-    Ray imports the modules of a task's function and arguments in the main thread of the process,
-    which no task can set back; torch alone takes seconds. So they travel pickled.
+    Ray opens a task's arguments in the main thread of its process, which no task can set back, and
+    so imports their modules there; torch alone takes seconds. The call therefore travels as an
+    object that the background thread fetches.
     """
 
     def __init__(self, function: Callable[..., Any], *, num_cpus: float) -> None:
         """Nothing is started yet."""
         # One retry, for a worker that is killed; an exception would only come again.
-        self._task = ray.remote(_call).options(
+        self._task = ray.remote(_fetch_and_call).options(
             name=function.__name__, num_cpus=num_cpus, max_retries=1
         )
         self._function = function
 
     def start(self, *args: Any) -> Any:
         """Start the task; the answer is Ray's reference to its result."""
-        return self._task.remote(cloudpickle.dumps((self._function, args)))
+        # In a list, since Ray would open what is an argument itself.
+        return self._task.remote([ray.put((self._function, args))])
 
 
-def _call(pickled: bytes) -> Any:
-    return in_background(_unpickle_and_call, pickled)
+def _fetch_and_call(call: list[Any]) -> Any:
+    return in_background(_call, *call)
 
 
-def _unpickle_and_call(pickled: bytes) -> Any:
-    function, args = cloudpickle.loads(pickled)
+def _call(reference: Any) -> Any:
+    function, args = ray.get(reference)
     return function(*args)
 
 
