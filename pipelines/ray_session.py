@@ -42,7 +42,7 @@ _ALONE = {
     # Nobody takes this machine away with notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray's own, 15, weighs so little that threads which are to take left-over time alone
-    # (pipelines.background) took a fifth of the ranks' (tests/benchmarks/evaluating.py).
+    # (pipelines.background) took a tenth of the ranks' (tests/benchmarks/evaluating.py).
     "RAY_worker_niceness": "0",
 }
 

@@ -8,7 +8,6 @@ seconds that training lost, and the CPU time that the evaluations took for them.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import statistics
 import subprocess
@@ -48,33 +47,22 @@ def evaluations(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
                     yield child
 
 
-def cpu_s(process: subprocess.Popen[str]) -> float:
-    found = 0.0
-    for evaluation in evaluations(process):
-        with suppress(psutil.NoSuchProcess):
-            times = evaluation.cpu_times()
-            found += times.user + times.system
-    return found
-
-
-def tell(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    for evaluation in evaluations(process):
-        with suppress(psutil.NoSuchProcess):
-            os.kill(evaluation.pid, number)
-
-
 def take_turns(process: subprocess.Popen[str]) -> list[Turn]:
     """Let evaluations work in every other turn, to the end of the run."""
     turns: list[Turn] = []
+    taken: dict[int, float] = {}  # by process, of those that have ended, too
     while process.poll() is None:
         is_beside = len(turns) % 2 == 0
-        tell(process, signal.SIGCONT if is_beside else signal.SIGSTOP)
-        started, before = time.time(), cpu_s(process)
+        started, before = time.time(), sum(taken.values())
         while time.time() < started + TURN_S and process.poll() is None:
+            for evaluation in evaluations(process):
+                with suppress(psutil.NoSuchProcess):
+                    # Each time, since some begin in the middle of a turn.
+                    evaluation.send_signal(signal.SIGCONT if is_beside else signal.SIGSTOP)
+                    times = evaluation.cpu_times()
+                    taken[evaluation.pid] = times.user + times.system
             time.sleep(0.25)
-            if not is_beside:
-                tell(process, signal.SIGSTOP)  # those that have begun meanwhile
-        turns.append(Turn(started, time.time(), is_beside, max(cpu_s(process) - before, 0.0)))
+        turns.append(Turn(started, time.time(), is_beside, sum(taken.values()) - before))
     return turns
 
 
@@ -95,6 +83,8 @@ def figures_of(turns: list[Turn], at: list[float]) -> dict[str, float]:
     ]
     beside = [(turn, rate) for turn, rate in rates if turn.is_beside and turn.cpu_s and rate]
     alone = [rate for turn, rate in rates if not turn.is_beside and rate]
+    if not beside or not alone:
+        raise SystemExit("too few turns with evaluations to do, and without; raise --steps")
     rate = statistics.mean(rate for _, rate in beside)
     seconds = sum(turn.stop_s - turn.start_s for turn, _ in beside)
     lost, taken = seconds * (1 - rate / statistics.mean(alone)), sum(t.cpu_s for t, _ in beside)
