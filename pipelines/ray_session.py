@@ -7,12 +7,13 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import ray
 
 from clippo_core.errors import ConfigError, StorageError
+from pipelines.forking import forked_workers
 from pipelines.schema import RunConfig
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ _ALONE = {
     # Ray's own, 15, weighs so little that threads which are to take left-over time alone
     # (pipelines.background) took a tenth of the ranks' (tests/benchmarks/evaluating.py).
     "RAY_worker_niceness": "0",
+    # Two that are started beforehand would be no forks (pipelines.forking).
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -66,9 +69,10 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
         yield
         return
     address = cluster_address()
-    with ray_environment(is_cluster=bool(address)):
+    forks = nullcontext({}) if address else forked_workers()
+    with ray_environment(is_cluster=bool(address)), forks as runtime_env:
         try:
-            _init(address, cpus)
+            _init(address, cpus, runtime_env)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             where = f"the cluster at {address}" if address else "Ray on this machine"
             raise StorageError(f"{where} does not start or answer: {error}") from error
@@ -124,14 +128,15 @@ def session_beside(work: Callable[[], T], *, cpus: float) -> Iterator[T]:
             yield result.result()
 
 
-def _init(address: str | None, cpus: float) -> None:
-    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+def _init(address: str | None, cpus: float, runtime_env: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address, **options)
         return
     cores = len(os.sched_getaffinity(0))
     declared = max(cores, math.ceil(cpus))
-    ray.init("local", num_cpus=declared, include_dashboard=False, **options)
+    options |= {"include_dashboard": False, "runtime_env": runtime_env}
+    ray.init("local", num_cpus=declared, **options)
 
 
 def _quiet_ray_data() -> None:

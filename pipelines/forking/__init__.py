@@ -1,0 +1,73 @@
+"""Ray's workers as forks of one process that has imported what they need.
+
+A run starts some ten processes, one after another, and each would spend seconds importing Ray, pandas
+and torch. `server.py` imports them once; `setup_worker.py` is what Ray starts in place of its script of
+that name, and asks the server for a fork. Whatever prevents that, a worker starts as Ray would start it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+#: In the runtime environment of a job: the server's socket.
+ADDRESS = "CLIPPO_FORK_SERVER"
+#: "0": workers start as Ray starts them.
+SWITCH = "CLIPPO_FORK_WORKERS"
+#: Ray's C++ part reads these when it is imported, so the server must have had what a worker has. The
+#: first job of a Ray that is started for it has this id, and asks for a token unless told otherwise.
+ASSUMED = {"RAY_JOB_ID": "01000000", "RAY_AUTH_MODE": "token"}
+_PATIENCE_S = 5.0
+
+
+@contextmanager
+def forked_workers() -> Iterator[dict[str, Any]]:
+    """For the Ray that this process starts meanwhile, and shuts down before the end.
+
+    Yields:
+        The runtime environment to start it with.
+    """
+    if os.environ.get(SWITCH) == "0":
+        yield {}
+        return
+    here = Path(__file__).resolve().parent
+    with tempfile.TemporaryDirectory(prefix="clippo-fork-") as folder:
+        address = f"{folder}/socket"
+        server = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.server", address],
+            cwd=here.parents[1],
+            env=ASSUMED | os.environ | {"RAY_JOB_ID": ASSUMED["RAY_JOB_ID"]},
+            # It ends with this process, whatever ends that.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        # Here, since the server, which imports this module too, must not import Ray at once.
+        from ray._private import ray_constants
+
+        # Ray joins its own folder and this name; the file must be called so, as its C++ part knows it.
+        script = str(here / "setup_worker.py")
+        try:
+            with mock.patch.object(ray_constants, "SETUP_WORKER_FILENAME", script):
+                # Without a runtime environment Ray starts workers without that script.
+                yield {"env_vars": {ADDRESS: address}}
+        finally:
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    assert server.stdin is not None
+    with suppress(BrokenPipeError):
+        server.stdin.close()
+    try:
+        server.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
