@@ -1,8 +1,9 @@
 """Ray's workers as forks of one process that has imported what they need.
 
-A run starts some ten processes, one after another, and each would spend seconds importing Ray, pandas
-and torch. `server.py` imports them once; `setup_worker.py` is what Ray starts in place of its script of
-that name, and asks the server for a fork. Whatever prevents that, a worker starts as Ray would start it.
+A run starts some ten processes, one after another, and each would spend seconds importing Ray,
+pandas and torch. `server.py` imports them once; `setup_worker.py` is what Ray starts in place of
+its script of that name, and asks the server for a fork. Whatever prevents that, a worker starts as
+Ray would start it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from unittest import mock
 ADDRESS = "CLIPPO_FORK_SERVER"
 #: "0": workers start as Ray starts them.
 SWITCH = "CLIPPO_FORK_WORKERS"
-#: Ray's C++ part reads these when it is imported, so the server must have had what a worker has. The
-#: first job of a Ray that is started for it has this id, and asks for a token unless told otherwise.
-ASSUMED = {"RAY_JOB_ID": "01000000", "RAY_AUTH_MODE": "token"}
+#: Ray's C++ part reads these when it is imported, so the server must have what a worker will have.
+#: The first job of a Ray has this id; a Ray that is started here wants a token by default.
+_JOB_ID, _AUTH_MODE = "01000000", "token"
 _PATIENCE_S = 5.0
 
 
@@ -43,7 +44,7 @@ def forked_workers() -> Iterator[dict[str, Any]]:
         server = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.server", address],
             cwd=here.parents[1],
-            env=ASSUMED | os.environ | {"RAY_JOB_ID": ASSUMED["RAY_JOB_ID"]},
+            env={"RAY_AUTH_MODE": _AUTH_MODE} | os.environ | {"RAY_JOB_ID": _JOB_ID},
             # It ends with this process, whatever ends that.
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -52,7 +53,7 @@ def forked_workers() -> Iterator[dict[str, Any]]:
         # Here, since the server, which imports this module too, must not import Ray at once.
         from ray._private import ray_constants
 
-        # Ray joins its own folder and this name; the file must be called so, as its C++ part knows it.
+        # Ray joins its own folder and this name; its C++ part knows the file by that name, too.
         script = str(here / "setup_worker.py")
         try:
             with mock.patch.object(ray_constants, "SETUP_WORKER_FILENAME", script):

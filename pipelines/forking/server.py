@@ -1,7 +1,7 @@
 """Imports what Ray's workers need, and forks them: `python -m pipelines.forking.server SOCKET`.
 
-Forks of a process that has imported numpy and torch are what `multiprocessing`'s fork server makes of
-its preloaded modules, too. This one answers `setup_worker.py`, until its standard input ends.
+Python's own `multiprocessing.forkserver` forks a process with preloaded modules in the same way.
+This one answers `setup_worker.py`, until its standard input ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 #: What workers of a run import, the soonest needed first; workers that are asked for meanwhile are
 #: forked between two of them.
@@ -59,7 +61,8 @@ class Request:
 
 def main() -> None:
     """Serve; a fork leaves the loop, and becomes a worker."""
-    # Workers watch the process with this id, and end with it; in a fork it is too late to say Ray's.
+    # Workers watch the process with this id, and end with it. Ray's is not known yet, and its C++
+    # part reads this once; `setup_worker.py` watches that.
     os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nobody waits for forks that end.
@@ -95,16 +98,12 @@ def _import(name: str) -> None:
     """
     import ray.actor
 
-    drawn = ray.actor.ActorClassID
-    ray.actor.ActorClassID = _ActorClassIDs
-    try:
+    with mock.patch.object(ray.actor, "ActorClassID", _ActorClassIDs):
         importlib.import_module(name)
-    finally:
-        ray.actor.ActorClassID = drawn
 
 
 class _ActorClassIDs:
-    """Stands for Ray's class of that name, whose ids of classes are drawn as modules are imported."""
+    """Stands for Ray's class of that name: makes ids of actor classes by another generator."""
 
     @staticmethod
     def from_random() -> Any:
@@ -133,10 +132,11 @@ def _fork_for_requests(listener: socket.socket, timeout_s: float | None) -> Requ
 
 def _can_be_forked(request: Request) -> bool:
     """Whether the imports that this process has made are those that the worker would make."""
-    for name in ("RAY_JOB_ID", "RAY_AUTH_MODE", "PYTHONPATH"):
-        if request.environ.get(name) != os.environ.get(name):
-            return False
     context, _ = _context_of(request)
+    wanted = request.environ | context.env_vars
+    for name in ("RAY_JOB_ID", "RAY_AUTH_MODE", "PYTHONPATH"):
+        if wanted.get(name) != os.environ.get(name):
+            return False
     is_plain = not (context.command_prefix or context.override_worker_entrypoint)
     return is_plain and context.py_executable == sys.executable
 
@@ -154,6 +154,8 @@ def _context_of(request: Request) -> tuple[Any, list[str]]:
 
 def become_worker(request: Request) -> None:
     """Take over all that the process which asked had, and run Ray's worker."""
+    from ray._private.utils import update_envs
+
     context, command = _context_of(request)
     command = command[next(i for i, one in enumerate(command) if not one.startswith("-")) :]
     os.setpgid(0, request.group)
@@ -163,16 +165,18 @@ def become_worker(request: Request) -> None:
         os.close(file)
     _die_with(ending)
     os.environ.clear()
-    os.environ.update(request.environ | context.env_vars)
+    os.environ.update(request.environ)
+    update_envs(context.env_vars)
     os.chdir(request.folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, request.blocked_signals)
     import numpy as np
 
-    np.random.seed()  # noqa: NPY002 - the generator that libraries share must differ between forks
+    # The generator that libraries share must differ between forks.
+    np.random.seed()
     _limit_threads_as_ray_does()
-    sys.argv, sys.path[0] = command, os.path.dirname(command[0])
+    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
     # Closed with the process, which tells the one that asked.
     request.connection.send(b"y")
     runpy.run_path(command[0], run_name="__main__")
@@ -187,7 +191,7 @@ def _die_with(pipe: int) -> None:
 
 
 def _limit_threads_as_ray_does() -> None:
-    """Ray limits threads by a variable that libraries read when they are imported, which they are."""
+    """Ray sets a variable that libraries read when they are imported; these have been."""
     import ray._private.utils as utils
     from threadpoolctl import threadpool_limits
 

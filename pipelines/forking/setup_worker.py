@@ -24,8 +24,8 @@ def main() -> None:
         ends = [os.pidfd_open(os.getppid()), ask(arguments)]
         select.select(ends, [], [])
         return
-    folder = os.path.dirname(next(one for one in arguments if one.endswith("default_worker.py")))
-    script = os.path.join(folder, "setup_worker.py")
+    worker = next(one for one in arguments if one.endswith("/default_worker.py"))
+    script = worker.replace("/default_worker.py", "/setup_worker.py")
     os.execv(sys.executable, [sys.executable, script, *arguments])
 
 
@@ -40,7 +40,7 @@ def ask(arguments: list[str]) -> int:
     request = {
         "arguments": arguments,
         "environ": dict(os.environ),
-        "folder": os.getcwd(),
+        "folder": os.getcwd(),  # noqa: PTH109 - pathlib takes a while to import
         "group": os.getpgrp(),
         "blocked_signals": [int(one) for one in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import getpass
 import os
 import signal
@@ -39,7 +38,6 @@ from pipelines.tracking.mlflow_tracker import (
     DataSet,
     RunTracker,
     TrackedRun,
-    reach,
 )
 from pipelines.tracking.origin import run_tags
 from pipelines.tracking.record import RunRecord
@@ -93,18 +91,14 @@ def train(
             f"{resolved.run.uri} is a run already; go on with it by\n"
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
-    # MLflow takes seconds to import, and longer to make its database; Ray starts meanwhile.
-    assert resolved.config.tracking.uri is not None
-    reaching = _Result(functools.partial(reach, resolved.config.tracking.uri))
     validate(resolved)
     _warn_of_slow_products(resolved.config)
     resolved = with_vocabulary(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
-        reaching.wait(None)
-        tracker = _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {})
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        return RunDriver(resolved, tracker, attempt, watch).run()
+        driver = RunDriver(resolved, attempt, watch)
+        return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
 
 
 def _warn_of_slow_products(config: RunConfig) -> None:
@@ -127,12 +121,12 @@ def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
 class RunDriver:
     """Follows one attempt at a run."""
 
-    def __init__(
-        self, resolved: ResolvedRun, tracker: RunTracker, attempt: str, watch: ClusterWatch
-    ) -> None:
-        """Nothing is started yet."""
+    _record: RunRecord
+
+    def __init__(self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch) -> None:
+        """Only the monitor is started yet."""
         self._watch, self._bottleneck = watch, ""
-        self._resolved, self._tracked = resolved, tracker.run
+        self._resolved = resolved
         self._config, self._run = resolved.config, resolved.run
         self._monitor = start_monitor()
         evaluation = self._config.evaluation
@@ -142,30 +136,30 @@ class RunDriver:
             cpus=evaluation.cpus,
             timeout_s=evaluation.timeout_s,
         )
-        self._record = RunRecord(resolved, tracker)
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
         self._judged: StreamFigures | None = None
         self._job = WorkerJob(
-            self._config,
-            self._run,
-            attempt,
-            resolved.stream,
-            tracker.run,
-            self._monitor,
-            resolved.classifier,
+            self._config, self._run, attempt, resolved.stream, self._monitor, resolved.classifier
         )
 
-    def run(self) -> RunSummary:
-        """Train, and wait for the evaluations; the MLflow run gets its true end."""
+    def run(self, open_tracker: Callable[[], RunTracker]) -> RunSummary:
+        """Train, and wait for the evaluations; the MLflow run gets its true end.
+
+        Args:
+            open_tracker: opens the MLflow run, or opens it again.
+        """
+        _take_over(self._resolved, self._job.attempt)
+        # MLflow takes seconds to import, and longer to make its database; ranks start meanwhile.
+        training = _Result(make_trainer(self._job, self._watch.placement).fit)
+        tracked = self._open(open_tracker)
         status, state = "FAILED", "failed"
         try:
-            _prepare_folder(self._resolved, self._tracked, self._job.attempt)
-            outcome = self._fit()
+            outcome = self._fit(training)
             self._record.training_ended(spool_path(self._run))
             if outcome["state"] == "completed":
                 self._wait_for_evaluations()
-            summary = self._conclude(outcome)
+            summary = self._conclude(outcome, tracked)
             status, state = "FINISHED", "completed"
             return summary
         except (StoppedError, KeyboardInterrupt):
@@ -177,18 +171,29 @@ class RunDriver:
         finally:
             _tell_unsent(self._record.finish(status, state), self._run)
 
-    def _fit(self) -> dict[str, Any]:
-        """Run the trainer in a thread; follow it from here, where signals arrive."""
+    def _open(self, open_tracker: Callable[[], RunTracker]) -> TrackedRun:
+        """Open the MLflow run, which rank 0 waits for; from here on the folder is a run."""
+        announced: TrackedRun | str = "the driver did not open the MLflow run"
+        try:
+            tracker = open_tracker()
+            self._record = RunRecord(self._resolved, tracker)
+            (self._run / RUN_FILE).write_bytes(to_json(self._config).encode())
+            (self._run / TRACKED_FILE).write_json(dataclasses.asdict(tracker.run))
+            announced = tracker.run
+            return announced
+        finally:
+            self._monitor.announce.remote(announced)
+
+    def _fit(self, training: _Result) -> dict[str, Any]:
+        """Follow the trainer from here, where signals arrive."""
         self._record.note("clippo.placement", str(self._watch.placement))
-        trainer = make_trainer(self._job, self._watch.placement)
         self._start_missing_evaluations()
-        thread = _Result(trainer.fit)
         bar = progress("training", unit="step", total=self._config.train.steps)
         with bar, stop_on_signals(self._request_stop):
-            while not thread.wait(_POLL_S):
+            while not training.wait(_POLL_S):
                 self._follow(bar)
             self._follow(bar)
-        return _outcome_of(thread)
+        return _outcome_of(training)
 
     def _follow(self, bar: Any) -> None:
         """Take in what rank 0 reported and which evaluations ended, and act on it."""
@@ -264,7 +269,7 @@ class RunDriver:
             time.sleep(_POLL_S / 10)
         self._prune()
 
-    def _conclude(self, outcome: dict[str, Any]) -> RunSummary:
+    def _conclude(self, outcome: dict[str, Any], tracked: TrackedRun) -> RunSummary:
         state = outcome["state"]
         if self._bottleneck:
             self._record.note("clippo.bottleneck", self._bottleneck)
@@ -276,7 +281,7 @@ class RunDriver:
                 f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
                 f"  python -m pipelines resume {self._run.uri}"
             )
-        return RunSummary(self._run, checkpoint, self._tracked, self._reports, self._bottleneck)
+        return RunSummary(self._run, checkpoint, tracked, self._reports, self._bottleneck)
 
 
 class _Result:
@@ -357,11 +362,9 @@ def _tell_unsent(unsent: list[str], run: Location) -> None:
         tqdm.write(f"MLflow did not take, and does not show:\n  {lines}", file=sys.stderr)
 
 
-def _prepare_folder(resolved: ResolvedRun, tracked: TrackedRun, attempt: str) -> None:
+def _take_over(resolved: ResolvedRun, attempt: str) -> None:
     run = resolved.run
     take_over(run, attempt)
-    (run / RUN_FILE).write_bytes(to_json(resolved.config).encode())
-    (run / TRACKED_FILE).write_json(dataclasses.asdict(tracked))
     if (font := resolved.config.model.render.font) is not None:
         Location.of(font).write_bytes(resolved.renderer.font.to_bytes())
     remove_leftovers(run)

@@ -23,7 +23,6 @@ from pipelines.ingest.stream import (
 from pipelines.placement import Placement
 from pipelines.schema import RunConfig
 from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import TrackedRun
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class WorkerJob:
     run: Location
     attempt: str
     stream: StreamSpec
-    tracked: TrackedRun
     monitor: Any
     classifier: ClassifierConfig | None = None
     """Of fine-tuning."""

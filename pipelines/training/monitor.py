@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clippo_core.errors import ConfigError
+from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.training.bottleneck import StreamFigures
+
+_ASK_AGAIN_S = 0.1
 
 
 @dataclass
@@ -24,11 +28,20 @@ class Progress:
 
 
 class RunMonitor:
-    """An actor without a CPU of its own; holds the progress, and the wish to stop."""
+    """An actor without a CPU of its own; holds the progress, the wish to stop, MLflow's run."""
 
     def __init__(self) -> None:
         self._progress = Progress()
         self._is_stop_wanted = False
+        self._tracked: TrackedRun | str | None = None
+
+    def announce(self, tracked: TrackedRun | str) -> None:
+        """The driver says where MLflow has the run, or why it has none."""
+        self._tracked = tracked
+
+    def tracked(self) -> TrackedRun | str | None:
+        """What was announced; None: nothing yet."""
+        return self._tracked
 
     def update(
         self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
@@ -66,6 +79,20 @@ class MonitorClient:
         self._monitor = monitor
         self._pending: Any = None
         self._is_stop_wanted = False
+
+    def tracked_run(self) -> TrackedRun:
+        """Where MLflow has the run; waits for the driver, which opens it while ranks start.
+
+        Raises:
+            ConfigError: if it does not come about.
+        """
+        tracked: TrackedRun | str | None = None
+        while tracked is None:
+            time.sleep(_ASK_AGAIN_S)
+            tracked = cast("TrackedRun | str | None", ray.get(self._monitor.tracked.remote()))
+        if isinstance(tracked, str):
+            raise ConfigError(tracked)
+        return tracked
 
     def update(
         self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None

@@ -402,7 +402,7 @@ class Reporter:
         self._job, self._gauges, self._num_ranks = job, gauges, num_ranks
         self._sources = [open_source(source.uri).name for source in job.stream.sources]
         self._monitor = MonitorClient(job.monitor)
-        self._logger = StepLogger(job.tracked, spool=spool_path(job.run))
+        self._logger = StepLogger(self._monitor.tracked_run(), spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit: Future[None] | None = None
         self._window, self._all = StreamWindow(), StreamWindow()

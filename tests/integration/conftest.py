@@ -18,6 +18,7 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
+from pipelines.forking import forked_workers
 from pipelines.ray_session import ray_environment
 from pipelines.schema import (
     DataConfig,
@@ -88,13 +89,14 @@ def make_config(tmp_path: Path, colours: Path, mlflow_tables: Path) -> ConfigMak
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray for all tests; its CPUs are bookkeeping, there may be fewer cores."""
-    with ray_environment(is_cluster=False):
+    with ray_environment(is_cluster=False), forked_workers() as runtime_env:
         ray.init(
             num_cpus=4,
             include_dashboard=False,
             object_store_memory=300_000_000,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            runtime_env=runtime_env,
         )
         yield
         ray.shutdown()
