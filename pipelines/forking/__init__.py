@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +25,6 @@ SWITCH = "CLIPPO_FORK_WORKERS"
 #: Ray's C++ part reads these when it is imported, so the server must have what a worker will have.
 #: The first job of a Ray has this id; a Ray that is started here wants a token by default.
 _JOB_ID, _AUTH_MODE = "01000000", "token"
-_PATIENCE_S = 5.0
 
 
 @contextmanager
@@ -38,6 +37,9 @@ def forked_workers() -> Iterator[dict[str, Any]]:
     if os.environ.get(SWITCH) == "0":
         yield {}
         return
+    # Here, since the server, which imports this module too, must not import Ray at once.
+    from ray._private import ray_constants
+
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory(prefix="clippo-fork-") as folder:
         address = f"{folder}/socket"
@@ -50,9 +52,6 @@ def forked_workers() -> Iterator[dict[str, Any]]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        # Here, since the server, which imports this module too, must not import Ray at once.
-        from ray._private import ray_constants
-
         # Ray joins its own folder and this name; its C++ part knows the file by that name, too.
         script = str(here / "setup_worker.py")
         try:
@@ -60,15 +59,5 @@ def forked_workers() -> Iterator[dict[str, Any]]:
                 # Without a runtime environment Ray starts workers without that script.
                 yield {"env_vars": {ADDRESS: address}}
         finally:
-            _end(server)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    assert server.stdin is not None
-    with suppress(BrokenPipeError):
-        server.stdin.close()
-    try:
-        server.wait(_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+            server.kill()
+            server.communicate()

@@ -79,6 +79,8 @@ def serve(listener: socket.socket) -> Request:
     """Fork a process for each request; returns in the fork, with the request."""
     for module in MODULES:
         _import(module)
+        if module == "pipelines.ingest.stages":
+            _load_compiled_functions()
         # Objects that exist now outlive the forks; looking at them would copy their pages.
         gc.freeze()
         request = _fork_for_requests(listener, timeout_s=0)
@@ -100,6 +102,14 @@ def _import(name: str) -> None:
 
     with mock.patch.object(ray.actor, "ActorClassID", _ActorClassIDs):
         importlib.import_module(name)
+
+
+def _load_compiled_functions() -> None:
+    """The first call of one in a process takes numba a second, whichever it is."""
+    from clippo_core.config import RenderConfig
+    from clippo_core.rendering import TextRenderer
+
+    TextRenderer(RenderConfig(image_size_px=32)).render_batch(["a"])
 
 
 class _ActorClassIDs:

@@ -1,12 +1,14 @@
 """From the command to the first step: `python -m tests.benchmarks.startup [--rounds 3]`.
 
 Trains `demo` for a few steps and prints the seconds until its first step had been made, and the CPU
-time that its processes had taken by then.
+time that its processes had taken by then; in turns with a run whose workers are no forks
+(`pipelines.forking`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
+from pipelines.forking import SWITCH
 from pipelines.ingest.prepare.registry import prepare_missing
 from pipelines.tracking.mlflow_tracker import connect
 from tests.benchmarks import report
@@ -28,6 +31,8 @@ ROLES = {
     "ray::": "other tasks and actors",
     "ray::IDLE": "idle workers of Ray",
 }
+FORKING = "pipelines.forking.server"
+WAYS = {"forked workers": "1", "workers that import": "0"}
 
 
 class Sample(NamedTuple):
@@ -40,6 +45,8 @@ class Sample(NamedTuple):
 def role_of(command_line: str, *, is_driver: bool) -> str:
     if is_driver:
         return "command"
+    if FORKING in command_line:
+        return "server that forks"
     fitting = [title for title in ROLES if command_line.startswith(title)]
     return ROLES[max(fitting, key=len)] if fitting else "Ray itself"
 
@@ -65,7 +72,8 @@ def watch(process: subprocess.Popen[str]) -> list[Sample]:
     return samples
 
 
-def start_up(root: str, run: str) -> dict[str, float]:
+def start_up(root: str, run: str, *, forks: str) -> dict[str, float]:
+    os.environ[SWITCH] = forks
     started = time.time()
     process = start_command(
         *("train", "demo", "--train.steps", "20", "--train.checkpoint-every", "1000"),
@@ -93,16 +101,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     prepare_missing(["fashion_mnist/train", "fashion_mnist/test"])
-    with tempfile.TemporaryDirectory() as root:
-        rounds = [start_up(root, f"run-{number}") for number in range(arguments.rounds)]
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for number in range(arguments.rounds):
+        for way, forks in WAYS.items():
+            # A folder for each: the first run of one makes MLflow's database.
+            with tempfile.TemporaryDirectory() as root:
+                rounds[way].append(start_up(root, f"run-{number}", forks=forks))
+    first = {way: [found["first_step_s"] for found in rounds[way]] for way in WAYS}
+    ratios = [ours / other for ours, other in zip(*first.values(), strict=True)]
     figures = {
-        "demo": {
-            key: statistics.median(found.get(key, 0.0) for found in rounds) for key in rounds[0]
-        },
-        "first_step_s of each round": {
-            str(number): found["first_step_s"] for number, found in enumerate(rounds)
-        },
+        way: {key: statistics.median(one.get(key, 0.0) for one in found) for key in found[0]}
+        for way, found in rounds.items()
     }
+    figures |= {
+        f"first_step_s of each round: {way}": {
+            str(number): seconds for number, seconds in enumerate(first[way])
+        }
+        for way in WAYS
+    }
+    figures["ratio of the first step"] = {"median": statistics.median(ratios)}
     report.show(figures)
     report.write("startup", figures)
 
