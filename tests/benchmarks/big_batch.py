@@ -41,8 +41,8 @@ def probe(pairs: int, *memory: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a batch of 2,048")
-    large = 2048 if parser.parse_args().quick else 10_240
+    parser.add_argument("--quick", action="store_true", help="a batch of 1,024")
+    large = 1024 if parser.parse_args().quick else 10_240
     figures = {
         f"plain step of {MICRO_BATCH}": probe(MICRO_BATCH),
         f"step of {large} in micro-batches": probe(large, MICRO_BATCH, LOGIT_ROWS),

@@ -127,7 +127,7 @@ def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="32 pairs instead of 10,000, two rounds"
+        "--quick", action="store_true", help="24 pairs instead of 10,000, two rounds"
     )
     parser.add_argument("--pairs", type=int, help="pairs to embed")
     parser.add_argument("--tower", choices=TOWERS, default="ViT-B-16")
@@ -139,7 +139,7 @@ def main() -> None:
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
     arguments = parser.parse_args()
-    count = arguments.pairs or (32 if arguments.quick else 10_000)
+    count = arguments.pairs or (24 if arguments.quick else 10_000)
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
@@ -155,7 +155,7 @@ def main() -> None:
             stack.enter_context(ray_session(cpus=2))
             runs["pipelines embed, occupied"] = embed_by_command(tower, files, texts, scratch)
         for run in runs.values():
-            run(min(count, 16))
+            run(min(count, 8))
         seconds = report.seconds_each(
             {name: lambda run=run: run(count) for name, run in runs.items()},
             rounds=2 if arguments.quick else 1,

@@ -200,8 +200,8 @@ def main() -> None:
         figures["plan of 1e5"] = planning(as_if_larger(folder / "1e5", original, 10**5))
         figures["plan of 1e9"] = planning(large)
         for name, samples in (
-            ("24 px PNG", colour_samples(20_000)),
-            ("320x240 JPEG", photos(20_000)),
+            ("24 px PNG", colour_samples(6_000)),
+            ("320x240 JPEG", photos(6_000)),
         ):
             place = folder / name.replace(" ", "_")
             figures[f"5 % + 5 % bad rows, {name}"] = cost_of_rejects(place, samples)
