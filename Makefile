@@ -32,7 +32,7 @@ demo: $(VENV)/.runtime
 
 bench: install
 	$(RUN) -m tests.benchmarks.rendering
-	$(RUN) -m tests.benchmarks.stream --steps 200
+	$(RUN) -m tests.benchmarks.stream --steps 120
 	$(RUN) -m tests.benchmarks.sizing --quick --rounds 1 --seconds 5
 	$(RUN) -m tests.benchmarks.simulation
 	$(RUN) -m tests.benchmarks.images --quick

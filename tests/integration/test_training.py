@@ -17,14 +17,20 @@ from mlflow import MlflowClient
 from clippo_core.checkpoints import load_checkpoint, read_state
 from clippo_core.codec import to_json
 from clippo_core.config import ScheduleConfig
-from clippo_core.errors import CheckpointError, ConfigError, DivergedError, SampleError
+from clippo_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    SampleError,
+    StorageError,
+)
 from clippo_core.rendering import load_font
 from clippo_core.rendering.unifont import glyph_table
 from pipelines.checkpoints import whole_checkpoints
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.resolve import read_run_config, resolve
 from pipelines.schema import RunConfig
-from pipelines.storage import Location, read_json_lines
+from pipelines.storage import OWNER_FILE, Location, read_json_lines
 from pipelines.tracking.mlflow_tracker import TrackedRun
 from pipelines.training.driver import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
@@ -259,6 +265,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     ended = MlflowClient(tracked.uri).get_run(tracked.run_id)
     assert ended.info.status == "FAILED"
     assert ended.data.tags["clippo.state"].startswith("DivergedError: training diverged at step")
+
+
+def test_without_mlflow_a_run_ends_and_leaves_no_run_behind(local_ray, make_config):
+    """Ranks start while MLflow is asked; they are told that it does not answer."""
+    config = make_config(tracking={"uri": "http://127.0.0.1:9"}, train={"checkpoint_every": 1})
+    with pytest.raises(StorageError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        train(resolve(config))
+    left = {path.name for path in Path(config.storage.root, "run").iterdir()}
+    assert left == {OWNER_FILE}
+    # The same folder can be named again, and that run makes every step.
+    summary = train(resolve(make_config(train={"checkpoint_every": 12})))
+    assert read_state(summary.checkpoint.uri).values["step"] == 12
+    steps = [row["step"] for row in read_json_lines(summary.run / "samples")]
+    assert sorted(steps) == list(range(12))
 
 
 def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
