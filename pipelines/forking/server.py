@@ -41,6 +41,16 @@ MODULES = (
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
 )
+#: Variables that imports read, so that no fork can have others than this process.
+READ_BY_IMPORTS = (
+    "RAY_JOB_ID",
+    "RAY_AUTH_MODE",
+    "PYTHONPATH",
+    "LD_PRELOAD",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
 _MAX_REQUEST_BYTES = 1 << 20
 _F_SETSIG = 10
 
@@ -130,10 +140,11 @@ def _fork_for_requests(listener: socket.socket, timeout_s: float | None) -> Requ
         return None
     connection, _ = listener.accept()
     body, files, _, _ = socket.recv_fds(connection, _MAX_REQUEST_BYTES, 4)
-    request = Request(connection, list(files), **json.loads(body))
-    is_worker = _can_be_forked(request) and os.fork() == 0
-    if is_worker:
-        return request
+    # Nothing comes from a process that was ended before it asked.
+    if body:
+        request = Request(connection, list(files), **json.loads(body))
+        if _can_be_forked(request) and os.fork() == 0:
+            return request
     connection.close()
     for file in files:
         os.close(file)
@@ -144,18 +155,16 @@ def _can_be_forked(request: Request) -> bool:
     """Whether the imports that this process has made are those that the worker would make."""
     context, _ = _context_of(request)
     wanted = request.environ | context.env_vars
-    for name in ("RAY_JOB_ID", "RAY_AUTH_MODE", "PYTHONPATH"):
-        if wanted.get(name) != os.environ.get(name):
-            return False
+    is_same = all(wanted.get(name) == os.environ.get(name) for name in READ_BY_IMPORTS)
     is_plain = not (context.command_prefix or context.override_worker_entrypoint)
-    return is_plain and context.py_executable == sys.executable
+    return is_same and is_plain and context.py_executable == sys.executable
 
 
 def _context_of(request: Request) -> tuple[Any, list[str]]:
     """The runtime environment of the worker, and its command line."""
     from ray._private.runtime_env.context import RuntimeEnvContext
 
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--serialized-runtime-env-context", default="{}")
     parser.add_argument("--language")
     found, command = parser.parse_known_args(request.arguments)
