@@ -8,6 +8,7 @@ Ray would start it.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ SWITCH = "CLIPPO_FORK_WORKERS"
 #: Ray's C++ part reads these when it is imported, so the server must have what a worker will have.
 #: The first job of a Ray has this id; a Ray that is started here wants a token by default.
 _JOB_ID, _AUTH_MODE = "01000000", "token"
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,6 +60,12 @@ def forked_workers() -> Iterator[dict[str, Any]]:
             with mock.patch.object(ray_constants, "SETUP_WORKER_FILENAME", script):
                 # Without a runtime environment Ray starts workers without that script.
                 yield {"env_vars": {ADDRESS: address}}
+            if server.poll() is not None:
+                _logger.warning(
+                    "workers started slowly, each with imports of its own, since the process that "
+                    "forks them ended; `%s -m pipelines.forking.server SOCKET` shows why",
+                    sys.executable,
+                )
         finally:
             server.kill()
             server.communicate()

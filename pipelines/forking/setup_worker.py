@@ -13,6 +13,8 @@ import socket
 import sys
 from contextlib import suppress
 
+#: As in the package, which this process does not import.
+ADDRESS = "CLIPPO_FORK_SERVER"
 CONTEXT = "--serialized-runtime-env-context="
 
 
@@ -36,7 +38,7 @@ def ask(arguments: list[str]) -> int:
         OSError, LookupError, ValueError: if there is no server, or it does not.
     """
     (context,) = (one for one in arguments if one.startswith(CONTEXT))
-    address = json.loads(context.removeprefix(CONTEXT))["env_vars"]["CLIPPO_FORK_SERVER"]
+    address = json.loads(context.removeprefix(CONTEXT))["env_vars"][ADDRESS]
     request = {
         "arguments": arguments,
         "environ": dict(os.environ),

@@ -16,6 +16,8 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError
 
+pytestmark = pytest.mark.ray
+
 #: Starts a Ray of its own, so that nothing of it reaches the one of the other tests.
 OWN_RAY = """
 import logging, os
@@ -134,17 +136,45 @@ def is_waiting(process: psutil.Process, group: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("spoil", "expected", "is_told"),
     [
-        ("", "fork"),
-        ("os.environ['CLIPPO_FORK_WORKERS'] = '0'", "no fork"),
+        ("", "fork", False),
+        ("os.environ['CLIPPO_FORK_WORKERS'] = '0'", "no fork", False),
         # A server that does not start: there is no such module.
-        ("import pipelines.forking as forking; forking.__package__ = 'nowhere'", "no fork"),
+        ("import pipelines.forking as forking; forking.__package__ = 'nowhere'", "no fork", True),
     ],
 )
-def test_without_a_server_workers_start_as_ray_starts_them(spoil: str, expected: str) -> None:
+def test_without_a_server_workers_start_as_ray_starts_them(
+    spoil: str, expected: str, is_told: bool
+) -> None:
     script = OWN_RAY.replace("SPOIL", spoil)
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.stdout.strip() == expected, ended.stderr
+    assert ("the process that forks them ended" in ended.stderr) == is_told
+
+
+def test_nothing_asks_cuda_before_a_fork() -> None:
+    """A process that has asked once can have no forks that use a GPU."""
+    script = """
+import importlib, torch
+from pipelines.forking.server import MODULES
+def ask(*_, **__):
+    raise AssertionError("CUDA was asked")
+names = [name for name in dir(torch._C) if name.startswith("_cuda_")]
+for place, name in [(torch._C, n) for n in names] + [
+    (torch.cuda, n) for n in ("is_available", "device_count", "_lazy_init", "init")
+]:
+    setattr(place, name, ask)
+for module in MODULES:
+    importlib.import_module(module)
+try:
+    torch.cuda.is_available()
+except AssertionError:
+    print("patched")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.stdout == "patched\n", ended.stderr
