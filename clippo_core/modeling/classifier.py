@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import ConfigError
 from clippo_core.modeling.baselines import Baseline
 from clippo_core.modeling.clippo import Clippo
+from clippo_core.modeling.gelu import gelu
 from clippo_core.modeling.layers import Dense, lecun_normal_
 from clippo_core.modeling.pair_model import PairModel
 from clippo_core.rendering import GlyphTable
@@ -47,7 +47,7 @@ class ClassifierHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "sample width"]) -> Float[Tensor, "sample output"]:
         if self.hidden is not None:
-            features = F.gelu(self.hidden(features), approximate="tanh")
+            features = gelu(self.hidden(features))
         return self.output(features)
 
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from clippo_core.modeling.gelu import gelu
+
 LAYER_NORM_EPSILON = 1e-6
 #: Up to so many tokens, in bfloat16 on a CPU, written-out attention is the faster one: torch's
 #: fused kernel reaches a third of the matrix-product rate there (EXPERIMENTS.md).
@@ -65,7 +67,7 @@ class Dense(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers around a GELU in its tanh form, Flax's default."""
+    """Two dense layers around a GELU."""
 
     def __init__(self, width: int, mlp_dim: int):
         super().__init__()
@@ -76,7 +78,7 @@ class Mlp(nn.Module):
             nn.init.normal_(dense.bias, std=1e-6)
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        return self.output(F.gelu(self.hidden(x), approximate="tanh"))
+        return self.output(gelu(self.hidden(x)))
 
 
 class HeadProjection(nn.Module):

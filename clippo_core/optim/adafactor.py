@@ -7,7 +7,7 @@ update clipping, and other rules for what is factored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
 BETA2_CAP = 0.999
 EPSILON = 1e-30
+#: A block of so many, with what is computed from it, stays in the cache of a core.
+BLOCK_ELEMENTS = 2**18
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -70,13 +72,23 @@ class Adafactor(torch.optim.Optimizer):
             state.update(self._initial_state(param))
         state["step"] += 1
         beta2 = min(BETA2_CAP, 1 - float(state["step"]) ** -DECAY_EXPONENT)
-        update = _scaled(gradient, state, beta2)
         # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
         beta1_as_stored = float(torch.tensor(group["beta1"], dtype=self.momentum_dtype))
-        decayed = state["momentum"].mul_(beta1_as_stored)
-        momentum = update.mul_(1 - group["beta1"]).add_(decayed)
-        param.mul_(1 - group["weight_decay"]).sub_(momentum, alpha=group["lr"])
-        state["momentum"].copy_(momentum)
+        blocks = _blocks(param)
+        factors = _factors(gradient, blocks, state, beta2) if "row_moment" in state else None
+        for block in blocks:
+            of_block = gradient[block]
+            if factors is None:
+                squared = of_block.square().add_(EPSILON)
+                root = state["second_moment"][block].lerp_(squared, 1 - beta2).rsqrt()
+                update = root.mul_(of_block)
+            else:
+                row, column = (f if f.shape[0] == 1 else f[block] for f in factors)
+                update = (of_block * row).mul_(column)
+            stored = state["momentum"][block]
+            momentum = update.mul_(1 - group["beta1"]).add_(stored.mul_(beta1_as_stored))
+            param[block].mul_(1 - group["weight_decay"]).sub_(momentum, alpha=group["lr"])
+            stored.copy_(momentum)
 
     def _initial_state(self, param: Tensor) -> dict[str, Tensor]:
         state = {
@@ -105,20 +117,38 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return shape[:dim] + shape[dim + 1 :]
 
 
-def _scaled(
-    gradient: Float[Tensor, "*shape"], state: dict[str, Any], beta2: float
-) -> Float[Tensor, "*shape"]:
-    """Average the gradient's squares into the second moment; return the gradient over its root."""
-    squared = gradient.square()
-    dims = factored_dims(gradient.shape)
-    if dims is None:
-        return gradient * state["second_moment"].lerp_(squared.add_(EPSILON), 1 - beta2).rsqrt()
-    smaller, larger = dims
-    # What is added to every square is added to their means just as well.
-    row = state["row_moment"].lerp_(squared.mean(larger) + EPSILON, 1 - beta2)
-    column = state["column_moment"].lerp_(squared.mean(smaller) + EPSILON, 1 - beta2)
+def _blocks(param: Tensor) -> list[slice]:
+    """Slices of the first dimension; on a CPU so small that what is worked on stays in cache."""
+    # A divided parameter is of another type; a slice of it may lie on another rank.
+    is_whole = param.device.type != "cpu" or type(param.data) is not Tensor
+    if is_whole or param.numel() <= BLOCK_ELEMENTS:
+        return [slice(None)]
+    rows = max(1, BLOCK_ELEMENTS * len(param) // param.numel())
+    return [slice(first, first + rows) for first in range(0, len(param), rows)]
+
+
+def _factors(
+    gradient: Float[Tensor, "*shape"], blocks: list[slice], state: dict[str, Any], beta2: float
+) -> tuple[Tensor, Tensor]:
+    """Average the gradient's squares into the moments; return what scales its rows and columns.
+
+    Both have the gradient's dimensions, of which the one that was averaged over is 1.
+    """
+    smaller, larger = cast("tuple[int, int]", factored_dims(gradient.shape))
+    sums: dict[int, list[Tensor]] = {larger: [], smaller: []}
+    for block in blocks:
+        squared = gradient[block].square()
+        for dim, of_dim in sums.items():
+            of_dim.append(squared.sum(dim))
+    moments: list[Tensor] = []
+    for name, (dim, of_dim) in zip(("row_moment", "column_moment"), sums.items(), strict=True):
+        total = of_dim[0]
+        if len(blocks) > 1:
+            total = torch.stack(of_dim).sum(0) if dim == 0 else torch.cat(of_dim)
+        # What is added to every square is added to their means just as well.
+        mean = total / gradient.shape[dim] + EPSILON
+        moments.append(state[name].lerp_(mean, 1 - beta2))
+    row, column = moments
     rows_axis = smaller - 1 if smaller > larger else smaller
     row_factor = (row / row.mean(rows_axis, keepdim=True)).rsqrt()
-    # The squares' memory serves for the result.
-    scaled = torch.mul(gradient, row_factor.unsqueeze(larger), out=squared)
-    return scaled.mul_(column.rsqrt().unsqueeze(smaller))
+    return row_factor.unsqueeze(larger), column.rsqrt().unsqueeze(smaller)

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from clippo_core.heap import use_one_heap
+
 #: What workers of a run import, the soonest needed first; workers that are asked for meanwhile are
 #: forked between two of them.
 MODULES = (
@@ -77,6 +79,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nobody waits for forks that end.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    use_one_heap()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(sys.argv[1])
     listener.listen(256)

@@ -28,6 +28,7 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
+from clippo_core.heap import keep_freed_memory
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.precision import common_precision, find_precision
@@ -150,6 +151,8 @@ class Rank:
         self._batches = self._start_stream()
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self.state, self._rejected = _restored_state(job, self._device)
         self._forward = self._exchanging_model()
         part = f"{job.attempt}-rank{self._rank}"

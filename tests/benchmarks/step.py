@@ -21,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, OptimConfig, TextPatches
+from clippo_core.heap import keep_freed_memory
 from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
@@ -194,6 +195,7 @@ def main() -> None:
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
     arguments = parser.parse_args()
+    keep_freed_memory()  # as ranks do, for both
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter

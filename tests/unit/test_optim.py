@@ -123,3 +123,22 @@ print(type(optimizer).__name__, "torch._dynamo" in sys.modules)
         [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
     )
     assert done.stdout == "Adafactor False\n"
+
+
+@pytest.mark.parametrize(
+    "shape", [(96, 40), (40, 96), (1, 50, 64), (5, 40, 48), (64, 3, 2, 48), (40, 64, 3), (70,)]
+)
+def test_blocks_give_the_update_of_the_whole(shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    whole = nn.Parameter(torch.randn(shape, generator=generator))
+    in_blocks = nn.Parameter(whole.data.clone())
+    # In float32: a bfloat16 momentum could be rounded to the other side.
+    kinds = {"lr": 0.1, "weight_decay": 0.01, "momentum_dtype": torch.float32}
+    optimizers = [Adafactor([param], **kinds) for param in (whole, in_blocks)]
+    for _ in range(3):
+        whole.grad = torch.randn(shape, generator=generator)
+        in_blocks.grad = whole.grad.clone()
+        for optimizer, elements in zip(optimizers, (10**9, 700), strict=True):
+            monkeypatch.setattr("clippo_core.optim.adafactor.BLOCK_ELEMENTS", elements)
+            optimizer.step()
+    torch.testing.assert_close(in_blocks.data, whole.data, rtol=1e-6, atol=1e-6)

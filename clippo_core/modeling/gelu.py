@@ -1,0 +1,96 @@
+"""GELU in its tanh form, which is Flax's default."""
+
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import BFloat16, Float, Float32, UInt16
+from numba import njit
+from torch import Tensor
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+
+    Source: Flax `nn.gelu`. What is looked up equals what torch computes, bit for bit
+    (tests/unit/test_gelu.py).
+    """
+    is_looked_up = (
+        x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        # On several, torch's way is as fast (EXPERIMENTS.md).
+        and torch.get_num_threads() == 1
+        and not torch.compiler.is_compiling()
+    )
+    return _LookedUp.apply(x) if is_looked_up else F.gelu(x, approximate="tanh")
+
+
+class _LookedUp(torch.autograd.Function):
+    """A bfloat16 has 65,536 values, and a CPU's core computes a tanh slowly."""
+
+    @staticmethod
+    def forward(ctx: Any, x: BFloat16[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        result = torch.empty_like(x)
+        values, _ = _tables()
+        _look_up(values, _bits(x), _bits(result))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: BFloat16[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+        (x,) = ctx.saved_tensors
+        result = torch.empty_like(x)
+        _, slopes = _tables()
+        _differentiate(slopes, _bits(x), _bits(upstream[0].contiguous()), _bits(result))
+        return result
+
+
+def _bits(values: BFloat16[Tensor, "*shape"]) -> UInt16[np.ndarray, " value"]:
+    """The same memory, as numbers of 16 bits."""
+    return values.detach().view(torch.uint16).flatten().numpy()
+
+
+@cache
+def _tables() -> tuple[UInt16[np.ndarray, " bits"], Float32[np.ndarray, " bits"]]:
+    """By the bits of x: those of its GELU, and its slope."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+    slopes = torch.ops.aten.gelu_backward(torch.ones(2**16), x.float(), approximate="tanh")
+    return _bits(F.gelu(x, approximate="tanh")), slopes.numpy()
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _look_up(
+    table: UInt16[np.ndarray, " bits"],
+    x: UInt16[np.ndarray, " value"],
+    result: UInt16[np.ndarray, " value"],
+) -> None:
+    # Unsigned, as numba looks at the sign of every index otherwise.
+    for i in range(np.uint64(x.size)):
+        result[i] = table[x[i]]
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _differentiate(
+    slopes: Float32[np.ndarray, " bits"],
+    x: UInt16[np.ndarray, " value"],
+    upstream: UInt16[np.ndarray, " value"],
+    result: UInt16[np.ndarray, " value"],
+) -> None:
+    half, one, sixteen = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
+    for i in range(np.uint64(x.size)):
+        factor = np.uint32(np.uint32(upstream[i]) << sixteen).view(np.float32)
+        product = np.float32(slopes[x[i]] * factor)
+        # To the nearest bfloat16, of two as near the even one. Not a number stays none.
+        wide = product.view(np.uint32)
+        rounded = np.uint16((wide + half + ((wide >> sixteen) & one)) >> sixteen)
+        result[i] = rounded if product == product else np.uint16(0x7FC0)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clippo_core.modeling import gelu as module
+from clippo_core.modeling.gelu import gelu
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def every_bfloat16() -> torch.Tensor:
+    return torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
+
+
+def slopes_of(function, x: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    function(x).backward(upstream)
+    assert x.grad is not None
+    return x.grad
+
+
+def torch_gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def test_every_bfloat16_has_the_gelu_and_gradient_that_torch_computes(monkeypatch):
+    x = every_bfloat16()
+    # Numbers of every size, and what is none.
+    upstream = x[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
+    expected = torch_gelu(x), slopes_of(torch_gelu, x, upstream)
+    gelu(x)  # makes the tables
+    monkeypatch.setattr(module.F, "gelu", None)
+    for mine, theirs in zip((gelu(x), slopes_of(gelu, x, upstream)), expected, strict=True):
+        is_number = ~theirs.isnan()
+        assert torch.equal(mine.isnan(), theirs.isnan())
+        bits = [values[is_number].view(torch.uint16) for values in (mine, theirs)]
+        assert torch.equal(*bits)
+
+
+def test_shapes_and_layouts_are_kept():
+    x = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for values in (x, x.transpose(0, 1), x[:, 1:3], x[:0], x[0, 0, 0]):
+        upstream = torch.ones_like(values).expand(values.shape)
+        torch.testing.assert_close(gelu(values), torch_gelu(values), rtol=0, atol=0)
+        mine, theirs = (slopes_of(function, values, upstream) for function in (gelu, torch_gelu))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_other_types_and_several_threads_are_torchs(monkeypatch):
+    monkeypatch.setattr(module, "_LookedUp", None)
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(gelu(x), torch_gelu(x))
+    torch.set_num_threads(2)
+    assert torch.equal(gelu(x.bfloat16()), torch_gelu(x.bfloat16()))
