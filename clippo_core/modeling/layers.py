@@ -167,12 +167,23 @@ def _attend_within(
     groups: Sequence[TokenGroup],
 ) -> Float[Tensor, "token head_x_head_dim"]:
     """Attention of tokens over those of their own set, given queries, keys and values."""
-    # Split and not sliced: the gradient of a slice is as large as the whole.
+    *parts, padding = split_groups(projected, groups)
     attended = []
-    for part, group in zip(projected.split([g.size for g in groups]), groups, strict=True):
+    for part, group in zip(parts, groups, strict=True):
         query, key, value = projection.split_heads(part, group)
         attended.append(attend(query, key, value, group.is_token))
+    if len(padding):
+        attended.append(attended[0].new_zeros(len(padding), attended[0].shape[1]))
     return torch.cat(attended)
+
+
+def split_groups(
+    rows: Float[Tensor, "token feature"], groups: Sequence[TokenGroup]
+) -> Sequence[Float[Tensor, "_ feature"]]:
+    """The rows of each group's tokens, and last what is behind them: rows that pad a product."""
+    sizes = [group.size for group in groups]
+    # Split and not sliced: the gradient of a slice is as large as the whole.
+    return rows.split([*sizes, len(rows) - sum(sizes)])
 
 
 class AttentionPooling(nn.Module):
@@ -195,7 +206,7 @@ class AttentionPooling(nn.Module):
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "set width"]:
         (query,) = self.query.split_heads(self.query(self.probe[0]), TokenGroup(1, 1))
-        parts = self.key_value(x).split([group.size for group in groups])
+        *parts, _ = split_groups(self.key_value(x), groups)
         attended = []
         for part, group in zip(parts, groups, strict=True):
             key, value = self.key_value.split_heads(part, group)

@@ -26,6 +26,9 @@ from clippo_core.modeling.layers import (
 )
 from clippo_core.modeling.patch_sets import PatchSets, whole_canvases
 
+#: Tokens are padded to a multiple of the power of two that is at most so small a part of them.
+PRODUCT_SIZES = 128
+
 
 class PatchEmbedding(nn.Module):
     """Scale the pixels of patches to [-1, 1], project them; kernel [y, x, channel, width].
@@ -182,7 +185,9 @@ class VisionTransformer(Transformer):
         return part.in_order(self._pooled_parts([part]))
 
     def _pooled_parts(self, parts: Sequence[PatchSets]) -> Float[Tensor, "canvas width"]:
-        tokens = torch.cat([self.embed_patches(part.pixels, part.positions) for part in parts])
+        tokens = [self.embed_patches(part.pixels, part.positions) for part in parts]
+        padding = _padding_rows(sum(map(len, tokens)), tokens[0].device)
+        tokens = torch.cat([*tokens, tokens[0].new_zeros(padding, tokens[0].shape[1])])
         groups = [group for part in parts for group in part.groups]
         return self.pooled(tokens, groups)
 
@@ -192,3 +197,16 @@ class VisionTransformer(Transformer):
         """Embeddings of whole canvases, not normalised; see `whole` for the pixels."""
         (embeddings,) = self.embed(self.whole(pixels))
         return embeddings
+
+
+def _padding_rows(num_tokens: int, device: torch.device) -> int:
+    """How many rows to put behind a batch's tokens, which no token looks at.
+
+    torch's products in bfloat16 on a CPU are compiled for each size that occurs, and what was
+    compiled is kept; hardly two batches of texts have equally many tokens. To 8,000 at most 31
+    are added.
+    """
+    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return 0
+    multiple = 1 << max((num_tokens // PRODUCT_SIZES).bit_length() - 1, 0)
+    return -num_tokens % multiple

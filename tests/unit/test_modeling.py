@@ -109,6 +109,29 @@ def test_padding_of_sets_takes_no_part():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
 
 
+def test_rows_that_pad_products_take_no_part(monkeypatch):
+    model = tiny(text_patches="inked")
+    rasters = model.renderer.render_batch(TEXTS)
+    sets = text_patches(rasters, "inked", patch_size_px=16, device=torch.device("cpu"))
+    num_tokens = sum(group.size for group in sets.groups)
+    rows, embeddings, gradients = [], [], []
+    model.encoder.norm.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    for sizes in (10**6, 1):
+        monkeypatch.setattr("clippo_core.modeling.vit.PRODUCT_SIZES", sizes)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            embeddings.append(normalize(model.encoder.embed(sets)[0]))
+        embeddings[-1][:, 0].sum().backward()
+        kernel = model.encoder.blocks[0].mlp.hidden.kernel
+        gradients.append(kernel.grad.clone())
+    assert rows == [num_tokens, 1 << num_tokens.bit_length()]
+    torch.testing.assert_close(*embeddings, rtol=0, atol=0.02)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=0, atol=0.02 * float(gradients[0].abs().max()))
+    model.encoder.embed(sets)
+    assert rows[-1] == num_tokens, "in float32 nothing is compiled"
+
+
 def test_encoded_together_pictures_and_texts_are_what_each_is_alone():
     model = tiny(text_patches="inked")
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
