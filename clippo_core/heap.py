@@ -1,8 +1,7 @@
 """How the C library keeps memory that a step frees, for the next one.
 
 glibc gives large blocks back to the system at once, and the system clears what it hands out anew:
-a fifth to a third of a large step's time on a CPU (EXPERIMENTS.md). No library in the registries
-replaces its allocator from inside a process.
+a fifth to a half of a large step's time on a fast CPU (EXPERIMENTS.md).
 """
 
 from __future__ import annotations

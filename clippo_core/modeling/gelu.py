@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import BFloat16, Float, Float32, UInt16
 from numba import njit
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -45,7 +46,10 @@ class _LookedUp(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *upstream: BFloat16[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator is untyped
+        ctx: Any, *upstream: BFloat16[Tensor, "*shape"]
+    ) -> BFloat16[Tensor, "*shape"]:
         (x,) = ctx.saved_tensors
         result = torch.empty_like(x)
         _, slopes = _tables()
