@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from clippo_core.heap import use_one_heap
+from pipelines.heap import use_one_heap
 
 #: What workers of a run import, the soonest needed first; workers that are asked for meanwhile are
 #: forked between two of them.

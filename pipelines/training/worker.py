@@ -28,7 +28,6 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
-from clippo_core.heap import keep_freed_memory
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.precision import common_precision, find_precision
@@ -42,6 +41,7 @@ from pipelines.checkpoints import (
     first_step,
     whole_checkpoints,
 )
+from pipelines.heap import keep_freed_memory
 from pipelines.ingest.sources import open_source
 from pipelines.ingest.stages import (
     PreparedBatch,

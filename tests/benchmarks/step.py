@@ -21,7 +21,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, OptimConfig, TextPatches
-from clippo_core.heap import keep_freed_memory
 from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
@@ -35,6 +34,7 @@ from clippo_core.training.step import (
     accumulate_gradients,
     train_step,
 )
+from pipelines.heap import keep_freed_memory
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 

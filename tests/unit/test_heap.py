@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 COUNT = """
 import resource, sys, threading
 import torch
-from clippo_core import heap
+from pipelines import heap
 if "one" in sys.argv:
     heap.use_one_heap()
 def work():
