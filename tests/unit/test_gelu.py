@@ -62,3 +62,10 @@ def test_other_types_and_several_threads_are_torchs(monkeypatch):
     assert torch.equal(gelu(x), torch_gelu(x))
     torch.set_num_threads(2)
     assert torch.equal(gelu(x.bfloat16()), torch_gelu(x.bfloat16()))
+
+
+def test_second_derivatives_are_refused():
+    x = torch.ones(8, dtype=torch.bfloat16, requires_grad=True)
+    (slope,) = torch.autograd.grad(gelu(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.sum().backward()
