@@ -77,9 +77,9 @@ class _Taps(NamedTuple):
 
 
 def resize_antialiased(
-    image: UInt8[np.ndarray, "height_px width_px 3"], *, image_size_px: int
-) -> UInt8[np.ndarray, "canvas_px canvas_px 3"]:
-    """Bring an RGB picture onto a square canvas: each target pixel averages what it covers.
+    image: UInt8[np.ndarray, "height_px width_px *channel"], *, image_size_px: int
+) -> UInt8[np.ndarray, "canvas_px canvas_px *channel"]:
+    """Bring a picture onto a square canvas: each target pixel averages what it covers.
 
     A triangle as wide as two target pixels (two source pixels, when enlarging) weighs the source;
     down first, then across, each rounded to 8 bits.
@@ -87,10 +87,16 @@ def resize_antialiased(
     Source: Pillow `Resample.c` with `Resampling.BILINEAR`, which goes across first where it takes
     that for cheaper; then the two roundings differ by a grey level, as tests/unit/test_images.py
     shows. Down is cheaper here: it runs along the memory.
+
+    Args:
+        image: RGB, or grey levels without a dimension for channels.
+        image_size_px: side of the canvas.
     """
     height, width = image.shape[:2]
     across, down = _taps(width, image_size_px), _taps(height, image_size_px)
     rows = _resize_down(np.ascontiguousarray(image).reshape(height, -1), *down)
+    if image.ndim == 2:
+        return _resize_down(np.ascontiguousarray(rows.T), *across).T
     return _resize_across(rows, *across).reshape(image_size_px, image_size_px, 3)
 
 

@@ -73,7 +73,8 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
     with storage_errors(location):
         fs, path = location.open_fs()
         if location.is_local:
-            file = pq.ParquetFile(path, memory_map=True)
+            # As a buffer: Arrow reads files, mapped ones too, by a thread that has to be woken.
+            file = pq.ParquetFile(pa.BufferReader(pa.memory_map(path).read_buffer()))
         else:
             # Arrow asks for just what it needs; a cache would read 50 MB ahead each time.
             file = pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)

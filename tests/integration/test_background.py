@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+from pathlib import Path
 
 import pytest
 import ray
@@ -40,3 +42,14 @@ def test_other_work_keeps_the_usual_priority(local_ray):
 
     task = ray.remote(look).options(num_cpus=0.1)  # pyright: ignore
     assert ray.get(task.remote()) == (os.getpriority(os.PRIO_PROCESS, 0), os.SCHED_OTHER)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="set on x86 alone")
+def test_threads_of_workers_do_not_keep_idle_cores_for_long(local_ray):
+    """OpenMP reads how long they do when it is loaded: what counts is how the process began."""
+
+    def look() -> list[bytes]:
+        return Path("/proc/self/environ").read_bytes().split(b"\0")
+
+    task = ray.remote(look).options(num_cpus=0.1)  # pyright: ignore
+    assert b"GOMP_SPINCOUNT=50000" in ray.get(task.remote())

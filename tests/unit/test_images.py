@@ -154,6 +154,18 @@ def test_antialiased_resizing_is_pillows_but_for_the_order_of_rounding(size: tup
     assert difference.mean() < 0.3
 
 
+@pytest.mark.parametrize("resize", ["bilinear", "bilinear_antialias"])
+@pytest.mark.parametrize("size", [(28, 28), (100, 30), (64, 64), (640, 223)])
+def test_a_grey_picture_becomes_what_the_same_one_in_rgb_does(size: tuple[int, int], resize):
+    noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    grey = Image.fromarray(noise)
+    fitted, expected = (
+        fit_image(image, ImageConfig(resize=resize), image_size_px=64)
+        for image in (grey, grey.convert("RGB"))
+    )
+    np.testing.assert_array_equal(fitted, expected)
+
+
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_jpeg_decoded_at_a_part_of_its_size_is_off_by_less_than_a_grey_level(mode, subsampling):
