@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, no_type_check
 
 import numpy as np
@@ -16,6 +16,12 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clippo_core.bfloat16 import narrow, widen
+from clippo_core.threads import in_parts
+
+#: Looked up at a time; with what is made of them they stay in a core's nearest cache.
+_BLOCK = 2048
+
 
 def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
@@ -24,11 +30,7 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     (tests/unit/test_gelu.py).
     """
     is_looked_up = (
-        x.device.type == "cpu"
-        and x.dtype == torch.bfloat16
-        # On several, torch's way is as fast (EXPERIMENTS.md).
-        and torch.get_num_threads() == 1
-        and not torch.compiler.is_compiling()
+        x.device.type == "cpu" and x.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
     )
     return _LookedUp.apply(x) if is_looked_up else F.gelu(x, approximate="tanh")
 
@@ -42,7 +44,7 @@ class _LookedUp(torch.autograd.Function):
         ctx.save_for_backward(x)
         result = torch.empty_like(x)
         values, _ = _tables()
-        _look_up(values, _bits(x), _bits(result))
+        in_parts(partial(_look_up, values), _bits(x), _bits(result))
         return result
 
     @staticmethod
@@ -53,7 +55,8 @@ class _LookedUp(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         result = torch.empty_like(x)
         _, slopes = _tables()
-        _differentiate(slopes, _bits(x), _bits(upstream[0].contiguous()), _bits(result))
+        of_x, upwards = _bits(x), _bits(upstream[0].contiguous())
+        in_parts(partial(_differentiate, slopes), of_x, upwards, _bits(result))
         return result
 
 
@@ -90,11 +93,12 @@ def _differentiate(
     upstream: UInt16[np.ndarray, " value"],
     result: UInt16[np.ndarray, " value"],
 ) -> None:
-    half, one, sixteen = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
-    for i in range(np.uint64(x.size)):
-        factor = np.uint32(np.uint32(upstream[i]) << sixteen).view(np.float32)
-        product = np.float32(slopes[x[i]] * factor)
-        # To the nearest bfloat16, of two as near the even one. Not a number stays none.
-        wide = product.view(np.uint32)
-        rounded = np.uint16((wide + half + ((wide >> sixteen) & one)) >> sixteen)
-        result[i] = rounded if product == product else np.uint16(0x7FC0)
+    found = np.empty(_BLOCK, np.float32)
+    for start in range(0, x.size, _BLOCK):
+        stop = min(start + _BLOCK, x.size)
+        bits, of_block, product = x[start:stop], upstream[start:stop], result[start:stop]
+        for i in range(np.uint64(bits.size)):
+            found[i] = slopes[bits[i]]
+        # A loop of its own, since a core computes many of these at once, but looks up one by one.
+        for i in range(bits.size):
+            product[i] = narrow(found[i] * widen(of_block[i]))

@@ -79,6 +79,8 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        # One call for all: a step has hundreds of gradients.
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        # On other devices asking costs more than multiplying by 1.
+        if scale.device.type != "cpu" or scale != 1:
+            # One call for all: a step has hundreds of gradients.
+            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     return norm

@@ -4,21 +4,41 @@
 update clipping, and other rules for what is factored.
 """
 
+# torch and numba leave types unknown that these files use.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+
+from clippo_core.optim.adafactor_loops import apply_factors, sum_squares
+from clippo_core.threads import for_each
 
 MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
 BETA2_CAP = 0.999
 EPSILON = 1e-30
-#: A block of so many, with what is computed from it, stays in the cache of a core.
-BLOCK_ELEMENTS = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one parameter's update is made of; `state` and `param` change."""
+
+    param: Tensor
+    gradient: Tensor
+    state: dict[str, Tensor]
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta1_as_stored: float
+    beta2: float
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -61,34 +81,35 @@ class Adafactor(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Adafactor takes no closure; call backward() before step()")
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad.float(), group)
+        updates = [
+            self._prepare(param, param.grad.float(), group)
+            for group in self.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        ]
+        compiled = [update for update in updates if _is_compiled(update)]
+        compiled.sort(key=lambda update: update.param.numel(), reverse=True)
+        for update in updates:
+            if not _is_compiled(update):
+                _apply(update)
+        for_each(_apply_compiled, compiled)
 
-    def _update(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _prepare(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> Update:
         state = self.state[param]
         if not state:
             state.update(self._initial_state(param))
         state["step"] += 1
-        beta2 = min(BETA2_CAP, 1 - float(state["step"]) ** -DECAY_EXPONENT)
-        # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
-        beta1_as_stored = float(torch.tensor(group["beta1"], dtype=self.momentum_dtype))
-        blocks = _blocks(param)
-        factors = _factors(gradient, blocks, state, beta2) if "row_moment" in state else None
-        for block in blocks:
-            of_block = gradient[block]
-            if factors is None:
-                squared = of_block.square().add_(EPSILON)
-                root = state["second_moment"][block].lerp_(squared, 1 - beta2).rsqrt()
-                update = root.mul_(of_block)
-            else:
-                row, column = (f if f.shape[0] == 1 else f[block] for f in factors)
-                update = (of_block * row).mul_(column)
-            stored = state["momentum"][block]
-            momentum = update.mul_(1 - group["beta1"]).add_(stored.mul_(beta1_as_stored))
-            param[block].mul_(1 - group["weight_decay"]).sub_(momentum, alpha=group["lr"])
-            stored.copy_(momentum)
+        return Update(
+            param,
+            gradient,
+            state,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            beta1=group["beta1"],
+            # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
+            beta1_as_stored=float(torch.tensor(group["beta1"], dtype=self.momentum_dtype)),
+            beta2=min(BETA2_CAP, 1 - float(state["step"]) ** -DECAY_EXPONENT),
+        )
 
     def _initial_state(self, param: Tensor) -> dict[str, Tensor]:
         state = {
@@ -117,38 +138,76 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return shape[:dim] + shape[dim + 1 :]
 
 
-def _blocks(param: Tensor) -> list[slice]:
-    """Slices of the first dimension; on a CPU so small that what is worked on stays in cache."""
-    # A divided parameter is of another type; a slice of it may lie on another rank.
-    is_whole = param.device.type != "cpu" or type(param.data) is not Tensor
-    if is_whole or param.numel() <= BLOCK_ELEMENTS:
-        return [slice(None)]
-    rows = max(1, BLOCK_ELEMENTS * len(param) // param.numel())
-    return [slice(first, first + rows) for first in range(0, len(param), rows)]
+def _apply(update: Update) -> None:
+    gradient, state = update.gradient, update.state
+    if "row_moment" in state:
+        row, column = _factors(update)
+        scaled = (gradient * row).mul_(column)
+    else:
+        squared = gradient.square().add_(EPSILON)
+        scaled = state["second_moment"].lerp_(squared, 1 - update.beta2).rsqrt().mul_(gradient)
+    stored = state["momentum"]
+    momentum = scaled.mul_(1 - update.beta1).add_(stored.mul_(update.beta1_as_stored))
+    update.param.mul_(1 - update.weight_decay).sub_(momentum, alpha=update.lr)
+    stored.copy_(momentum)
 
 
-def _factors(
-    gradient: Float[Tensor, "*shape"], blocks: list[slice], state: dict[str, Any], beta2: float
-) -> tuple[Tensor, Tensor]:
+def _factors(update: Update) -> tuple[Tensor, Tensor]:
     """Average the gradient's squares into the moments; return what scales its rows and columns.
 
     Both have the gradient's dimensions, of which the one that was averaged over is 1.
     """
+    gradient, state = update.gradient, update.state
     smaller, larger = cast("tuple[int, int]", factored_dims(gradient.shape))
-    sums: dict[int, list[Tensor]] = {larger: [], smaller: []}
-    for block in blocks:
-        squared = gradient[block].square()
-        for dim, of_dim in sums.items():
-            of_dim.append(squared.sum(dim))
-    moments: list[Tensor] = []
-    for name, (dim, of_dim) in zip(("row_moment", "column_moment"), sums.items(), strict=True):
-        total = of_dim[0]
-        if len(blocks) > 1:
-            total = torch.stack(of_dim).sum(0) if dim == 0 else torch.cat(of_dim)
-        # What is added to every square is added to their means just as well.
-        mean = total / gradient.shape[dim] + EPSILON
-        moments.append(state[name].lerp_(mean, 1 - beta2))
-    row, column = moments
+    squared = gradient.square()
+    # What is added to every square is added to their means just as well.
+    row, column = (
+        state[name].lerp_(squared.sum(dim) / gradient.shape[dim] + EPSILON, 1 - update.beta2)
+        for name, dim in (("row_moment", larger), ("column_moment", smaller))
+    )
     rows_axis = smaller - 1 if smaller > larger else smaller
     row_factor = (row / row.mean(rows_axis, keepdim=True)).rsqrt()
     return row_factor.unsqueeze(larger), column.rsqrt().unsqueeze(smaller)
+
+
+def _is_compiled(update: Update) -> bool:
+    """Whether it is in this process's memory, in the layout and types that the loops are for."""
+    param, gradient = update.param, update.gradient
+    dims = factored_dims(param.shape)
+    return (
+        param.device.type == "cpu"
+        # A divided parameter is of another type.
+        and type(param.data) is Tensor
+        and param.dtype == torch.float32
+        and update.state["momentum"].dtype == torch.bfloat16
+        and dims is not None
+        and max(dims) == param.ndim - 1
+        and param.is_contiguous()
+        and gradient.is_contiguous()
+    )
+
+
+def _apply_compiled(update: Update) -> None:
+    """The same by compiled loops: what `_apply` writes in between stays in registers."""
+    shape, state = update.param.shape, update.state
+    smaller, larger = cast("tuple[int, int]", factored_dims(shape))
+    first, last = sorted((smaller, larger))
+    outer, inner = math.prod(shape[:first]), math.prod(shape[first + 1 : last])
+    view = (outer, shape[first], inner, shape[last])
+    param, gradient = (x.detach().numpy().reshape(view) for x in (update.param, update.gradient))
+    momentum = state["momentum"].view(torch.uint16).numpy().reshape(view)
+    over_first = np.empty((outer, inner, shape[last]), np.float32)
+    over_last = np.empty((outer, shape[first], inner), np.float32)
+    sum_squares(gradient, over_first, over_last)
+    # Rows are what is left when the larger dimension is averaged over.
+    of_dim = {first: over_first, last: over_last}
+    factors: dict[int, np.ndarray[Any, Any]] = {}
+    for name, dim in (("row_moment", larger), ("column_moment", smaller)):
+        moment = state[name].numpy().reshape(of_dim[dim].shape)
+        moment += (of_dim[dim] / shape[dim] + EPSILON - moment) * np.float32(1 - update.beta2)
+        factors[dim] = moment
+    rows_axis = 2 if larger == first else 1
+    factors[larger] = factors[larger] / factors[larger].mean(rows_axis, keepdims=True)
+    of_columns, of_rows = (1 / np.sqrt(factors[dim]) for dim in (first, last))
+    rates = (update.beta1, update.beta1_as_stored, 1 - update.weight_decay, update.lr)
+    apply_factors(param, gradient, momentum, of_columns, of_rows, *map(np.float32, rates))
