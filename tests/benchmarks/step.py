@@ -1,9 +1,9 @@
 """A training step beside open_clip's: `python -m tests.benchmarks.step [--quick]`.
 
 CLIPPO B/16 at 224 px against open_clip's ViT-B-16, the same pictures and captions of COCO's length,
-bfloat16 autocast where the device has it, else float32 (on a GPU both compiled): forward and
-backward pass, and the whole step with the optimizer that each recipe has. Utilisation is the
-arithmetic of the matrix products, as torch counts it, over the rate that products of the same
+bfloat16 autocast where the device has it, else float32, or as asked (on a GPU both compiled):
+forward and backward pass, and the whole step with the optimizer that each recipe has. Utilisation
+is the arithmetic of the matrix products, as torch counts it, over the rate that products of the same
 shapes reach in the same run.
 """
 
@@ -13,14 +13,14 @@ import argparse
 import logging
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from clippo_core.config import ClippoConfig, OptimConfig, TextPatches
+from clippo_core.config import ClippoConfig, OptimConfig, Precision, TextPatches
 from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
@@ -40,20 +40,21 @@ from tests.benchmarks.captions import captions
 
 OPTIM = OptimConfig()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-PRECISION = find_precision("auto", DEVICE)
 #: What is asked of each, relative to open_clip.
 AIMS = {"all": 0.57, "occupied": 1.10, "inked": 1.10, "inked, FLIP 50 %": 1.8}
 Clock = Callable[[], float]
 Calls = dict[str, Callable[[], object]]
 
 
-def matrix_product_rate(tokens: int, device: torch.device, clock: Clock) -> float:
+def matrix_product_rate(
+    tokens: int, precision: Precision, device: torch.device, clock: Clock
+) -> float:
     """FLOP/s of the dense layers' products, forward and both gradients, each B/16's shapes."""
     shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
     flops, calls = 0.0, {}
     for number, (fan_in, fan_out) in enumerate(shapes):
         x, kernel, y = (
-            torch.randn(shape, device=device, dtype=getattr(torch, PRECISION))
+            torch.randn(shape, device=device, dtype=getattr(torch, precision))
             for shape in ((tokens, fan_in), (fan_in, fan_out), (tokens, fan_out))
         )
         flops += 3 * 2 * tokens * fan_in * fan_out
@@ -74,7 +75,15 @@ def synchronized(result: torch.Tensor) -> torch.Tensor:
 class Ours:
     """CLIPPO with some of the patches; all of these share the weights and the optimizer."""
 
-    def __init__(self, state: TrainState, name: str, texts: list[str], images: torch.Tensor):
+    def __init__(
+        self,
+        state: TrainState,
+        name: str,
+        texts: list[str],
+        images: torch.Tensor,
+        precision: Precision,
+    ):
+        self.precision: Precision = precision
         self.which = cast(TextPatches, name.partition(",")[0])
         with without_values():
             model = Clippo(ClippoConfig(text_patches=self.which), font=state.model.renderer.font)
@@ -95,7 +104,7 @@ class Ours:
             self.state.model,
             self.batch,
             device=self.state.model.device,
-            precision=PRECISION,
+            precision=self.precision,
             shard=Shard(),
             memory=StepMemory(),
         )
@@ -103,7 +112,7 @@ class Ours:
 
     def step(self) -> None:
         metrics = train_step(
-            self.state, self.batch, OPTIM, total_steps=100_000, precision=PRECISION
+            self.state, self.batch, OPTIM, total_steps=100_000, precision=self.precision
         )
         synchronized(metrics["loss"])
 
@@ -117,9 +126,10 @@ class Ours:
 
 
 class Theirs:
-    """open_clip's ViT-B-16, by open_clip's own loss, in its own precision."""
+    """open_clip's ViT-B-16, by open_clip's own loss."""
 
-    def __init__(self, texts: list[str], device: torch.device):
+    def __init__(self, texts: list[str], device: torch.device, precision: Precision):
+        self.precision: Precision = precision
         logging.getLogger().setLevel(logging.ERROR)
         self.model = open_clip.create_model("ViT-B-16", pretrained=None, device=device)
         self.tokens = open_clip.get_tokenizer("ViT-B-16")(texts).to(device)
@@ -132,7 +142,7 @@ class Theirs:
 
     def gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(DEVICE, PRECISION):
+        with autocast(DEVICE, self.precision):
             image, text, scale = self.model(self.images, self.tokens)
             loss = self.loss(image, text, scale)
         loss.backward()
@@ -144,25 +154,27 @@ class Theirs:
         self.optimizer.step()
 
 
-def measure(batch: int, rounds: int, device: torch.device, clock: Clock) -> dict[str, object]:
+def measure(
+    batch: int, rounds: int, precision: Precision, device: torch.device, clock: Clock
+) -> dict[str, object]:
     texts = captions(batch)
-    theirs = Theirs(texts, device)
+    theirs = Theirs(texts, device, precision)
     state = TrainState.create(ClippoConfig(), OPTIM, seed=0, device=device)
     if device.type == "cuda":
         state.model.encoder.compile_blocks()
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
     images = torch.from_numpy(pixels).to(device)
-    ours = {name: Ours(state, name, texts, images) for name in AIMS}
+    ours = {name: Ours(state, name, texts, images, precision) for name in AIMS}
     gradients: Calls = {"open_clip": theirs.gradients}
     steps: Calls = {"open_clip": theirs.step}
     gradients |= {name: competitor.gradients for name, competitor in ours.items()}
     steps |= {name: competitor.step for name, competitor in ours.items()}
-    rates = [matrix_product_rate(batch * 220, device, clock)]
+    rates = [matrix_product_rate(batch * 220, precision, device, clock)]
     seconds = {
         "forward and backward": report.seconds_each(gradients, rounds=rounds, clock=clock),
         "whole step": report.seconds_each(steps, rounds=rounds, clock=clock),
     }
-    rates.append(matrix_product_rate(batch * 220, device, clock))
+    rates.append(matrix_product_rate(batch * 220, precision, device, clock))
     rate = float(np.mean(rates))
     figures: dict[str, object] = {
         "batch": batch,
@@ -194,14 +206,16 @@ def main() -> None:
     parser.add_argument(
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: as auto has it")
     arguments = parser.parse_args()
     keep_freed_memory()  # as ranks do, for both
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
     batch = arguments.batch or (8 if arguments.quick else 32 if DEVICE.type == "cpu" else 512)
-    figures = measure(batch, 2 if arguments.quick else 5, DEVICE, clock)
-    figures |= {"threads": torch.get_num_threads(), "precision": PRECISION}
+    precision = arguments.precision or find_precision("auto", DEVICE)
+    figures = measure(batch, 2 if arguments.quick else 5, precision, DEVICE, clock)
+    figures |= {"threads": torch.get_num_threads(), "precision": precision}
     for name, values in figures.items():
         if not isinstance(values, dict):
             shown = values if isinstance(values, str) else f"{values:,.1f}"
