@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -58,3 +59,7 @@ def in_parts(loop: Callable[..., None], *arrays: Values) -> None:
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="loop")
+
+
+# A fork has none of its parent's threads.
+os.register_at_fork(after_in_child=_threads.cache_clear)

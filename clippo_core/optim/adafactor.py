@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from clippo_core.optim.adafactor_loops import apply_factors, sum_squares
@@ -81,17 +82,17 @@ class Adafactor(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Adafactor takes no closure; call backward() before step()")
-        updates = [
-            self._prepare(param, param.grad.float(), group)
-            for group in self.param_groups
-            for param in group["params"]
-            if param.grad is not None
-        ]
-        compiled = [update for update in updates if _is_compiled(update)]
+        compiled: list[Update] = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                update = self._prepare(param, param.grad, group)
+                if _is_compiled(update):
+                    compiled.append(update)
+                else:
+                    _apply(update)
         compiled.sort(key=lambda update: update.param.numel(), reverse=True)
-        for update in updates:
-            if not _is_compiled(update):
-                _apply(update)
         for_each(_apply_compiled, compiled)
 
     def _prepare(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> Update:
@@ -139,9 +140,9 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
 
 
 def _apply(update: Update) -> None:
-    gradient, state = update.gradient, update.state
+    gradient, state = update.gradient.float(), update.state
     if "row_moment" in state:
-        row, column = _factors(update)
+        row, column = _factors(update, gradient)
         scaled = (gradient * row).mul_(column)
     else:
         squared = gradient.square().add_(EPSILON)
@@ -152,12 +153,12 @@ def _apply(update: Update) -> None:
     stored.copy_(momentum)
 
 
-def _factors(update: Update) -> tuple[Tensor, Tensor]:
+def _factors(update: Update, gradient: Float[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
     """Average the gradient's squares into the moments; return what scales its rows and columns.
 
     Both have the gradient's dimensions, of which the one that was averaged over is 1.
     """
-    gradient, state = update.gradient, update.state
+    state = update.state
     smaller, larger = cast("tuple[int, int]", factored_dims(gradient.shape))
     squared = gradient.square()
     # What is added to every square is added to their means just as well.
@@ -178,7 +179,7 @@ def _is_compiled(update: Update) -> bool:
         param.device.type == "cpu"
         # A divided parameter is of another type.
         and type(param.data) is Tensor
-        and param.dtype == torch.float32
+        and param.dtype == gradient.dtype == torch.float32
         and update.state["momentum"].dtype == torch.bfloat16
         and dims is not None
         and max(dims) == param.ndim - 1
