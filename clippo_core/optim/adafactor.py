@@ -183,8 +183,8 @@ def _is_compiled(update: Update) -> bool:
         and update.state["momentum"].dtype == torch.bfloat16
         and dims is not None
         and max(dims) == param.ndim - 1
-        and param.is_contiguous()
-        and gradient.is_contiguous()
+        # Another layout would be copied, and what is written to the copy lost.
+        and all(x.is_contiguous() for x in (param, gradient, *update.state.values()))
     )
 
 

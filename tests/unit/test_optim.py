@@ -160,6 +160,20 @@ def test_kernels_of_the_models_layouts_are_updated_by_compiled_loops(shape, monk
     assert bool(looked_at) == (shape[-1] >= 32 and len(shape) > 1)
 
 
+def test_states_of_another_layout_are_updated_all_the_same():
+    params = [nn.Parameter(torch.ones(64, 40)) for _ in range(2)]
+    optimizers = [Adafactor([param], lr=0.1) for param in params]
+    for step in range(2):
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = torch.randn(64, 40, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        state = optimizers[0].state[params[0]]
+        state["momentum"] = state["momentum"].T.contiguous().T
+    torch.testing.assert_close(params[0].data, params[1].data, rtol=0, atol=1e-3)
+    momenta = [o.state[p]["momentum"] for p, o in zip(params, optimizers, strict=True)]
+    torch.testing.assert_close(*momenta, rtol=2**-7, atol=1e-3)
+
+
 def test_a_gradient_that_is_no_number_is_seen_in_parameter_and_momentum():
     param = nn.Parameter(torch.ones(64, 64))
     param.grad = torch.ones(64, 64)
