@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Values = np.ndarray[Any, np.dtype[Any]]
 
 
-def for_each(work: Callable[[Item], object], items: Sequence[Item]) -> None:
+def share_out(work: Callable[[Item], object], items: Sequence[Item]) -> None:
     """Do something with each item, in several threads, of which the caller's is one.
 
     Args:
@@ -53,7 +53,7 @@ def in_parts(loop: Callable[..., None], *arrays: Values) -> None:
     num_parts = max(1, min(torch.get_num_threads(), size // MIN_PART))
     ends = [size * part // num_parts for part in range(num_parts + 1)]
     parts = [slice(*bounds) for bounds in pairwise(ends)]
-    for_each(lambda part: loop(*(array[part] for array in arrays)), parts)
+    share_out(lambda part: loop(*(array[part] for array in arrays)), parts)
 
 
 @cache

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clippo_core.optim.adafactor_loops import apply_factors, sum_squares
-from clippo_core.threads import for_each
+from clippo_core.threads import share_out
 
 MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
@@ -93,7 +93,7 @@ class Adafactor(torch.optim.Optimizer):
                 else:
                     _apply(update)
         compiled.sort(key=lambda update: update.param.numel(), reverse=True)
-        for_each(_apply_compiled, compiled)
+        share_out(_apply_compiled, compiled)
 
     def _prepare(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> Update:
         state = self.state[param]

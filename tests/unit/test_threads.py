@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clippo_core.threads import MIN_PART, for_each, in_parts
+from clippo_core.threads import MIN_PART, in_parts, share_out
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def test_every_item_is_worked_on_once_by_several_threads():
             meeting.wait()
         seen.append((item, threading.get_ident()))
 
-    for_each(work, range(20))
+    share_out(work, range(20))
     assert sorted(item for item, _ in seen) == list(range(20))
     assert len({thread for _, thread in seen}) == 3
 
@@ -52,17 +52,17 @@ def test_what_is_raised_in_any_thread_arrives():
             raise ValueError("seven")
 
     with pytest.raises(ValueError, match="seven"):
-        for_each(work, range(20))
+        share_out(work, range(20))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_has_threads_of_its_own():
-    for_each(abs, range(20))
+    share_out(abs, range(20))
     child = os.fork()
     if child == 0:
         # Whatever happens, the child must not go on as pytest.
         try:
-            for_each(abs, range(20))
+            share_out(abs, range(20))
             os._exit(0)
         finally:
             os._exit(1)
