@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from clippo_core.modeling import gelu as module
 from clippo_core.modeling.gelu import gelu
+from clippo_core.threads import MIN_PART
 
 
 def every_bfloat16() -> torch.Tensor:
@@ -35,6 +36,19 @@ def test_every_bfloat16_has_the_gelu_and_gradient_that_torch_computes(monkeypatc
         assert torch.equal(mine.isnan(), theirs.isnan())
         bits = [values[is_number].view(torch.uint16) for values in (mine, theirs)]
         assert torch.equal(*bits)
+
+
+@pytest.mark.parametrize("size", [2 * MIN_PART, 3 * MIN_PART + 2049])
+def test_parts_on_several_threads_are_the_whole(size: int):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    x, upstream = torch.randn(2, size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    try:
+        mine = gelu(x), slopes_of(gelu, x, upstream)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(mine[0], torch_gelu(x))
+    assert torch.equal(mine[1], slopes_of(torch_gelu, x, upstream))
 
 
 def test_shapes_and_layouts_are_kept():
