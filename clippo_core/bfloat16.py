@@ -1,5 +1,6 @@
 """bfloat16 in compiled loops, which have no such type: the upper half of a float32's bits.
 
+numba caches compiled callers by their own files: after a change here, delete those in __pycache__.
 The functions are marked `no_type_check`, so that no run-time checker wraps what numba has to see.
 """
 

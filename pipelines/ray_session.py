@@ -49,9 +49,9 @@ _ALONE = {
     # Two that are started beforehand would be no forks (pipelines.forking).
     "RAY_prestart_worker_first_driver": "0",
     # A rank's threads wait in a loop for the next product. Left to itself, OpenMP ends the loop
-    # after ten milliseconds or more, and render tasks hardly ever find a core idle; after a tenth
-    # of that, waking threads up costs more than they gain (EXPERIMENTS.md). A turn of the loop
-    # lasts long enough on x86 alone.
+    # after ten milliseconds or more, and render tasks hardly ever find a core idle; after a
+    # sixtieth of that, waking threads up costs more than they gain (EXPERIMENTS.md). A turn of the
+    # loop lasts long enough on x86 alone.
     **({"GOMP_SPINCOUNT": "50000"} if platform.machine() == "x86_64" else {}),
 }
 

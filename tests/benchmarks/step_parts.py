@@ -146,7 +146,7 @@ def passes_in_a_thread(freed: str, pairs: int, rounds: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="16 pairs, 12 batches")
-    parser.add_argument("--heap", nargs=3, metavar=("FREED", "PAIRS", "ROUNDS"), help="itself")
+    parser.add_argument("--heap", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.heap:
         freed, pairs, rounds = arguments.heap
