@@ -161,14 +161,16 @@ def test_kernels_of_the_models_layouts_are_updated_by_compiled_loops(shape, monk
 
 
 def test_states_of_another_layout_are_updated_all_the_same():
-    params = [nn.Parameter(torch.ones(64, 40)) for _ in range(2)]
+    # Dimensions that the loops see as one, and that this layout keeps apart.
+    shape = (64, 3, 2, 40)
+    params = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
     optimizers = [Adafactor([param], lr=0.1) for param in params]
     for step in range(2):
         for param, optimizer in zip(params, optimizers, strict=True):
-            param.grad = torch.randn(64, 40, generator=torch.Generator().manual_seed(step))
+            param.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
             optimizer.step()
         state = optimizers[0].state[params[0]]
-        state["momentum"] = state["momentum"].T.contiguous().T
+        state["momentum"] = state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(params[0].data, params[1].data, rtol=0, atol=1e-3)
     momenta = [o.state[p]["momentum"] for p, o in zip(params, optimizers, strict=True)]
     torch.testing.assert_close(*momenta, rtol=2**-7, atol=1e-3)
