@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -57,10 +59,14 @@ def test_what_is_raised_in_any_thread_arrives():
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_has_threads_of_its_own():
-    share_out(abs, range(20))
+    meeting = threading.Barrier(3, timeout=30)
+    share_out(lambda _: meeting.wait(), range(3))
+    # Both helpers wait for work now: a fork that took them for its own would start none.
+    time.sleep(0.2)
     child = os.fork()
     if child == 0:
-        # Whatever happens, the child must not go on as pytest.
+        # Whatever happens, the child must not go on as pytest, nor for ever.
+        signal.alarm(20)
         try:
             share_out(abs, range(20))
             os._exit(0)
