@@ -87,8 +87,11 @@ def test_a_worker_has_the_environment_that_it_was_asked_for() -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_another_path_of_modules_is_no_fork() -> None:
-    worker = Worker.options(runtime_env={"env_vars": {"PYTHONPATH": str(Path.cwd())}}).remote()
+@pytest.mark.parametrize(
+    ("name", "value"), [("PYTHONPATH", str(Path.cwd())), ("GOMP_SPINCOUNT", "7")]
+)
+def test_what_imports_read_in_another_way_is_no_fork(name: str, value: str) -> None:
+    worker = Worker.options(runtime_env={"env_vars": {name: value}}).remote()
     assert not ray.get(worker.found.remote())["is_fork"]
 
 
