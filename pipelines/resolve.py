@@ -354,6 +354,7 @@ def estimate_memory(config: RunConfig) -> int:
         image_patches=max(round(kept * model.grid_size**2), 1),
         text_patches=typical_text_patches(model),
         recomputes_activations=train.activation_checkpointing,
+        is_on_gpu=config.scaling.use_gpu,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -153,7 +154,8 @@ class VisionTransformer(Transformer):
         self, pixels: UInt8[Tensor, "patch pixel_x_channel"], positions: Int64[Tensor, " patch"]
     ) -> Float[Tensor, "patch width"]:
         """Tokens before the first block."""
-        return self.patch_embedding(pixels) + self.position_embedding[0][positions]
+        # Not indexed: the gradient of that is many times as slow.
+        return self.patch_embedding(pixels) + F.embedding(positions, self.position_embedding[0])
 
     def encode(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]

@@ -25,7 +25,7 @@ def typical_text_patches(config: ClippoConfig) -> int:
     return whole
 
 
-def block_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
+def block_bytes(config: ClippoConfig, precision: Precision, tokens: int, *, is_on_gpu: bool) -> int:
     """What a block keeps of a canvas of so many tokens for the backward pass.
 
     Kept in float32: what both norms read. In the precision of the products, what each of them
@@ -34,20 +34,19 @@ def block_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
     """
     vit, size = config.vit, _bytes(precision)
     products = 2 * vit.width + 3 * vit.width + vit.width + 2 * vit.mlp_dim
-    if precision == "bfloat16" and tokens <= MAX_EXPLICIT_TOKENS:
+    if precision == "bfloat16" and tokens <= MAX_EXPLICIT_TOKENS and not is_on_gpu:
         products += vit.num_heads * tokens
     return tokens * (4 * 2 * vit.width + size * products)
 
 
-def ends_bytes(config: ClippoConfig, precision: Precision, tokens: int, channels: int) -> int:
-    """What is kept before and behind the blocks, of a canvas of so many tokens.
+def pixels_bytes(config: ClippoConfig, precision: Precision, tokens: int, channels: int) -> int:
+    """The pixels that the patch embedding reads, of a canvas of so many tokens."""
+    return tokens * _bytes(precision) * channels * config.vit.patch_size_px**2
 
-    The pixels that the patch embedding reads; what the final norm and the pooling's keys and
-    values read and give.
-    """
-    vit, size = config.vit, _bytes(precision)
-    pixels = size * channels * vit.patch_size_px**2
-    return tokens * (pixels + 4 * vit.width + size * 5 * vit.width)
+
+def pooling_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
+    """What the final norm and the pooling's keys and values read and give, of so many tokens."""
+    return tokens * config.vit.width * (4 + _bytes(precision) * 5)
 
 
 def passing_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
@@ -72,6 +71,7 @@ def training_bytes(
     image_patches: int,
     text_patches: int,
     recomputes_activations: bool = False,
+    is_on_gpu: bool = False,
 ) -> int:
     """Bytes at a step's peak: when the loss is known, or when the optimizer works.
 
@@ -86,19 +86,22 @@ def training_bytes(
         image_patches: encoded of each picture.
         text_patches: encoded of each text; or tokens.
         recomputes_activations: whether blocks keep their input only.
+        is_on_gpu: whose kernels of attention keep no weights.
     """
     moments = 8 if optim.name == "adamw" else 2 if optim.momentum_dtype == "bfloat16" else 4
     state = num_parameters * (4 + moments)
     encoded = min(memory.micro_batch_size or pairs, pairs)
     depth, width = config.vit.depth, config.vit.width
-    activations = passing = 0
+    kept = last_block = pooling = passing = 0
     text_channels = 0 if config.reads_tokens else 1
     for tokens, channels in ((image_patches, 3), (text_patches, text_channels)):
-        of_block = block_bytes(config, precision, tokens)
-        kept = depth * of_block
-        if recomputes_activations:
-            kept = depth * tokens * 4 * width + of_block
-        activations += encoded * (kept + ends_bytes(config, precision, tokens, channels))
+        of_block = encoded * block_bytes(config, precision, tokens, is_on_gpu=is_on_gpu)
+        kept += encoded * pixels_bytes(config, precision, tokens, channels)
+        kept += depth * (encoded * tokens * 4 * width if recomputes_activations else of_block)
+        # One of the MLP's two gradients takes the place of what it is the gradient of.
+        replaced = encoded * tokens * _bytes(precision) * config.vit.mlp_dim
+        last_block += of_block - replaced
+        pooling += encoded * pooling_bytes(config, precision, tokens)
         passing += encoded * passing_bytes(config, precision, tokens)
     rows = min(memory.logit_rows or pairs, pairs)
     directions = 2 if rows == pairs else 1
@@ -106,12 +109,12 @@ def training_bytes(
     pixels = encoded * 3 * config.render.image_size_px**2
     embeddings = 4 * config.vit.embed_dim * (4 * pairs + 2 * columns)
     # The kernels' copies for products in bfloat16 are kept like activations.
-    copies = 2 * num_parameters if precision == "bfloat16" else 0
-    activations += copies
-    # The logits are gone when the blocks' backward pass begins. In micro-batches they are formed
-    # while no activations are there at all.
+    kept += 2 * num_parameters if precision == "bfloat16" else 0
+    # The logits are gone when the pooling's backward pass begins, and what the pooling kept when
+    # the last block is computed again. In micro-batches nothing is kept yet when logits are formed.
     is_cached = encoded < pairs
-    peak = max(activations + passing, logits + (0 if is_cached else activations))
+    behind = max(pooling, last_block) if recomputes_activations else pooling
+    peak = max(kept + passing + behind, logits + (0 if is_cached else kept + pooling))
     # Gradients come as activations go; the optimizer meets all of them, and works on one at a time.
     gradients = 4 * num_parameters
     if is_cached:

@@ -49,7 +49,12 @@ def make_batch(state: TrainState, pairs: int) -> PairBatch:
 
 
 def probe(
-    model: ClippoConfig, pairs: int, memory: StepMemory, *, steps: int = 2
+    model: ClippoConfig,
+    pairs: int,
+    memory: StepMemory,
+    *,
+    steps: int = 2,
+    recomputes_activations: bool = False,
 ) -> dict[str, float]:
     """The peak of some steps beside its estimate, and the fewest seconds of one."""
     vocabulary = None
@@ -63,6 +68,8 @@ def probe(
     # The peak counts anew from here.
     Path("/proc/self/clear_refs").write_text("5")
     state = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
+    for tower in state.model.towers:
+        tower.recomputes_activations = recomputes_activations
     seconds = []
     for _ in range(steps):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -79,6 +86,7 @@ def probe(
         memory=memory,
         image_patches=model.grid_size**2,
         text_patches=round(float(patches)),
+        recomputes_activations=recomputes_activations,
     )
     return {
         "peak_bytes": resident_bytes("VmHWM") - before,
