@@ -15,9 +15,10 @@ os.environ.update(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-        "CUDA_VISIBLE_DEVICES": "",
     }
 )
+if not os.environ.get("CLIPPO_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

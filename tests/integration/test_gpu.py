@@ -1,0 +1,154 @@
+"""What only a GPU can show: `CLIPPO_GPU=1 python -m pytest tests/integration/test_gpu.py`."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.config import ClippoConfig, OptimConfig, Precision, RenderConfig, VitConfig
+from clippo_core.modeling.flops import encoded_patches
+from clippo_core.rendering import TextRenderer
+from clippo_core.training.memory import training_bytes
+from clippo_core.training.state import TrainState
+from clippo_core.training.step import PairBatch, StepMemory, train_step
+from pipelines.resolve import resolve
+from pipelines.training.driver import train
+from tests.benchmarks.captions import captions
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and CLIPPO_GPU=1"),
+]
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SMALL = VitConfig(width=64, depth=2, mlp_dim=128, num_heads=2, patch_size_px=16, embed_dim=32)
+TEXTS = ("a", "two patches and more", "rows of text " * 9, "", "日本語", "b")
+
+
+def model_config(**settings: object) -> ClippoConfig:
+    return ClippoConfig(vit=SMALL, render=RenderConfig(image_size_px=64), **settings)  # type: ignore[arg-type]
+
+
+def make_state(config: ClippoConfig, optim: OptimConfig, device: torch.device) -> TrainState:
+    return TrainState.create(config, optim, seed=0, device=device)
+
+
+def make_batch(state: TrainState, texts: Sequence[str]) -> PairBatch:
+    size = state.model.config.render.image_size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (len(texts), size, size, 3), np.uint8)
+    return PairBatch(torch.from_numpy(pixels), state.model.prepare_texts(texts))
+
+
+def losses(
+    state: TrainState,
+    optim: OptimConfig,
+    *,
+    precision: Precision = "float32",
+    memory: StepMemory | None = None,
+) -> list[float]:
+    """Of five steps on the same pairs, the sum of which any part of the update would change."""
+    batch = make_batch(state, TEXTS)
+    options = {"total_steps": 1000, "precision": precision, "memory": memory}
+    return [float(train_step(state, batch, optim, **options)["loss"]) for _ in range(5)]
+
+
+def constant(name: str = "adafactor") -> OptimConfig:
+    schedule = OptimConfig().schedule
+    return OptimConfig(name=name, schedule=type(schedule)(warmup_steps=0, cooldown_steps=0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+@pytest.mark.parametrize("which", ["all", "occupied", "inked"])
+def test_steps_are_those_of_a_cpu(which: str, optimizer: str):
+    config, optim = model_config(text_patches=which), constant(optimizer)
+    on_cpu = losses(make_state(config, optim, CPU), optim)
+    assert on_cpu[-1] < on_cpu[0]
+    on_gpu = losses(make_state(config, optim, GPU), optim)
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_ways_to_make_a_step_agree(precision: Precision):
+    config, optim = model_config(text_patches="inked"), constant()
+    plain = losses(make_state(config, optim, GPU), optim, precision=precision)
+    tolerance = 1e-3 if precision == "float32" else 2e-2
+    recomputing = make_state(config, optim, GPU)
+    recomputing.model.encoder.recomputes_activations = True
+    small = StepMemory(micro_batch_size=2, logit_rows=2)
+    for state, memory in ((recomputing, None), (make_state(config, optim, GPU), small)):
+        found = losses(state, optim, precision=precision, memory=memory)
+        assert found == pytest.approx(plain, rel=tolerance)
+
+
+def test_bfloat16_learns_as_float32():
+    config, optim = model_config(text_patches="occupied"), constant()
+    exact, rounded = (
+        losses(make_state(config, optim, GPU), optim, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_texts_are_drawn_as_on_a_cpu():
+    rasters = TextRenderer(RenderConfig(image_size_px=224)).render_batch(list(TEXTS))
+    drawn = rasters.to_tensor(GPU)
+    assert drawn.device.type == "cuda"
+    np.testing.assert_array_equal(drawn.cpu().numpy(), rasters.to_pixels())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_memory_estimate_is_within_15_percent_of_the_peak(recomputes: bool):
+    config, optim, pairs = ClippoConfig(text_patches="occupied"), OptimConfig(), 64
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    state = make_state(config, optim, GPU)
+    state.model.encoder.recomputes_activations = recomputes
+    batch = make_batch(state, captions(pairs))
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        train_step(state, batch, optim, total_steps=1000, precision="bfloat16")
+    estimate = training_bytes(
+        config,
+        optim,
+        num_parameters=sum(parameter.numel() for parameter in state.model.parameters()),
+        pairs=pairs,
+        columns=pairs,
+        precision="bfloat16",
+        memory=StepMemory(),
+        image_patches=config.grid_size**2,
+        text_patches=round(float(encoded_patches(config, batch.texts).mean())),
+        recomputes_activations=recomputes,
+        is_on_gpu=True,
+    )
+    assert estimate == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_run_learns_as_on_a_cpu(local_ray, make_config, compiles: bool):
+    found = {}
+    for use_gpu in (False, True):
+        config = make_config(
+            scaling={"use_gpu": use_gpu},
+            train={"compile": compiles and use_gpu},
+            storage={"run": f"gpu-{use_gpu}"},
+        )
+        summary = train(resolve(config))
+        client = MlflowClient(summary.tracked.uri)
+        history = client.get_metric_history(summary.tracked.run_id, "train/loss")
+        found[use_gpu] = [point.value for point in history]
+        metrics = client.get_run(summary.tracked.run_id).data.metrics
+        assert ("memory/gpu_peak_gb/rank_0" in metrics) == use_gpu
+    assert len(found[True]) == 12
+    assert found[True] == pytest.approx(found[False], rel=1e-2)
+    model = load_checkpoint(summary.checkpoint.uri)
+    assert model.encode_texts(["red"]).shape == (1, 16)
