@@ -64,13 +64,13 @@ def transformer_flops(
 ) -> Int64[np.ndarray, " canvas"]:
     """FLOPs of a forward pass behind the patch embedding, for canvases of so many patches.
 
-    The pooling probe's own projection is left out: it is computed once for all canvases.
+    The pooling probe's own products are left out: they are computed once for all canvases.
     """
     width, mlp = config.width, config.mlp_dim
     patches = patches.astype(np.int64)
-    # Keys and values of all tokens; the rest for the one pooled token.
-    pooling = 2 * patches * width * (2 * width) + 4 * patches * width
-    head = 2 * width * width + 4 * width * mlp + 2 * width * config.embed_dim
+    # Scores and weighted means of all tokens, for each head; the rest for the one pooled token.
+    pooling = 4 * patches * width * config.num_heads
+    head = 2 * width * (2 * width) + 4 * width * mlp + 2 * width * config.embed_dim
     return config.depth * _block_flops(config, patches) + pooling + head
 
 

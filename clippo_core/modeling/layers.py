@@ -205,12 +205,29 @@ class AttentionPooling(nn.Module):
     def forward(
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "set width"]:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for both products
+        key_kernel, value_kernel = self.key_value.kernel.unbind(1)
+        # `q (W x) = (q W) x`, and `sum a (W x) = W (sum a x)`: with one query no token needs a key
+        # or a value of its own. What a key's bias adds to all scores of a head, softmax takes away.
         (query,) = self.query.split_heads(self.query(self.probe[0]), TokenGroup(1, 1))
-        *parts, _ = split_groups(self.key_value(x), groups)
-        attended = []
-        for part, group in zip(parts, groups, strict=True):
-            key, value = self.key_value.split_heads(part, group)
-            probe = query.expand(group.num_sets, -1, -1, -1)
-            attended.append(attend(probe, key, value, group.is_token))
-        pooled = self.output(torch.cat(attended))
+        scaled = query[0].transpose(1, 2) * query.shape[-1] ** -0.5
+        probe = (key_kernel.transpose(0, 1) @ scaled).squeeze(2)
+        *tokens, _ = split_groups(x, groups)
+        *scores, _ = split_groups(x @ probe.T, groups)
+        parts = zip(tokens, scores, groups, strict=True)
+        means = torch.cat([_weighted_means(*part) for part in parts])
+        values = (means.transpose(0, 1) @ value_kernel.transpose(0, 1)).transpose(0, 1)
+        pooled = self.output((values + self.key_value.bias[1]).flatten(1))
         return pooled + self.mlp(self.norm(pooled))
+
+
+def _weighted_means(
+    tokens: Float[Tensor, "token width"], scores: Float[Tensor, "token head"], group: TokenGroup
+) -> Float[Tensor, "set head width"]:
+    """Means of the tokens of each set, weighted by the softmax of their scores."""
+    shape = (group.num_sets, group.num_tokens)
+    scores = scores.unflatten(0, shape)
+    if group.is_token is not None:
+        scores = scores.masked_fill(~group.is_token[:, :, None], -torch.inf)
+    return scores.softmax(1).transpose(1, 2) @ tokens.unflatten(0, shape)

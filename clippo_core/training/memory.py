@@ -45,8 +45,8 @@ def pixels_bytes(config: ClippoConfig, precision: Precision, tokens: int, channe
 
 
 def pooling_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:
-    """What the final norm and the pooling's keys and values read and give, of so many tokens."""
-    return tokens * config.vit.width * (4 + _bytes(precision) * 5)
+    """What the final norm reads and gives, of a canvas of so many tokens."""
+    return tokens * config.vit.width * (4 + _bytes(precision))
 
 
 def passing_bytes(config: ClippoConfig, precision: Precision, tokens: int) -> int:

@@ -33,8 +33,8 @@ def test_a_training_step_has_the_flops_that_torch_counts(text_patches):
         contrastive_loss(left, right, scale).backward()
     patches = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
     counted = training_flops(config, num_images=3, text_patches=patches, num_pairs=5)
-    # The pooling probe is projected once; its input is a weight.
-    probes = 3 * 2 * VIT.width**2
+    # The pooling probe is projected once, to a query and then by the kernel of the keys.
+    probes = 3 * 2 * 2 * VIT.width**2
     assert counted + probes == counter.get_total_flops()
 
 
@@ -50,7 +50,7 @@ def test_a_step_of_a_baseline_has_the_flops_that_torch_counts(text_input):
         contrastive_loss(left, right, scale).backward()
     tokens = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
     counted = training_flops(config, num_images=3, text_patches=tokens, num_pairs=5)
-    assert counted + 3 * 2 * VIT.width**2 == counter.get_total_flops()
+    assert counted + 3 * 2 * 2 * VIT.width**2 == counter.get_total_flops()
 
 
 def test_a_forward_pass_of_b16_is_what_the_paper_of_its_size_says():
