@@ -205,14 +205,14 @@ class AttentionPooling(nn.Module):
     def forward(
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "set width"]:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for both products
         key_kernel, value_kernel = self.key_value.kernel.unbind(1)
         # `q (W x) = (q W) x`, and `sum a (W x) = W (sum a x)`: with one query no token needs a key
         # or a value of its own. What a key's bias adds to all scores of a head, softmax takes away.
         (query,) = self.query.split_heads(self.query(self.probe[0]), TokenGroup(1, 1))
         scaled = query[0].transpose(1, 2) * query.shape[-1] ** -0.5
         probe = (key_kernel.transpose(0, 1) @ scaled).squeeze(2)
+        # Under autocast a product's type; else two products would convert the tokens twice.
+        x = x.to(probe.dtype)
         *tokens, _ = split_groups(x, groups)
         *scores, _ = split_groups(x @ probe.T, groups)
         parts = zip(tokens, scores, groups, strict=True)

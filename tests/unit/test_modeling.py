@@ -8,7 +8,12 @@ from PIL import Image
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, RenderError
 from clippo_core.modeling import SIZES, Clippo, vit_config, without_values
-from clippo_core.modeling.layers import MAX_EXPLICIT_TOKENS, TokenGroup, attend
+from clippo_core.modeling.layers import (
+    MAX_EXPLICIT_TOKENS,
+    AttentionPooling,
+    TokenGroup,
+    attend,
+)
 from clippo_core.modeling.pair_model import normalize
 from clippo_core.modeling.patch_sets import PatchSets, text_patches
 from clippo_core.rendering import TextRenderer
@@ -193,3 +198,34 @@ def test_attention_in_bfloat16_agrees_with_float32(tokens: int):
     query, key, value = torch.randn(3, 2, 2, tokens, 8, generator=generator)
     halves = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
     torch.testing.assert_close(halves.float(), attend(query, key, value), atol=0.05, rtol=0.05)
+
+
+def test_pooling_is_attention_with_keys_and_values_for_each_token():
+    """As big_vision writes it, token by token and head by head; biases are not 0 here."""
+    generator = torch.Generator().manual_seed(0)
+    pooling = AttentionPooling(width=8, mlp_dim=16, num_heads=2).double()
+    for parameter in pooling.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    is_token = torch.tensor([[True, True, False], [True, True, True]])
+    groups = [TokenGroup(1, 4), TokenGroup(2, 3, is_token)]
+    x = torch.randn(11, 8, generator=generator, dtype=torch.float64)  # one row pads a product
+    sets = [x[:4], x[4:6], x[7:10]]
+    query = torch.einsum("w,wphd->phd", pooling.probe[0, 0], pooling.query.kernel)[0]
+    query = query + pooling.query.bias[0]
+    pooled = []
+    for tokens in sets:
+        keys_values = torch.einsum("tw,wphd->tphd", tokens, pooling.key_value.kernel)
+        keys, values = (keys_values + pooling.key_value.bias).unbind(1)
+        weights = (torch.einsum("hd,thd->ht", query, keys) / 2).softmax(1)  # heads of 4
+        heads = torch.einsum("ht,thd->hd", weights, values)
+        pooled.append(torch.einsum("hd,hdw->w", heads, pooling.output.kernel))
+    rows = torch.stack(pooled) + pooling.output.bias
+    expected = rows + pooling.mlp(pooling.norm(rows))
+    found = pooling(x, groups)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    names, parameters = zip(*pooling.named_parameters(), strict=True)
+    of_found, of_expected = (
+        torch.autograd.grad(result.square().sum(), parameters) for result in (found, expected)
+    )
+    for name, one, other in zip(names, of_found, of_expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8, msg=name)
