@@ -31,7 +31,7 @@ TEXTS = ["a", "two patches and more", "rows of text " * 9, "", "b", "c"]
 
 
 def config(**settings: object) -> ClippoConfig:
-    return ClippoConfig(vit=VIT, render=RENDER, **settings)  # type: ignore[arg-type]
+    return ClippoConfig(vit=VIT, render=RENDER, **settings)
 
 
 def move(model: PairModel) -> None:
@@ -70,7 +70,7 @@ def fine_tune(model: PairModel, optim: OptimConfig, *, pictures: bool) -> None:
     batch = LabelledBatch(
         torch.zeros(6 * pictures, 64, 64, 3, dtype=torch.uint8),
         model.prepare_texts([] if pictures else TEXTS),
-        torch.zeros(6, model.classifier_config.num_outputs),  # type: ignore[attr-defined]
+        torch.zeros(6, model.classifier_config.num_outputs),
     )
     for size in (None, 4):
         fine_tuning_step(state, batch, optim, total_steps=9, micro_batch_size=size)
