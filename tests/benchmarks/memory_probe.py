@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clippo_core.config import ClippoConfig, OptimConfig
+from clippo_core.config import ClippoConfig, OptimConfig, Precision
 from clippo_core.modeling.flops import encoded_patches
 from clippo_core.training.memory import training_bytes
 from clippo_core.training.precision import find_precision
@@ -48,6 +48,31 @@ def make_batch(state: TrainState, pairs: int) -> PairBatch:
     return PairBatch(torch.from_numpy(images), texts)
 
 
+def estimated_bytes(
+    state: TrainState,
+    batch: PairBatch,
+    optim: OptimConfig,
+    *,
+    precision: Precision,
+    memory: StepMemory,
+    **settings: bool,
+) -> int:
+    """`training_bytes` of a step on that batch."""
+    config = state.model.config
+    return training_bytes(
+        config,
+        optim,
+        num_parameters=sum(param.numel() for param in state.model.parameters()),
+        pairs=len(batch),
+        columns=len(batch),
+        precision=precision,
+        memory=memory,
+        image_patches=config.grid_size**2,
+        text_patches=round(float(encoded_patches(config, batch.texts).mean())),
+        **settings,
+    )
+
+
 def probe(
     model: ClippoConfig,
     pairs: int,
@@ -75,19 +100,8 @@ def probe(
         wall, cpu = time.perf_counter(), time.process_time()
         train_step(state, batch, OPTIM, total_steps=100, precision=PRECISION, memory=memory)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
-    patches = encoded_patches(model, batch.texts).mean()
-    estimate = training_bytes(
-        model,
-        OPTIM,
-        num_parameters=sum(param.numel() for param in state.model.parameters()),
-        pairs=pairs,
-        columns=pairs,
-        precision=PRECISION,
-        memory=memory,
-        image_patches=model.grid_size**2,
-        text_patches=round(float(patches)),
-        recomputes_activations=recomputes_activations,
-    )
+    settings = {"memory": memory, "recomputes_activations": recomputes_activations}
+    estimate = estimated_bytes(state, batch, OPTIM, precision=PRECISION, **settings)
     return {
         "peak_bytes": resident_bytes("VmHWM") - before,
         "estimated_bytes": estimate,

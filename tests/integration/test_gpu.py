@@ -19,14 +19,13 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
-from clippo_core.modeling.flops import encoded_patches
 from clippo_core.rendering import TextRenderer
-from clippo_core.training.memory import training_bytes
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
 from pipelines.resolve import resolve
 from pipelines.training.driver import train
 from tests.benchmarks.captions import captions
+from tests.benchmarks.memory_probe import estimated_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,18 +121,9 @@ def test_the_memory_estimate_is_within_15_percent_of_the_peak(recomputes: bool):
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         train_step(state, batch, optim, total_steps=1000, precision="bfloat16")
-    estimate = training_bytes(
-        config,
-        optim,
-        num_parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        pairs=pairs,
-        columns=pairs,
-        precision="bfloat16",
-        memory=StepMemory(),
-        image_patches=config.grid_size**2,
-        text_patches=round(float(encoded_patches(config, batch.texts).mean())),
-        recomputes_activations=recomputes,
-        is_on_gpu=True,
+    settings = {"recomputes_activations": recomputes, "is_on_gpu": True}
+    estimate = estimated_bytes(
+        state, batch, optim, precision="bfloat16", memory=StepMemory(), **settings
     )
     assert estimate == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15)
 
