@@ -72,7 +72,7 @@ class TrainConfig(Config):
     """Of the fresh weights and of the sample plan."""
     precision: PrecisionSetting = "auto"
     """Of the matrix products; weights, moments and the loss are float32. "auto": bfloat16 where the
-    device of each rank has instructions for it, else float32."""
+    device of each rank has instructions for it, on CPUs if they are the faster, else float32."""
     micro_batch_size: int | None = None
     """Pairs that a rank encodes at a time, each twice: memory for a big batch, a third more time.
     None: all of its pairs at once. The update is the same."""

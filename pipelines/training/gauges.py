@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,33 +15,14 @@ from clippo_core.config import Precision
 from clippo_core.modeling.flops import encoded_patches, training_flops
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.alignment import batch_alignment
+from clippo_core.training.precision import matmul_flop_per_s
 from clippo_core.training.step import Gather, Shard
 from pipelines.ingest.stages import PreparedBatch
 from pipelines.schema import RunConfig
 from pipelines.training.collectives import gather_numbers
 
-#: Side of the matrices of `matmul_flop_per_s`, by kind of device: large enough to be at full speed.
-_MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+#: For how long a rank measures its device.
 _MEASURED_S = 0.25
-
-
-def matmul_flop_per_s(device: torch.device, precision: Precision) -> float:
-    """Rate of matrix products on a device with this process' threads; the best of a few.
-
-    Measured, not looked up: what a step is to be compared with is what this machine can do.
-    """
-    side = _MATRIX_SIDE.get(device.type, 1024)
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    best_s, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < _MEASURED_S:
-        before = time.perf_counter()
-        torch.mm(left, right, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best_s = min(best_s, time.perf_counter() - before)
-    return 2 * side**3 / best_s
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
@@ -84,7 +64,7 @@ class Gauges:
         self._tap = _GatherTap()
         self._flop_per_pair = 0.0
         self._precision = precision
-        self.matmul_flop_per_s = matmul_flop_per_s(device, precision)
+        self.matmul_flop_per_s = matmul_flop_per_s(device, precision, seconds=_MEASURED_S)
 
     def watch(self, shard: Shard) -> Shard:
         """The shard, its embeddings seen by the gauges as they pass."""

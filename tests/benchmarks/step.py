@@ -1,7 +1,8 @@
 """A training step beside open_clip's: `python -m tests.benchmarks.step [--quick]`.
 
 CLIPPO B/16 at 224 px against open_clip's ViT-B-16, the same pictures and captions of COCO's length,
-bfloat16 autocast where the device has it, else float32, or as asked (on a GPU both compiled):
+bfloat16 autocast where the device has it, also if it is the slower there, else float32, or as
+asked (on a GPU both compiled):
 forward and backward pass, and the whole step with the optimizer that each recipe has. Utilisation
 is the arithmetic of the matrix products, as torch counts it, over the rate that products of the
 same shapes reach in the same run.
@@ -25,7 +26,7 @@ from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
 from clippo_core.training.patch_dropping import draw_kept_patches
-from clippo_core.training.precision import autocast, find_precision
+from clippo_core.training.precision import autocast, has_bfloat16
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
     PairBatch,
@@ -206,14 +207,16 @@ def main() -> None:
     parser.add_argument(
         "--one-core", action="store_true", help="one thread, and its CPU time: for a busy machine"
     )
-    parser.add_argument("--precision", choices=get_args(Precision), help="default: as auto has it")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="default: bfloat16 if supported"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()  # as ranks do, for both
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter
     batch = arguments.batch or (8 if arguments.quick else 32 if DEVICE.type == "cpu" else 512)
-    precision = arguments.precision or find_precision("auto", DEVICE)
+    precision = arguments.precision or ("bfloat16" if has_bfloat16(DEVICE) else "float32")
     figures = measure(batch, 2 if arguments.quick else 5, precision, DEVICE, clock)
     figures |= {"threads": torch.get_num_threads(), "precision": precision}
     for name, values in figures.items():

@@ -28,10 +28,28 @@ def cpu_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(
             precision, "Path", lambda name: path if name == "/proc/cpuinfo" else original(name)
         )
-        precision._cpu_flags.cache_clear()
+        for found in (precision._cpu_flags, precision._is_bfloat16_faster):
+            found.cache_clear()
 
     yield pretend
-    precision._cpu_flags.cache_clear()
+    for found in (precision._cpu_flags, precision._is_bfloat16_faster):
+        found.cache_clear()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch):
+    """Lets products seem to reach these rates, call by call; the last ones ever after."""
+
+    def pretend(**rates: list[float]) -> None:
+        left = {name: list(values) for name, values in rates.items()}
+
+        def rate(device: torch.device, precision: str) -> float:
+            values = left[precision]
+            return values.pop(0) if len(values) > 1 else values[0]
+
+        monkeypatch.setattr(precision, "matmul_flop_per_s", rate)
+
+    return pretend
 
 
 @pytest.mark.parametrize(
@@ -46,11 +64,53 @@ def cpu_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (None, "float32"),
     ],
 )
-def test_auto_is_bfloat16_where_the_cpu_has_its_instructions(cpu_info, info, expected):
+def test_auto_is_bfloat16_where_the_cpu_has_its_instructions(cpu_info, measured, info, expected):
     cpu_info(info)
+    measured(float32=[1.0], bfloat16=[2.0])
     assert find_precision("auto", CPU) == expected
     assert expected_precision(demo()) == expected
     assert has_bfloat16(CPU) == (expected == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("float32", "bfloat16", "expected"),
+    [
+        ([260.0], [165.0], "float32"),
+        ([260.0], [260.0], "bfloat16"),
+        ([260.0], [20.0, 20.0, 500.0], "bfloat16"),
+        ([20.0, 260.0], [165.0], "float32"),
+    ],
+    ids=["slower", "as_fast", "held_up_twice", "float32_held_up"],
+)
+def test_auto_is_what_multiplies_faster(cpu_info, measured, float32, bfloat16, expected):
+    cpu_info("flags : avx512f avx512_bf16\n")
+    measured(float32=float32, bfloat16=bfloat16)
+    assert find_precision("auto", CPU) == expected
+    assert has_bfloat16(CPU)
+
+
+def test_finding_out_is_done_once_and_draws_no_random_numbers(cpu_info, monkeypatch):
+    cpu_info("flags : avx512f avx512_bf16\n")
+    asked = []
+    original = precision.matmul_flop_per_s
+    monkeypatch.setattr(precision, "_MATRIX_SIDE", {"cpu": 8})
+    monkeypatch.setattr(
+        precision,
+        "matmul_flop_per_s",
+        lambda *of: (asked.append(of), original(*of))[1],
+    )
+    before = torch.get_rng_state()
+    assert find_precision("auto", CPU) == find_precision("auto", CPU)
+    assert len(asked) == 6
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_rate_counts_the_arithmetic_of_the_fastest_product(monkeypatch):
+    monkeypatch.setattr(precision, "_MATRIX_SIDE", {"cpu": 10})
+    times = iter([0.0, 0.0, 4.0, 4.0, 4.0, 6.0, 6.0, 6.0, 9.0, 9.0])
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(times))
+    rate = precision.matmul_flop_per_s(CPU, "float32", seconds=9.0)
+    assert rate == 2 * 10**3 / 2.0
 
 
 def test_a_named_precision_is_kept(cpu_info):

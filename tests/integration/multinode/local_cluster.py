@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from ray._common.utils import get_default_ray_temp_dir
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
@@ -43,6 +44,8 @@ class LocalCluster:
     """A head without CPUs; its nodes' CPUs are bookkeeping, there may be fewer cores."""
 
     def __init__(self) -> None:
+        # Ray notes there which cluster is the newest, wherever that cluster's own folder is.
+        Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)
         # Sockets' paths must be short.
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")
         self._cluster = Cluster(
