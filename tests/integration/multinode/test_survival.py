@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -80,13 +79,11 @@ def test_ranks_come_and_go_and_a_notice_of_preemption_is_heeded(
     )
     following = start(cluster, config, tmp_path)
     following.wait_for_step(20)
-    gone_at = time.time() + 8.0
     cluster.announce_preemption(trainers[0], deadline_s=8.0)
     following.wait_until(lambda: any(step % 20 for step in following.steps()))
     # Ray gives the ranks up at the deadline. A node that dies before it did counts as a failure.
-    following.wait_until(lambda: time.time() > gone_at + 3.0)
-    cluster.kill(trainers[0])
     following.wait_for_metric("train/num_ranks", 1)
+    cluster.kill(trainers[0])
     cluster.add_trainer()
     following.wait_for_metric("train/num_ranks", 2)
     following.driver.send_signal(signal.SIGTERM)
