@@ -16,17 +16,17 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.background import in_background
+from pipelines.ingest.scheduling import WaitForAnyTask
 from pipelines.ingest.stages import (
     PreparedBatch,
     StreamSpec,
@@ -42,11 +42,9 @@ DATASET = "pairs"
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
 NO_PROGRESS_TIMEOUT_S = 24 * 3600
 #: A block holds the batches of several steps where they are small: up to so many bytes, and steps.
-#: Ray Data looks every 0.1 s at the tasks that are at work, so short ones leave their cores idle.
+#: Between a worker's tasks pass some hundredths of a second, so short ones leave its core idle.
 FULL_BLOCK_BYTES = 128 * 2**20
 MAX_STEPS_PER_UNIT = 16
-#: More than so many turns of Ray Data's loop in a row that are so short: it waits for nothing.
-HASTY_STEPS, HASTY_STEP_S, REST_S = 3, 0.02, 0.05
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def stream_dataset(
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [RestWhileNothingHappens]
+    context.custom_execution_callback_classes = [WaitForAnyTask]
     # Here as well as in what a trainer is given: helper tasks of Ray Data look here.
     context.execution_options = execution_options(selector)
     block_bytes = steps.steps_per_unit * batch_bytes(spec, steps.num_ranks)
@@ -214,27 +212,6 @@ def stream_dataset(
         num_cpus=scaling.renderer_cpus,
         compute=TaskPoolStrategy(size=scaling.max_renderers),
     )
-
-
-class RestWhileNothingHappens(ExecutionCallback):
-    """Keeps Ray Data's loop from turning without a pause while ranks have batches enough.
-
-    It waits for tasks, for 0.1 s at most. Where none is at work, or none may hand over what it has,
-    it does not wait at all (Ray 2.60), and takes half of a core from the ranks.
-    """
-
-    def __init__(self) -> None:
-        """Of one execution."""
-        self._num_hasty, self._stepped_at = 0, 0.0
-
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's hook
-        """After each turn of the loop."""
-        is_hasty = time.perf_counter() - self._stepped_at < HASTY_STEP_S
-        self._num_hasty = self._num_hasty + 1 if is_hasty else 0
-        # A few turns in a row are work that came at once.
-        if self._num_hasty > HASTY_STEPS:
-            time.sleep(REST_S)
-        self._stepped_at = time.perf_counter()
 
 
 def execution_options(selector: Mapping[str, str] | None = None) -> ExecutionOptions:

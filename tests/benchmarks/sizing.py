@@ -4,29 +4,37 @@ Predicts from one render worker in a process of its own, then measures the strea
 with one worker and with two into a consumer that does nothing, and the same blocks made by a torch
 `DataLoader` with as many workers; in turn, medians of some rounds. And
 what a block costs Ray, in CPU time of all its processes: of one step, and of as many as fill it.
+Two workers leave no core of two to the consumer and to Ray. How workers add up while cores are free
+is therefore measured with some that rest after each block, for twice the CPU time that it took.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import psutil
 import pyarrow as pa
 import ray
 import torch.utils.data
+from ray.data import ReadTask
 
 from clippo_core.config import ClippoConfig, RenderConfig
 from cluster.sizing import RendererRate, measure_renderer
+from pipelines.ingest import stream
 from pipelines.ingest.manifest import RawSample, ShardWriter
 from pipelines.ingest.stages import StreamSpec
 from pipelines.ingest.stream import (
+    PlannedBatches,
     StreamRange,
     Unit,
     iterate_batches,
@@ -46,6 +54,10 @@ BATCH = 128
 #: Batches that come before the clock starts: processes start, caches fill.
 WARM_UP = 12
 WORKERS = (1, 2)
+#: How many of those that rest: on two cores, four together take more than one.
+RESTING_WORKERS = (1, 2, 4)
+#: Short blocks, as few come in a measurement of workers that rest.
+RESTING_STEPS = 4
 
 
 def large_pngs(count: int) -> list[RawSample]:
@@ -76,6 +88,21 @@ def cpu_seconds() -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+class RestingWorkers(PlannedBatches):
+    """Render tasks that use a third of a core each."""
+
+    def get_read_tasks(self, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        tasks = super().get_read_tasks(*args, **kwargs)
+        return [ReadTask(functools.partial(resting, task.read_fn), task.metadata) for task in tasks]
+
+
+def resting(read: Callable[[], Iterable[pa.Table]]) -> Iterator[pa.Table]:
+    started = time.process_time()
+    blocks = list(read())
+    time.sleep(2 * (time.process_time() - started))
+    yield from blocks
 
 
 class Measured(NamedTuple):
@@ -172,6 +199,21 @@ def compare(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     return figures
 
 
+def add_up(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
+    """Rows per second of workers that rest, beside those of one."""
+    rates: dict[int, list[float]] = {workers: [] for workers in RESTING_WORKERS}
+    with mock.patch.object(stream, "PlannedBatches", RestingWorkers):
+        for _ in range(rounds):
+            for workers in RESTING_WORKERS:
+                found = measure(spec, workers, seconds, RESTING_STEPS)
+                rates[workers].append(found.rows_per_s)
+    medians = {workers: statistics.median(found) for workers, found in rates.items()}
+    figures = {f"rows_per_s, {workers}": rate for workers, rate in medians.items()}
+    return figures | {
+        f"{workers} over one": rate / medians[1] for workers, rate in medians.items() if workers > 1
+    }
+
+
 def cost_of_blocks(spec: StreamSpec, rounds: int, seconds: float) -> dict[str, float]:
     """CPU time of a row: in a plain process, in Ray with blocks of one step, and with full ones."""
     full = steps_per_unit(spec, 1)
@@ -204,6 +246,9 @@ def main() -> None:
             if size == 64:
                 figures[f"cost of a block, {size} px"] = cost_of_blocks(
                     spec, arguments.rounds, arguments.seconds
+                )
+                figures[f"workers that rest, {size} px"] = add_up(
+                    spec, arguments.rounds, 2 * arguments.seconds
                 )
             # Last, since it ends with torch's loader: a stream's threads outlive it for a moment,
             # and must not find Ray gone.
