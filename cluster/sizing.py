@@ -30,12 +30,9 @@ from pipelines.resolve import ResolvedRun, resolve
 from pipelines.schema import RunConfig
 from pipelines.training.vocabulary import with_vocabulary
 
-#: Of a render worker's time, for a task beyond what the task does, and for a byte that it hands
-#: over; tests/benchmarks/sizing.py.
-TASK_OVERHEAD_S, BYTE_S = 0.008, 0.85e-9
-#: Where several tasks are at work Ray Data looks every 0.1 s which of them have ended, and each has
-#: to be looked at twice before the next one starts.
-BETWEEN_TASKS_S = 0.15
+#: Of a render worker's time, for a task beyond what the task does, until the next one starts, and
+#: for a byte that it hands over; tests/benchmarks/sizing.py.
+TASK_OVERHEAD_S, BYTE_S = 0.02, 0.85e-9
 #: CPU time of a row in all other processes: the one that takes the batches, and Ray's own.
 ELSEWHERE_S = 0.00006
 #: Of the one process that deals the blocks out, for a block.
@@ -82,10 +79,9 @@ class RendererRate:
                 each worker has one to itself.
         """
         handed_over_s = TASK_OVERHEAD_S + BYTE_S * self.rows_per_block * self.bytes_per_row
-        waits_s = BETWEEN_TASKS_S if workers > 1 else 0.0
         is_shared = cores is not None and workers >= cores
         elsewhere_s = ELSEWHERE_S * self.rows_per_block if is_shared else 0.0
-        return self.rows_per_block / self.rows_per_s + handed_over_s + waits_s + elsewhere_s
+        return self.rows_per_block / self.rows_per_s + handed_over_s + elsewhere_s
 
     def rows_per_s_in_ray(self, workers: int, *, cores: int | None = None) -> float:
         """Of so many workers in Ray together; `cores` as in `task_s`."""
@@ -157,9 +153,7 @@ class Prediction:
 def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Prediction:
     """From the rates of one of each to what all of them need."""
     rows_per_s = gpus * pairs_per_gpu_s
-    renderers = 1
-    if rate.rows_per_s_in_ray(1) < rows_per_s:
-        renderers = max(math.ceil(2 * rows_per_s / rate.rows_per_s_in_ray(2)), 2)
+    renderers = math.ceil(rows_per_s / rate.rows_per_s_in_ray(1))
     block_bytes = rate.rows_per_block * rate.bytes_per_row
     return Prediction(
         rows_per_s=rows_per_s,
