@@ -145,14 +145,14 @@ def passes_in_a_thread(freed: str, pairs: int, rounds: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="16 pairs, 12 batches")
+    parser.add_argument("--quick", action="store_true", help="8 pairs, 12 batches")
     parser.add_argument("--heap", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.heap:
         freed, pairs, rounds = arguments.heap
         print(json.dumps(passes_in_a_thread(freed, int(pairs), int(rounds))))
         return
-    pairs = 16 if arguments.quick else 32
+    pairs = 8 if arguments.quick else 32
     figures = {f"a pass of {pairs} pairs in a thread, memory": of_heap(pairs, 1)}
     keep_freed_memory()
     figures |= {f"GELU of {rows} rows": of_gelu(rows) for rows in (1760, 7040)}
