@@ -43,10 +43,6 @@ class WaitForAnyTask(ExecutionCallback):
         """Of one execution."""
         self._seen: _Seen | None = None
 
-    def before_execution_starts(self, executor: Any) -> None:  # noqa: ARG002 - Ray's hook
-        """Ray's own wait is for all tasks."""
-        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
-
     def after_execution_succeeds(self, executor: Any) -> None:  # noqa: ARG002 - Ray's hook
         """Another execution in this process may be without this callback."""
         streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = WAIT_S
@@ -57,6 +53,8 @@ class WaitForAnyTask(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """After each turn of the loop."""
+        # Ray's own wait is for all tasks. At each turn: an execution may end after the next began.
+        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
         topology = executor._topology
         # By number: whoever holds on to a task's outputs keeps them in the object store.
         numbers = {

@@ -2,10 +2,9 @@
 
 CLIPPO B/16 at 224 px against open_clip's ViT-B-16, the same pictures and captions of COCO's length,
 bfloat16 autocast where the device has it, also if it is the slower there, else float32, or as
-asked (on a GPU both compiled):
-forward and backward pass, and the whole step with the optimizer that each recipe has. Utilisation
-is the arithmetic of the matrix products, as torch counts it, over the rate that products of the
-same shapes reach in the same run.
+asked (on a GPU both compiled): forward and backward pass, and the whole step with the optimizer
+that each recipe has. Utilisation is the arithmetic of the matrix products, as torch counts it, over
+the rate that products of the same shapes reach in the same run.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ class Loop:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tasks, self.outputs, self.waited = list[Task](), 0, list[Any]()
         self.callback = WaitForAnyTask()
+        # Which the callback changes, for the whole process.
+        monkeypatch.setattr(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", WAIT_S)
         monkeypatch.setattr(scheduling.ray, "wait", self._wait)
         monkeypatch.setattr(scheduling.time, "sleep", self.waited.append)
 
@@ -104,14 +106,16 @@ def test_without_a_task_the_loop_rests(loop):
 
 
 @pytest.mark.parametrize("has_failed", [False, True])
-def test_rays_own_wait_is_as_it_was_once_the_execution_is_over(has_failed):
+def test_rays_own_wait_is_as_it_was_once_the_execution_is_over(has_failed, monkeypatch):
     name = "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S"
     assert getattr(streaming_executor_state, name) == WAIT_S > 0
-    callback = WaitForAnyTask()
-    callback.before_execution_starts(None)
+    earlier, later = Loop(monkeypatch), Loop(monkeypatch)
+    later.turn()
     assert getattr(streaming_executor_state, name) == 0
     if has_failed:
-        callback.after_execution_fails(None, ValueError())
+        earlier.callback.after_execution_fails(None, ValueError())
     else:
-        callback.after_execution_succeeds(None)
+        earlier.callback.after_execution_succeeds(None)
     assert getattr(streaming_executor_state, name) == WAIT_S
+    later.turn()
+    assert getattr(streaming_executor_state, name) == 0
