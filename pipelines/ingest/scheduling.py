@@ -56,12 +56,9 @@ class WaitForAnyTask(ExecutionCallback):
         # Ray's own wait is for all tasks. At each turn: an execution may end after the next began.
         streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = 0.0
         topology = executor._topology
+        tasks = [(n, task) for n, op in enumerate(topology) for task in op.get_active_tasks()]
         # By number: whoever holds on to a task's outputs keeps them in the object store.
-        numbers = {
-            task.get_waitable(): (place, task.task_index())
-            for place, operator in enumerate(topology)
-            for task in operator.get_active_tasks()
-        }
+        numbers = {task.get_waitable(): (place, task.task_index()) for place, task in tasks}
         ready, pending = _wait(list(numbers), for_all=True, timeout_s=0.0)
         seen = _Seen(
             frozenset(numbers.values()),
@@ -71,7 +68,7 @@ class WaitForAnyTask(ExecutionCallback):
         has_changed, self._seen = seen != self._seen, seen
         if has_changed:
             return
-        if _is_fetching(topology):
+        if any(isinstance(task, DataOpTask) and task.has_pending_emits() for _, task in tasks):
             time.sleep(FETCH_S)
         elif pending:
             _wait(pending, for_all=False, timeout_s=WAIT_S)
@@ -84,11 +81,3 @@ def _wait(waitables: list[Any], *, for_all: bool, timeout_s: float) -> tuple[lis
         return [], []
     num_returns = len(waitables) if for_all else 1
     return ray.wait(waitables, num_returns=num_returns, timeout=timeout_s, fetch_local=False)
-
-
-def _is_fetching(topology: Any) -> bool:
-    return any(
-        isinstance(task, DataOpTask) and task.has_pending_emits()
-        for operator in topology
-        for task in operator.get_active_tasks()
-    )
