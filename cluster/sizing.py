@@ -31,7 +31,8 @@ from pipelines.schema import RunConfig
 from pipelines.training.vocabulary import with_vocabulary
 
 #: Of a render worker's time, for a task beyond what the task does, until the next one starts, and
-#: for a byte that it hands over; tests/benchmarks/sizing.py.
+#: for a byte that it hands over: fitted (EXPERIMENTS.md, 2026-11-27), and what they predict held
+#: against the stream by tests/benchmarks/sizing.py.
 TASK_OVERHEAD_S, BYTE_S = 0.02, 0.85e-9
 #: CPU time of a row in all other processes: the one that takes the batches, and Ray's own.
 ELSEWHERE_S = 0.00006
