@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from clippo_core.errors import ConfigError
 
-TextPatches = Literal["all", "occupied", "inked"]
+TextPatches = Literal["all", "occupied"]
 TextInput = Literal["pixels", "tokens_one_tower", "tokens_two_towers"]
 Precision = Literal["float32", "bfloat16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
@@ -122,9 +122,8 @@ class ClippoConfig(Config):
     image: ImageConfig = field(default_factory=ImageConfig)
     """How pictures are brought onto the canvas."""
     text_patches: TextPatches = "all"
-    """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out the patch
-    rows below the last inked text row, "inked" every patch without ink: cheaper, and they learn as
-    well (EXPERIMENTS.md)."""
+    """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out every patch
+    without ink: cheaper, and it learns as well (EXPERIMENTS.md)."""
     text_input: TextInput = "pixels"
     """What the model reads of a text. "pixels" is CLIPPO. "tokens_two_towers" is the paper's CLIP*:
     text has a transformer of its own, as large as the pictures'. "tokens_one_tower" is its 1T-CLIP:

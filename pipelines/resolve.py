@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from clippo_core import modeling
@@ -18,6 +19,7 @@ from clippo_core.codec import from_json, to_dict
 from clippo_core.config import ClassifierConfig, ClippoConfig, Precision, RenderConfig, TextInput
 from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import make_model, without_values
+from clippo_core.modeling.flops import encoded_patches
 from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
@@ -271,7 +273,7 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
         "patches_per_canvas": config.model.grid_size**2,
         "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
         "precision": expected_precision(config),
-        "memory_estimate_bytes_per_rank": estimate_memory(config),
+        "memory_estimate_bytes_per_rank": estimate_memory(config, mean_text_patches(resolved)),
         "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
     }
 
@@ -335,10 +337,32 @@ def expected_precision(config: RunConfig) -> Precision:
     return find_precision(setting, torch.device("cpu"))
 
 
-def estimate_memory(config: RunConfig) -> int:
-    """Bytes that a rank needs at the peak of a step, for captions of 50 characters.
+def mean_text_patches(resolved: ResolvedRun) -> int:
+    """Patches, or tokens, that are encoded of a caption: of each source's first, by its weight.
+
+    Raises:
+        SampleError: if a shard is missing or not what the manifest says.
+    """
+    model, means = resolved.config.model, list[float]()
+    for source in resolved.sources:
+        samples = source.read_texts(range(min(VALIDATED_SAMPLES, source.num_rows)))
+        texts = [text for sample in samples for text in sample.captions or () if text]
+        if model.reads_tokens or not texts:
+            return typical_text_patches(model)
+        rasters = resolved.renderer.render_batch(texts)
+        means.append(float(encoded_patches(model, rasters).mean()))
+    return round(float(np.average(means, weights=resolved.config.data.weights)))
+
+
+def estimate_memory(config: RunConfig, text_patches: int | None = None) -> int:
+    """Bytes that a rank needs at the peak of a step.
 
     tests/unit/test_memory.py holds it against a measured peak.
+
+    Args:
+        config: the run's.
+        text_patches: patches, or tokens, that are encoded of a caption; None: as of one of 50
+            characters.
     """
     train, model = config.train, config.model
     divisor = config.scaling.num_ranks if config.scaling.shard_weights else 1
@@ -352,7 +376,7 @@ def estimate_memory(config: RunConfig) -> int:
         precision=expected_precision(config),
         memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
         image_patches=max(round(kept * model.grid_size**2), 1),
-        text_patches=typical_text_patches(model),
+        text_patches=typical_text_patches(model) if text_patches is None else text_patches,
         recomputes_activations=train.activation_checkpointing,
         is_on_gpu=config.scaling.use_gpu,
     )

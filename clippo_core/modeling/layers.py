@@ -34,6 +34,8 @@ class TokenGroup(NamedTuple):
     """In each set, padding included."""
     is_token: Bool[Tensor, "set token"] | None = None
     """False where a set was padded; None where none of the group was."""
+    size_varies: bool = False
+    """Whether the next batch has other numbers: what is compiled for these would serve once."""
 
     @property
     def size(self) -> int:
@@ -122,11 +124,16 @@ def attend(
     key: Float[Tensor, "set head token head_dim"],
     value: Float[Tensor, "set head token head_dim"],
     is_token: Bool[Tensor, "set token"] | None = None,
+    *,
+    size_varies: bool = False,
 ) -> Float[Tensor, "set_x_query head_x_head_dim"]:
     """`softmax(Q K^T / sqrt(head_dim)) V` over the tokens that are none of padding."""
+    if size_varies and _is_compiled_by_size(query):
+        with torch.autocast("cpu", enabled=False):
+            attended = attend(query.float(), key.float(), value.float(), is_token)
+        return attended.to(query.dtype)
     mask = None if is_token is None else is_token[:, None, None, :]
-    is_on_cpu = query.device.type == "cpu"
-    if is_on_cpu and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
+    if _is_compiled_by_size(query) and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
@@ -137,6 +144,11 @@ def attend(
     else:
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _is_compiled_by_size(x: Tensor) -> bool:
+    """Whether torch compiles products of such tensors anew for every size, a millisecond each."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
 class SelfAttention(nn.Module):
@@ -171,7 +183,7 @@ def _attend_within(
     attended = []
     for part, group in zip(parts, groups, strict=True):
         query, key, value = projection.split_heads(part, group)
-        attended.append(attend(query, key, value, group.is_token))
+        attended.append(attend(query, key, value, group.is_token, size_varies=group.size_varies))
     if len(padding):
         attended.append(attended[0].new_zeros(len(padding), attended[0].shape[1]))
     return torch.cat(attended)
@@ -226,6 +238,10 @@ def _weighted_means(
     tokens: Float[Tensor, "token width"], scores: Float[Tensor, "token head"], group: TokenGroup
 ) -> Float[Tensor, "set head width"]:
     """Means of the tokens of each set, weighted by the softmax of their scores."""
+    if group.size_varies and _is_compiled_by_size(tokens):
+        with torch.autocast("cpu", enabled=False):
+            same = group._replace(size_varies=False)
+            return _weighted_means(tokens.float(), scores.float(), same).to(tokens.dtype)
     shape = (group.num_sets, group.num_tokens)
     scores = scores.unflatten(0, shape)
     if group.is_token is not None:

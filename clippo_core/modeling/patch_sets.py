@@ -20,7 +20,6 @@ from torch import Tensor
 from clippo_core.config import TextPatches
 from clippo_core.modeling.layers import TokenGroup
 from clippo_core.rendering import TextRasters
-from clippo_core.rendering.unifont import GLYPH_PX
 
 #: On an accelerator, sets are padded to a multiple of so many patches: fewer, larger kernels.
 ACCELERATOR_SET_MULTIPLE = 8
@@ -116,7 +115,7 @@ def text_patches(
         members = np.flatnonzero(padded == length)
         is_token = np.arange(length) < lengths[members, None]
         mask = None if is_token.all() else torch.from_numpy(is_token).to(device)
-        groups.append(TokenGroup(len(members), length, mask))
+        groups.append(TokenGroup(len(members), length, mask, size_varies=True))
         chosen.append((np.repeat(members, length), ranked[members, :length].ravel()))
     text, position = (np.concatenate(column) for column in zip(*chosen, strict=True))
     places = np.argsort(np.argsort(padded, kind="stable"), kind="stable")
@@ -136,12 +135,9 @@ def kept_patches(
     side = texts.config.image_size_px // patch_size_px
     if which == "all":
         return np.ones((len(texts), side**2), bool)
-    if which == "inked":
-        is_kept = texts.inked_patches(patch_size_px)
-        is_kept[:, 0, 0] |= ~is_kept.any((1, 2))
-        return is_kept.reshape(len(texts), side**2)
-    rows = -(-texts.occupied_rows * GLYPH_PX // patch_size_px)
-    return np.repeat(np.arange(side) < np.maximum(rows, 1)[:, None], side, axis=1)
+    is_kept = texts.inked_patches(patch_size_px)
+    is_kept[:, 0, 0] |= ~is_kept.any((1, 2))
+    return is_kept.reshape(len(texts), side**2)
 
 
 def _pixels_of(

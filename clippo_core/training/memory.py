@@ -8,7 +8,6 @@ from clippo_core.training.step import StepMemory
 
 #: Of a caption of 50 characters, in pixels: 22 patches of 16 px.
 _TYPICAL_INK_PX2 = 22 * 16**2
-_TYPICAL_TEXT_HEIGHT_PX = 32
 #: Copies of a block of logits: themselves, their softmax, and its gradient.
 _LOGIT_COPIES = 3
 
@@ -18,24 +17,33 @@ def typical_text_patches(config: ClippoConfig) -> int:
     if config.reads_tokens:
         return config.max_tokens
     whole, patch = config.grid_size**2, config.vit.patch_size_px
-    if config.text_patches == "inked":
-        return min(-(-_TYPICAL_INK_PX2 // patch**2), whole)
-    if config.text_patches == "occupied":
-        return min(-(-_TYPICAL_TEXT_HEIGHT_PX // patch) * config.grid_size, whole)
-    return whole
+    if config.text_patches == "all":
+        return whole
+    return min(-(-_TYPICAL_INK_PX2 // patch**2), whole)
 
 
-def block_bytes(config: ClippoConfig, precision: Precision, tokens: int, *, is_on_gpu: bool) -> int:
+def block_bytes(
+    config: ClippoConfig,
+    precision: Precision,
+    tokens: int,
+    *,
+    is_on_gpu: bool,
+    sizes_vary: bool = False,
+) -> int:
     """What a block keeps of a canvas of so many tokens for the backward pass.
 
     Kept in float32: what both norms read. In the precision of the products, what each of them
     reads: the normed tokens twice, queries, keys and values, the attention's weights where it is
-    written out, and result, the MLP's hidden features before and after their GELU.
+    written out, and result, the MLP's hidden features before and after their GELU. On a CPU
+    attention is in float32 where sizes vary.
     """
     vit, size = config.vit, _bytes(precision)
     products = 2 * vit.width + 3 * vit.width + vit.width + 2 * vit.mlp_dim
-    if precision == "bfloat16" and tokens <= MAX_EXPLICIT_TOKENS and not is_on_gpu:
-        products += vit.num_heads * tokens
+    if precision == "bfloat16" and not is_on_gpu:
+        if sizes_vary:
+            products += 3 * vit.width + 2 * vit.width
+        elif tokens <= MAX_EXPLICIT_TOKENS:
+            products += vit.num_heads * tokens
     return tokens * (4 * 2 * vit.width + size * products)
 
 
@@ -94,8 +102,12 @@ def training_bytes(
     depth, width = config.vit.depth, config.vit.width
     kept = last_block = pooling = passing = 0
     text_channels = 0 if config.reads_tokens else 1
-    for tokens, channels in ((image_patches, 3), (text_patches, text_channels)):
-        of_block = encoded * block_bytes(config, precision, tokens, is_on_gpu=is_on_gpu)
+    texts_vary = config.text_patches != "all" and not config.reads_tokens
+    parts = ((image_patches, 3, False), (text_patches, text_channels, texts_vary))
+    for tokens, channels, sizes_vary in parts:
+        of_block = encoded * block_bytes(
+            config, precision, tokens, is_on_gpu=is_on_gpu, sizes_vary=sizes_vary
+        )
         kept += encoded * pixels_bytes(config, precision, tokens, channels)
         kept += depth * (encoded * tokens * 4 * width if recomputes_activations else of_block)
         # One of the MLP's two gradients takes the place of what it is the gradient of.

@@ -25,7 +25,7 @@ from pipelines.resolve import resolve
 from tests.benchmarks import report
 
 PRECISION = find_precision("auto", torch.device("cpu"))
-SETTINGS: tuple[TextPatches, ...] = ("all", "occupied", "inked")
+SETTINGS: tuple[TextPatches, ...] = ("all", "occupied")
 
 
 def accuracy_of(text_patches: TextPatches, seed: int, steps: int) -> float:

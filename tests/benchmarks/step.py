@@ -18,6 +18,7 @@ from typing import cast, get_args
 import numpy as np
 import open_clip
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, OptimConfig, Precision, TextPatches
@@ -41,7 +42,7 @@ from tests.benchmarks.captions import captions
 OPTIM = OptimConfig()
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: What is asked of each, relative to open_clip.
-AIMS = {"all": 0.57, "occupied": 1.10, "inked": 1.10, "inked, FLIP 50 %": 1.8}
+AIMS = {"all": 0.57, "occupied": 1.10, "occupied, FLIP 50 %": 1.8}
 Clock = Callable[[], float]
 Calls = dict[str, Callable[[], object]]
 
@@ -118,7 +119,8 @@ class Ours:
 
     def counts(self) -> tuple[float, float]:
         """GFLOP of a pair's forward and backward pass; encoded patches of a text."""
-        with FlopCounterMode(display=False) as counter:
+        # The counter does not know the fused attention of a CPU.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             self.gradients()
         sets = text_patches(self.texts, self.which, patch_size_px=16, device=torch.device("cpu"))
         patches = sum(group.size for group in sets.groups)

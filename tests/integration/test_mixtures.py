@@ -21,7 +21,7 @@ from pipelines.ingest.stages import (
     prepare_samples,
     to_block,
 )
-from pipelines.resolve import read_run_config, resolve
+from pipelines.resolve import derive, estimate_memory, read_run_config, resolve
 from pipelines.storage import Location, read_json_lines
 from pipelines.training.driver import train
 
@@ -70,6 +70,24 @@ def test_the_share_of_texts_is_exact_in_every_batch(
     assert len(batch.left_texts) == 32 * share
     assert len(batch.images) == 32 - 32 * share
     assert len(batch.texts) == len(batch.keys) == 32
+
+
+def test_the_memory_estimate_counts_the_texts_that_there_are(make_config, tmp_path):
+    """Letters of one source, texts that fill the canvas of another, by their weights."""
+    letters = write_texts(tmp_path / "letters", [["i", "l"]] * 4, "parallel-texts")
+    essays = write_texts(tmp_path / "essays", [["word " * 50] * 2] * 4, "parallel-texts")
+
+    def derived(weights: tuple[float, float]) -> int:
+        data = {"sources": (letters, essays), "weights": weights}
+        return derive(resolve(make_config(data=data)))["memory_estimate_bytes_per_rank"]
+
+    config = make_config()
+    size, patch = config.model.render.image_size_px, config.model.vit.patch_size_px
+    whole = (size // patch) ** 2
+    assert whole > 1
+    assert derived((1e-9, 1.0)) == estimate_memory(config, whole)
+    assert derived((1.0, 1e-9)) == estimate_memory(config, 1)
+    assert derived((1.0, 1e-9)) < derived((1.0, 1.0)) < derived((1e-9, 1.0))
 
 
 def test_every_part_of_a_batch_holds_the_mixture(make_config, colours, documents):

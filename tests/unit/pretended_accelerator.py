@@ -108,7 +108,7 @@ def main() -> None:
     check_pretence()
     # How many steps were made is a tensor on the CPU: to read it is free, and here impossible.
     adafactor.float = lambda _: 1.0
-    for which in ("all", "occupied", "inked"):
+    for which in ("all", "occupied"):
         attempt(which, make_model(config(text_patches=which)), train)
     attempt("adamw", make_model(config()), train, OptimConfig(name="adamw"))
     attempt("pairs of texts", make_model(config()), train, left=3)

@@ -16,7 +16,7 @@ from clippo_core.training.step import PairBatch, StepMemory, train_step
 from pipelines.training import collectives
 
 VIT = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, embed_dim=16)
-MODEL = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=32), text_patches="inked")
+MODEL = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=32), text_patches="occupied")
 
 
 @pytest.fixture

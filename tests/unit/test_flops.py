@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
@@ -19,17 +20,16 @@ VIT = VitConfig(width=32, depth=2, mlp_dim=96, num_heads=2, patch_size_px=16, em
 CONFIG = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=64), text_patches="occupied")
 
 
-@pytest.mark.parametrize("text_patches", ["inked", "occupied", "all"])
+@pytest.mark.parametrize("text_patches", ["occupied", "all"])
 def test_a_training_step_has_the_flops_that_torch_counts(text_patches):
     config = dataclasses.replace(CONFIG, text_patches=text_patches)
     model = Clippo(config)
     texts = model.renderer.render_batch(["short", "a longer one " * 3, "b", "words " * 9, "x"])
     left_texts = model.renderer.render_batch(["left", "another text of two rows"])
     images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        # On a CPU torch's counter does not know the fused attention of float32.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            left, right, scale = model(images, texts, left_texts)
+    # torch's counter does not know the fused attention of a CPU.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        left, right, scale = model(images, texts, left_texts)
         contrastive_loss(left, right, scale).backward()
     patches = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
     counted = training_flops(config, num_images=3, text_patches=patches, num_pairs=5)
@@ -44,9 +44,8 @@ def test_a_step_of_a_baseline_has_the_flops_that_torch_counts(text_input):
     config = dataclasses.replace(config, vocabulary_sha256="x")
     texts, left_texts = (TokenTexts(np.zeros((n, 6), np.int32), "x") for n in (5, 2))
     images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            left, right, scale = make_model(config)(images, texts, left_texts)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        left, right, scale = make_model(config)(images, texts, left_texts)
         contrastive_loss(left, right, scale).backward()
     tokens = np.concatenate([encoded_patches(config, t) for t in (texts, left_texts)])
     counted = training_flops(config, num_images=3, text_patches=tokens, num_pairs=5)
@@ -61,7 +60,7 @@ def test_a_forward_pass_of_b16_is_what_the_paper_of_its_size_says():
     assert 34e9 < flops < 37e9
 
 
-@pytest.mark.parametrize("text_patches", ["all", "occupied", "inked"])
+@pytest.mark.parametrize("text_patches", ["all", "occupied"])
 def test_no_texts_have_no_patches(text_patches):
     config = dataclasses.replace(CONFIG, text_patches=text_patches)
     texts = Clippo(config).renderer.render_batch([])

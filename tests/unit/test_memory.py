@@ -30,8 +30,8 @@ print(json.dumps(probe(model, 2048, StepMemory(**memory), steps=1, **options)))
 @pytest.mark.parametrize(
     ("model", "memory", "options"),
     [
-        ({"text_patches": "inked"}, {}, {}),
-        ({"text_patches": "inked"}, {"micro_batch_size": 1024, "logit_rows": 128}, {}),
+        ({"text_patches": "occupied"}, {}, {}),
+        ({"text_patches": "occupied"}, {"micro_batch_size": 1024, "logit_rows": 128}, {}),
         ({"text_patches": "occupied"}, {}, {"recomputes_activations": True}),
         ({"text_input": "tokens_two_towers", "max_tokens": 24}, {}, {}),
     ],

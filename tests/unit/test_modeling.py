@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import ConfigError, RenderError
@@ -52,28 +53,11 @@ def test_pictures_and_arrays_of_any_size_are_brought_onto_the_canvas():
 
 
 @pytest.mark.parametrize("patch_size_px", [8, 16, 32])
-def test_occupied_equals_encoding_the_top_of_each_canvas_alone(patch_size_px: int):
+def test_occupied_equals_encoding_the_patches_with_ink_alone(patch_size_px: int):
     vit = VitConfig(**{**vars(TINY), "patch_size_px": patch_size_px})
     torch.manual_seed(0)
     model = Clippo(
         ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied")
-    )
-    together = model.encode_texts(TEXTS)
-    for text, embedding in zip(TEXTS, together, strict=True):
-        rows = int(model.renderer.render_batch([text]).occupied_rows[0])
-        height = max(-(-rows * 16 // patch_size_px), 1) * patch_size_px
-        top = torch.from_numpy(model.renderer.render(text)[None, :height].copy())
-        with torch.no_grad():
-            alone = model.encoder(top)[0]
-        np.testing.assert_allclose(embedding, (alone / alone.norm()).numpy(), atol=1e-5)
-
-
-@pytest.mark.parametrize("patch_size_px", [8, 16, 32])
-def test_inked_equals_encoding_the_patches_with_ink_alone(patch_size_px: int):
-    vit = VitConfig(**{**vars(TINY), "patch_size_px": patch_size_px})
-    torch.manual_seed(0)
-    model = Clippo(
-        ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="inked")
     )
     for text, embedding in zip(TEXTS, model.encode_texts(TEXTS), strict=True):
         canvas = model.renderer.render(text)[:, :, :1]
@@ -95,12 +79,12 @@ def test_inked_equals_encoding_the_patches_with_ink_alone(patch_size_px: int):
 
 
 def test_padding_of_sets_takes_no_part():
-    model = tiny(text_patches="inked")
+    model = tiny(text_patches="occupied")
     rasters = model.renderer.render_batch(TEXTS)
     tight, padded = (
         text_patches(
             rasters,
-            "inked",
+            "occupied",
             patch_size_px=16,
             device=torch.device("cpu"),
             set_multiple=multiple,
@@ -115,9 +99,9 @@ def test_padding_of_sets_takes_no_part():
 
 
 def test_rows_that_pad_products_take_no_part(monkeypatch):
-    model = tiny(text_patches="inked")
+    model = tiny(text_patches="occupied")
     rasters = model.renderer.render_batch(TEXTS)
-    sets = text_patches(rasters, "inked", patch_size_px=16, device=torch.device("cpu"))
+    sets = text_patches(rasters, "occupied", patch_size_px=16, device=torch.device("cpu"))
     num_tokens = sum(group.size for group in sets.groups)
     rows, embeddings, gradients = [], [], []
     model.encoder.norm.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
@@ -138,7 +122,7 @@ def test_rows_that_pad_products_take_no_part(monkeypatch):
 
 
 def test_encoded_together_pictures_and_texts_are_what_each_is_alone():
-    model = tiny(text_patches="inked")
+    model = tiny(text_patches="occupied")
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
     left_texts, texts = (model.renderer.render_batch(t) for t in (["p", "q r s"], TEXTS[:4]))
     with torch.no_grad():
@@ -198,6 +182,43 @@ def test_attention_in_bfloat16_agrees_with_float32(tokens: int):
     query, key, value = torch.randn(3, 2, 2, tokens, 8, generator=generator)
     halves = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
     torch.testing.assert_close(halves.float(), attend(query, key, value), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, MAX_EXPLICIT_TOKENS + 1])
+def test_attention_of_sets_whose_size_varies_is_that_of_float32(tokens: int):
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(3, 2, 2, tokens, 8, generator=generator).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(*parts, size_varies=True)
+    assert torch.equal(found, attend(*parts.float()).bfloat16())
+
+
+def test_products_of_sets_are_of_the_same_sizes_in_every_batch():
+    """In bfloat16 torch compiles a CPU's products for each size; compiling takes longer."""
+    model = tiny(text_patches="occupied")
+
+    class BatchedProducts(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shapes: set[tuple[torch.Size, ...]] = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.bmm and args[0].dtype == torch.bfloat16:
+                self.shapes.add((args[0].shape, args[1].shape))
+            return func(*args, **kwargs or {})
+
+    def shapes(texts: list[str]) -> set[tuple[torch.Size, ...]]:
+        rasters = model.renderer.render_batch(texts)
+        with BatchedProducts() as products:
+            with torch.autocast("cpu", torch.bfloat16):
+                embeddings = model.embed_texts(rasters)
+            embeddings[:, 0].sum().backward()
+        return products.shapes
+
+    others = ["x", "y", "a text of some words", "another one", "z", "a red car and a blue one"]
+    found = shapes(TEXTS)
+    assert found, "the values of all sets are projected at once"
+    assert shapes(others) == found
 
 
 def test_pooling_is_attention_with_keys_and_values_for_each_token():
