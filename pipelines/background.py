@@ -22,11 +22,13 @@ class BackgroundTask:
     object that the background thread fetches.
     """
 
-    def __init__(self, function: Callable[..., Any], *, num_cpus: float) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, num_cpus: float, num_gpus: float = 0
+    ) -> None:
         """Nothing is started yet."""
         # One retry, for a worker that is killed; an exception would only come again.
         self._task = ray.remote(_fetch_and_call).options(
-            name=function.__name__, num_cpus=num_cpus, max_retries=1
+            name=function.__name__, num_cpus=num_cpus, num_gpus=num_gpus, max_retries=1
         )
         self._function = function
 

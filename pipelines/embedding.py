@@ -21,14 +21,16 @@ import pyarrow.parquet as pq
 import ray.data
 from ray.data import DataContext, TaskPoolStrategy
 
+from clippo_core import errors
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.config import Precision
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ClippoError, ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
 from clippo_core.rejected import Rejected
 from clippo_core.training.precision import autocast
 from pipelines.checkpoints import fetched
+from pipelines.devices import task_device
 from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
 from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.ingest.sources import locate_source, open_source
@@ -62,7 +64,9 @@ class EmbeddingSummary:
     model: str
 
 
-def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> EmbeddingSummary:
+def embed(
+    job: EmbeddingJob, *, cpus: float, gpus: float = 0, max_tasks: int | None
+) -> EmbeddingSummary:
     """Embed everything in the input.
 
     Writes `part-*.parquet` with the columns `key`, `kind` ("image" or "text"), `text` (null for
@@ -71,10 +75,12 @@ def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> Embedding
     Args:
         job: what to embed by which model, and where to.
         cpus: that Ray sets aside for a task.
+        gpus: likewise; with a part of one, some tasks decode while others encode.
         max_tasks: at a time; None: as many as fit.
 
     Raises:
-        ConfigError: if there are embeddings in `out` already.
+        ConfigError: if there are embeddings in `out` already, or torch cannot use the GPUs.
+        CheckpointError: if the checkpoint cannot be read.
         SampleError: if the input holds nothing, or nothing of it can be used.
     """
     out = Location.of(job.out)
@@ -86,11 +92,15 @@ def embed(job: EmbeddingJob, *, cpus: float, max_tasks: int | None) -> Embedding
         functools.partial(_embed_unit, job),  # pyright: ignore[reportArgumentType]
         batch_size=1,
         num_cpus=cpus,
+        num_gpus=gpus,
         compute=TaskPoolStrategy(size=min(max_tasks or len(units), len(units))),
     )
     rejects, total, model = [], 0, ""
     with progress("embedding", unit="part", total=len(units)) as bar:
         for row in summaries.iter_rows():
+            if row["error"]:
+                name, message = json.loads(row["error"])
+                raise getattr(errors, name)(message)
             total, model = total + row["num_embeddings"], row["model"]
             rejects += json.loads(row["rejects"])
             bar.update()
@@ -155,7 +165,20 @@ def _text_lines(file: str) -> list[str]:
 
 
 def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """Embed one unit and write its file; the summary is a batch of one row."""
+    """A batch of one row: what was made of a unit, or the error that ends the work.
+
+    Returned and not raised: Ray Data would put its own words around it.
+    """
+    summary = {"num_embeddings": 0, "model": "", "rejects": "[]", "error": ""}
+    try:
+        summary |= _write_unit(job, unit)
+    except ClippoError as error:
+        summary["error"] = json.dumps([type(error).__name__, str(error)])
+    return {name: np.array([value]) for name, value in summary.items()}
+
+
+def _write_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    """Embed one unit and write its file."""
     model, identity = loaded_model(job.checkpoint)
     start, stop = int(unit["start"][0]), int(unit["stop"][0])
     items = [str(item) for item in unit["items"][0]]
@@ -174,8 +197,7 @@ def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
         (Location.of(job.out) / f"part-{unit['number'][0]:05d}.parquet").write_bytes(
             buffer.getvalue()
         )
-    summary = {"num_embeddings": table.num_rows, "model": identity, "rejects": json.dumps(rejects)}
-    return {name: np.array([value]) for name, value in summary.items()}
+    return {"num_embeddings": table.num_rows, "model": identity, "rejects": json.dumps(rejects)}
 
 
 def read_samples(
@@ -240,7 +262,8 @@ def loaded_model(checkpoint: str) -> tuple[PairModel, str]:
     """The model and its identity, loaded once per worker process."""
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
-    return model, model_identity(model)
+    identity = model_identity(model)
+    return model.to(task_device()), identity
 
 
 def _conclude(

@@ -70,13 +70,13 @@ class Capacity:
         ranks: that find a place.
         render_tasks: at a time, beside the ranks.
         object_store_bytes: on the nodes that render.
-        evaluation_cpus: the most CPUs that an evaluation can get on any node.
+        left_over: CPUs and GPUs of each node beside the ranks, for evaluations.
     """
 
     ranks: int
     render_tasks: int
     object_store_bytes: float
-    evaluation_cpus: float
+    left_over: tuple[tuple[float, float], ...]
 
     @staticmethod
     def of(
@@ -98,8 +98,8 @@ class Capacity:
         renderers = [left[node["NodeID"]] for node in alive if _matches(node, placement.renderer)]
         tasks = [math.floor(free.get("CPU", 0.0) / scaling.renderer_cpus) for free in renderers]
         store = sum(free.get("object_store_memory", 0.0) for free in renderers)
-        most = max((free.get("CPU", 0.0) for free in left.values()), default=0.0)
-        return Capacity(ranks, sum(tasks), store, most)
+        left_over = tuple((free.get("CPU", 0.0), free.get("GPU", 0.0)) for free in left.values())
+        return Capacity(ranks, sum(tasks), store, left_over)
 
     def running_tasks(self, scaling: ScalingConfig) -> int:
         """Render tasks that will run at a time."""
@@ -125,10 +125,18 @@ class Capacity:
                 f"{scaling.min_renderers}; add nodes (ray start --address=… "
                 "--labels=ray-subcluster=renderer), or lower scaling.renderer-cpus"
             )
-        if config.evaluation.tasks and self.evaluation_cpus < config.evaluation.cpus:
+        evaluation = config.evaluation
+        has_room = any(
+            cpus >= evaluation.cpus and gpus >= evaluation.gpus for cpus, gpus in self.left_over
+        )
+        if evaluation.tasks and not has_room:
+            wanted = f"evaluation.cpus={evaluation.cpus:g}"
+            if evaluation.gpus:
+                wanted += f" and evaluation.gpus={evaluation.gpus:g}"
+            cpus, gpus = (max((left[n] for left in self.left_over), default=0) for n in (0, 1))
             return (
-                f"no node has evaluation.cpus={config.evaluation.cpus:g} CPUs beside the ranks; "
-                f"the most is {self.evaluation_cpus:g}. Lower it, or add nodes"
+                f"no node has {wanted} beside the ranks; the most is {cpus:g} CPUs, and {gpus:g} "
+                "GPUs. Lower them, or add nodes"
             )
         blocks = BLOCKS_PER_RANK * scaling.num_ranks + self.running_tasks(scaling)
         if self.object_store_bytes < blocks * block_bytes:
@@ -167,19 +175,25 @@ def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], 
             raise ConfigError(shortage)
         if not is_told:
             say(f"waiting for up to {config.scaling.start_timeout_s:g} s: {shortage}")
-            _ask_for_machines(config.scaling, placement)
+            _ask_for_machines(config, placement)
             is_told = True
         time.sleep(_POLL_S)
 
 
-def _ask_for_machines(scaling: ScalingConfig, placement: Placement) -> None:
+def _ask_for_machines(config: RunConfig, placement: Placement) -> None:
     """Tell the autoscaler what the run will need; Train and Data ask for themselves later on."""
+    scaling, evaluation = config.scaling, config.evaluation
     from ray.autoscaler.sdk import request_resources
 
     rank = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
     bundles = [rank] * scaling.num_ranks + [{"CPU": scaling.renderer_cpus}] * scaling.min_renderers
     selectors = [dict(placement.trainer or {})] * scaling.num_ranks
     selectors += [dict(placement.renderer or {})] * scaling.min_renderers
+    if evaluation.tasks:
+        bundles.append(
+            {"CPU": evaluation.cpus} | ({"GPU": evaluation.gpus} if evaluation.gpus else {})
+        )
+        selectors.append({})
     request_resources(bundles=bundles, bundle_label_selectors=selectors)
 
 

@@ -57,12 +57,13 @@ _ALONE = {
 
 
 @contextmanager
-def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
+def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iterator[None]:
     """Connect or start; what was started here is shut down at the end.
 
     Args:
         cpus: that the work needs. On this machine at least so many are declared, since they are
             Ray's bookkeeping and not cores; a cluster must have them.
+        gpus: that the work needs, and that there must be anywhere.
         may_wait: whether the caller waits for nodes itself.
 
     Raises:
@@ -71,7 +72,7 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
     """
     if ray.is_initialized():
         if not may_wait:
-            check_cpus(cpus)
+            check_resources(cpus, gpus)
         yield
         return
     address = cluster_address()
@@ -85,7 +86,7 @@ def ray_session(*, cpus: float, may_wait: bool = False) -> Iterator[None]:
         _quiet_ray_data()
         try:
             if not may_wait:
-                check_cpus(cpus)
+                check_resources(cpus, gpus)
             yield
         finally:
             ray.shutdown()
@@ -154,15 +155,16 @@ def _quiet_ray_data() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def check_cpus(cpus: float) -> None:
+def check_resources(cpus: float, gpus: float = 0) -> None:
     """Make sure that the work fits; without this, it would wait for ever and say nothing.
 
     Raises:
         ConfigError: naming what to lower.
     """
-    found = ray.cluster_resources().get("CPU", 0)
-    if found < cpus:
-        raise ConfigError(
-            f"the cluster has {found:g} CPUs, but {cpus:g} are needed; ask for fewer (--cpus), or "
-            "add machines"
-        )
+    found = ray.cluster_resources()
+    for name, option, wanted in (("CPU", "--cpus", cpus), ("GPU", "--gpus", gpus)):
+        if found.get(name, 0) < wanted:
+            raise ConfigError(
+                f"the cluster has {found.get(name, 0):g} {name}s, but {wanted:g} are needed; ask "
+                f"for fewer ({option}), or add machines"
+            )

@@ -242,6 +242,8 @@ class EvaluationConfig(Config):
     """Evaluate on the first so many samples; None: all."""
     cpus: float = 1
     """CPUs that Ray sets aside for one evaluation."""
+    gpus: float = 0
+    """GPUs that Ray sets aside for one evaluation, which encodes there; a part of one is shared."""
     timeout_s: float = 3600
     """An evaluation that takes longer is stopped, and counts as failed."""
 
@@ -254,6 +256,7 @@ class EvaluationConfig(Config):
         limit = self.limit
         require(limit is None or limit >= 1, f"evaluation.limit={limit}; expected None or >= 1")
         require(self.cpus > 0, f"evaluation.cpus={self.cpus}; expected above 0")
+        require(0 <= self.gpus <= 1, f"evaluation.gpus={self.gpus}; expected 0 to 1")
         require(self.timeout_s > 0, f"evaluation.timeout_s={self.timeout_s}; expected above 0")
 
 

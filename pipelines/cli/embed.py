@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from clippo_core.config import Precision
+from clippo_core.config import Precision, require
 from pipelines.cli.configs import parse
 from pipelines.storage import Location
 from pipelines.tracking.registered_models import find_model
@@ -27,6 +27,9 @@ class EmbedArguments:
     has it."""
     cpus: float = 1
     """CPUs that Ray sets aside for a task."""
+    gpus: float = 0
+    """GPUs that Ray sets aside for a task, which encodes there. With a part of one, such as 0.1,
+    some tasks decode pictures while others encode."""
     max_tasks: int | None = None
     """Tasks at a time; None: as many as fit."""
 
@@ -40,9 +43,12 @@ def run(argv: list[str]) -> None:
     checkpoint = find_model(arguments.checkpoint)
     kind, place = input_kind(arguments.input)
     out = Location.of(arguments.out)
-    with ray_session(cpus=arguments.cpus):
+    require(0 <= arguments.gpus <= 1, f"gpus={arguments.gpus}; expected 0 to 1")
+    with ray_session(cpus=arguments.cpus, gpus=arguments.gpus):
         job = EmbeddingJob(checkpoint.uri, kind, place.uri, out.uri, arguments.precision)
-        summary = embed(job, cpus=arguments.cpus, max_tasks=arguments.max_tasks)
+        summary = embed(
+            job, cpus=arguments.cpus, gpus=arguments.gpus, max_tasks=arguments.max_tasks
+        )
     rejected = f", {summary.num_rejected} rejected" if summary.num_rejected else ""
     print(f"{summary.num_embeddings} embeddings{rejected}, model {summary.model}")
     print(out.uri)

@@ -100,8 +100,11 @@ def _evaluate(
 ) -> list[EvaluationReport]:
     """Run benchmarks; each is written, printed and told to MLflow as it ends."""
     reports: list[EvaluationReport] = []
-    with ray_session(cpus=config.cpus):
-        tasks = EvaluationTasks(benchmarks, options, cpus=config.cpus, timeout_s=config.timeout_s)
+    cpus, gpus = config.cpus, config.gpus
+    with ray_session(cpus=cpus, gpus=gpus):
+        tasks = EvaluationTasks(
+            benchmarks, options, cpus=cpus, gpus=gpus, timeout_s=config.timeout_s
+        )
         tasks.start(checkpoint.uri)
         # Now, since importing MLflow takes seconds, in which the tasks are at work already.
         tracker = _tracker_of(run_folder)

@@ -17,6 +17,7 @@ from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
 from pipelines.background import BackgroundTask
 from pipelines.checkpoints import fetched
+from pipelines.devices import task_device
 from pipelines.evaluating.registry import WITHOUT_DATA, find_evaluation
 from pipelines.evaluating.results import EvaluationOptions, TaskResult
 from pipelines.ingest.sources import locate_source, open_source
@@ -105,6 +106,7 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
     identity = model_identity(model)
+    model.to(task_device())
     if source is None:
         found, name, digest = WITHOUT_DATA[benchmark.task](model), WEIGHTS, short_digest(identity)
     else:
@@ -170,11 +172,12 @@ class EvaluationTasks:
         options: EvaluationOptions,
         *,
         cpus: float,
+        gpus: float = 0,
         timeout_s: float,
     ) -> None:
         """Of the benchmarks that every checkpoint gets."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
-        self._task = BackgroundTask(evaluate, num_cpus=cpus)
+        self._task = BackgroundTask(evaluate, num_cpus=cpus, num_gpus=gpus)
         self._running: dict[Any, _Running] = {}
 
     def start(self, checkpoint: str) -> None:

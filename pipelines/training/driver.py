@@ -134,6 +134,7 @@ class RunDriver:
             resolved.benchmarks,
             EvaluationOptions.of(evaluation),
             cpus=evaluation.cpus,
+            gpus=evaluation.gpus,
             timeout_s=evaluation.timeout_s,
         )
         self._reports: list[EvaluationReport] = []

@@ -118,7 +118,8 @@ def embed_by_command(tower: str, files: list[bytes], texts: list[str], scratch: 
             str(scratch / f"out-{call}"),
             PRECISION,
         )
-        summary = embed(job, cpus=1, max_tasks=None)
+        # With a part of a GPU some tasks decode while others encode.
+        summary = embed(job, cpus=1, gpus=0.1 if DEVICE.type == "cuda" else 0, max_tasks=None)
         assert summary.num_embeddings == 2 * count
 
     return run
@@ -152,7 +153,7 @@ def main() -> None:
     with ExitStack() as stack:
         if arguments.command:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(ray_session(cpus=2))
+            stack.enter_context(ray_session(cpus=2, gpus=int(DEVICE.type == "cuda")))
             runs["pipelines embed, occupied"] = embed_by_command(tower, files, texts, scratch)
         for run in runs.values():
             run(min(count, 8))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
@@ -88,10 +90,19 @@ def make_config(tmp_path: Path, colours: Path, mlflow_tables: Path) -> ConfigMak
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests; its CPUs are bookkeeping, there may be fewer cores."""
-    with ray_environment(is_cluster=False), forked_workers() as runtime_env:
+    """One Ray for all tests; its CPUs and its GPU are bookkeeping, there may be fewer.
+
+    Without CLIPPO_GPU the GPU is one that no machine has.
+    """
+    visible = {} if os.environ.get("CLIPPO_GPU") else {"CUDA_VISIBLE_DEVICES": "99"}
+    with (
+        mock.patch.dict(os.environ, visible),
+        ray_environment(is_cluster=False),
+        forked_workers() as runtime_env,
+    ):
         ray.init(
             num_cpus=4,
+            num_gpus=1 if visible else None,
             include_dashboard=False,
             object_store_memory=300_000_000,
             log_to_driver=False,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from clippo_core.checkpoints import load_checkpoint, model_identity, save_checkpoint
 from clippo_core.config import ClippoConfig, Precision, RenderConfig, VitConfig
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import Clippo
+from pipelines.cli import main
 from pipelines.embedding import EmbeddingJob, EmbeddingSummary, embed, input_kind
+from pipelines.ray_session import check_resources
 from tests.integration.colours import colour_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -82,6 +86,35 @@ def test_in_bfloat16_embeddings_are_nearly_the_same(local_ray, checkpoint, tmp_p
     embeddings = np.array([row["embedding"] for row in rows], np.float32)
     np.testing.assert_allclose(embeddings, expected, atol=0.02)
     assert not np.array_equal(embeddings, expected)
+
+
+def test_a_damaged_checkpoint_is_told_of_in_its_own_words(local_ray, checkpoint, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    (weights,) = damaged.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    (tmp_path / "texts.txt").write_text("a\nb")
+    with pytest.raises(CheckpointError, match=weights.name) as raised:
+        run(damaged, tmp_path / "texts.txt", tmp_path / "out")
+    assert "UDF" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(local_ray, checkpoint, tmp_path):
+    (tmp_path / "texts.txt").write_text("a\nb")
+    kind, place = input_kind(str(tmp_path / "texts.txt"))
+    job = EmbeddingJob(str(checkpoint), kind, place.uri, str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"Ray has set a GPU aside .* leave out --gpus"):
+        embed(job, cpus=1, gpus=0.5, max_tasks=2)
+
+
+def test_more_gpus_than_there_are_are_refused_at_once(local_ray, checkpoint, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("a\nb")
+    where = ["--input", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out")]
+    assert main(["embed", str(checkpoint), *where, "--gpus", "2"]) == 2
+    assert "gpus=2.0; expected 0 to 1" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"the cluster has \d GPUs, but 8 are needed"):
+        check_resources(cpus=1, gpus=8)
 
 
 def test_nothing_is_written_over_and_nothing_is_embedded_from_nothing(

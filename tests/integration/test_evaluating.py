@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint
@@ -59,6 +60,16 @@ def test_an_evaluation_that_hangs_is_stopped_at_its_time(local_ray, colours):
     tasks = start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=1, cpus=99)
     (report,) = ends(tasks)
     assert (report.status, "not done after 1 s" in report.message) == ("timeout", True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(local_ray, colours):
+    benchmark = Benchmark.parse(f"zero_shot:{colours}")
+    tasks = EvaluationTasks([benchmark], EvaluationOptions(), cpus=1, gpus=0.5, timeout_s=60)
+    tasks.start(str(CHECKPOINT))
+    (report,) = ends(tasks)
+    assert report.status == "failed"
+    assert "Ray has set a GPU aside" in report.message
 
 
 def test_missing_data_is_told_by_the_task_that_misses_it(local_ray, tmp_path):

@@ -6,11 +6,12 @@ import gc
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from clippo_core.checkpoints import load_checkpoint
+from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.config import (
     ClippoConfig,
     OptimConfig,
@@ -19,9 +20,13 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
+from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
+from pipelines.embedding import EmbeddingJob, embed
+from pipelines.evaluating.results import EvaluationOptions
+from pipelines.evaluating.tasks import Benchmark, EvaluationTasks
 from pipelines.resolve import resolve
 from pipelines.training.driver import train
 from tests.benchmarks.captions import captions
@@ -106,6 +111,28 @@ def test_texts_are_drawn_as_on_a_cpu():
     drawn = rasters.to_tensor(GPU)
     assert drawn.device.type == "cuda"
     np.testing.assert_array_equal(drawn.cpu().numpy(), rasters.to_pixels())
+
+
+@pytest.mark.slow
+def test_embeddings_and_evaluations_are_those_of_a_cpu(local_ray, colours, tmp_path):
+    """Two tasks share the GPU."""
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "model", Clippo(model_config(text_patches="occupied")))
+    vectors, accuracies = [], []
+    for gpus in (0, 0.5):
+        out = tmp_path / f"embedded-{gpus}"
+        job = EmbeddingJob(str(tmp_path / "model"), "data set", str(colours), str(out))
+        embed(job, cpus=1, gpus=gpus, max_tasks=2)
+        vectors.append(np.stack(pq.read_table(out)["embedding"].to_numpy()))
+        benchmarks = [Benchmark.parse(f"zero_shot:{colours}")]
+        tasks = EvaluationTasks(benchmarks, EvaluationOptions(), cpus=1, gpus=gpus, timeout_s=300)
+        tasks.start(str(tmp_path / "model"))
+        while not (reports := tasks.finished(wait_s=1)):
+            pass
+        assert reports[0].status == "ok", reports[0].message
+        accuracies.append(reports[0].result["metrics"]["accuracy"])
+    np.testing.assert_allclose(*vectors, atol=1e-3)
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
 @pytest.mark.slow

@@ -95,6 +95,24 @@ def test_blocks_must_fit_into_the_object_store(make_config):
 def test_an_evaluation_must_fit_somewhere(make_config, colours):
     config = make_config(evaluation={"tasks": (f"retrieval:{colours}",), "cpus": 3})
     assert "no node has evaluation.cpus=3" in (shortage(config, [node(2)]) or "")
+    on_gpus = make_config(evaluation={"tasks": (f"retrieval:{colours}",), "gpus": 0.5})
+    expected = "evaluation.gpus=0.5 beside the ranks; the most is 3 CPUs, and 0 GPUs"
+    assert expected in (shortage(on_gpus, [node(4)]) or "")
+    # The rank takes the only one.
+    on_gpus = dataclasses.replace(
+        on_gpus, scaling=dataclasses.replace(on_gpus.scaling, use_gpu=True)
+    )
+    assert shortage(on_gpus, [node(4, gpus=1)]) is not None
+    assert shortage(on_gpus, [node(4, gpus=2)]) is None
+
+
+def test_machines_for_evaluations_are_asked_for_too(make_config, colours, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda **what: asked.append(what))
+    evaluation = {"tasks": (f"retrieval:{colours}",), "cpus": 3, "gpus": 1}
+    placement._ask_for_machines(make_config(evaluation=evaluation), Placement())
+    assert asked[0]["bundles"][-1] == {"CPU": 3, "GPU": 1}
+    assert len(asked[0]["bundles"]) == len(asked[0]["bundle_label_selectors"])
 
 
 def test_nodes_that_come_in_time_are_waited_for(make_config, monkeypatch):
@@ -126,7 +144,7 @@ FIGURES = StreamFigures(
     ms_per_row={"read": 1.0, "decode": 2.5, "render": 0.5},
     cpu_ms_per_row={"read": 0.5, "decode": 2.5, "render": 0.5},
 )
-CAPACITY = Capacity(1, 16, 1e9, 1.0)
+CAPACITY = Capacity(1, 16, 1e9, ((1.0, 0.0),))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,25 @@
+"""Where a Ray task computes."""
+
+from __future__ import annotations
+
+import ray
+import torch
+
+from clippo_core.errors import ConfigError
+
+
+def task_device() -> torch.device:
+    """The GPU that Ray has set aside for this task or actor, else the CPU.
+
+    Raises:
+        ConfigError: if torch cannot use that GPU.
+    """
+    if not ray.is_initialized() or not ray.get_gpu_ids():
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Ray has set a GPU aside for this task, but torch {torch.__version__} (CUDA "
+            f"{torch.version.cuda}) cannot use it; look with python -m cluster.doctor, or leave "
+            "out --gpus"
+        )
+    return torch.device("cuda")
