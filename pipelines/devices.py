@@ -16,10 +16,19 @@ def task_device() -> torch.device:
     """
     if not ray.is_initialized() or not ray.get_gpu_ids():
         return torch.device("cpu")
+    require_gpu()
+    return torch.device("cuda")
+
+
+def require_gpu() -> None:
+    """Make sure that torch can use the GPU that Ray has set aside.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"Ray has set a GPU aside for this task, but torch {torch.__version__} (CUDA "
-            f"{torch.version.cuda}) cannot use it; look with python -m cluster.doctor, or leave "
-            "out --gpus"
+            f"Ray has set a GPU aside, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            "cannot use it; look with python -m cluster.doctor, or do without: leave out --gpus, "
+            "--evaluation.gpus or --scaling.use-gpu"
         )
-    return torch.device("cuda")

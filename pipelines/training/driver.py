@@ -309,8 +309,11 @@ class _Result:
 def _outcome_of(thread: _Result) -> dict[str, Any]:
     if thread.error is None:
         return thread.value.return_value
-    if isinstance(thread.error, ClippoError):
-        raise thread.error
+    # What a rank raises before it trains comes out of Ray Train's controller.
+    failure = getattr(thread.error, "controller_failure", thread.error)
+    original = getattr(failure, "cause", failure)
+    if isinstance(original, ClippoError):
+        raise original
     raise StorageError(
         f"the training workers failed: {thread.error}\nRay's logs: /tmp/ray/session_latest/logs"
     ) from thread.error

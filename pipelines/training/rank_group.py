@@ -83,6 +83,10 @@ class RankGroupBackend(Backend):
 def _join(backend: str, rank: int, size: int, timeout_s: int) -> None:
     from ray.train.torch import config
 
+    from pipelines.devices import require_gpu
+
+    if backend == "nccl":
+        require_gpu()
     config._set_torch_distributed_env_vars()
     config._setup_torch_process_group(backend, rank, size, "env://", timeout_s)
 

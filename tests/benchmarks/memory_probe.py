@@ -79,6 +79,7 @@ def probe(
     memory: StepMemory,
     *,
     steps: int = 2,
+    precision: Precision = PRECISION,
     recomputes_activations: bool = False,
 ) -> dict[str, float]:
     """The peak of some steps beside its estimate, and the mean seconds of their second half.
@@ -90,7 +91,7 @@ def probe(
     if model.reads_tokens:
         vocabulary = Vocabulary(train_vocabulary(captions(2000), size=model.vocabulary_size))
     warm = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
-    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision=PRECISION)
+    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision=precision)
     batch = make_batch(warm, pairs)
     del warm
     before = resident_bytes("VmRSS")
@@ -102,11 +103,11 @@ def probe(
     seconds = []
     for _ in range(steps):
         wall, cpu = time.perf_counter(), time.process_time()
-        train_step(state, batch, OPTIM, total_steps=100, precision=PRECISION, memory=memory)
+        train_step(state, batch, OPTIM, total_steps=100, precision=precision, memory=memory)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall_s, cpu_s = np.mean(seconds[steps // 2 :], axis=0)
     settings = {"memory": memory, "recomputes_activations": recomputes_activations}
-    estimate = estimated_bytes(state, batch, OPTIM, precision=PRECISION, **settings)
+    estimate = estimated_bytes(state, batch, OPTIM, precision=precision, **settings)
     return {
         "peak_bytes": resident_bytes("VmHWM") - before,
         "estimated_bytes": estimate,

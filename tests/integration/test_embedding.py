@@ -104,7 +104,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(local_ray, che
     (tmp_path / "texts.txt").write_text("a\nb")
     kind, place = input_kind(str(tmp_path / "texts.txt"))
     job = EmbeddingJob(str(checkpoint), kind, place.uri, str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"Ray has set a GPU aside .* leave out --gpus"):
+    with pytest.raises(ConfigError, match=r"Ray has set a GPU aside, .* leave out --gpus"):
         embed(job, cpus=1, gpus=0.5, max_tasks=2)
 
 

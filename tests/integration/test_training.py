@@ -340,8 +340,8 @@ def test_a_run_is_not_started_twice_nor_over_the_machines_there_are(local_ray, m
         run(make_config(train={"steps": 1}))
     with pytest.raises(ConfigError, match=r"room for 0 of 1 ranks of 99\.5 CPUs"):
         run(make_config(scaling={"cpus_per_rank": 99.5}, storage={"run": "huge"}))
-    with pytest.raises(ConfigError, match="room for 0 of 1 ranks of 1 CPUs and a GPU"):
-        run(make_config(scaling={"use_gpu": True}, storage={"run": "gpu"}))
+    with pytest.raises(ConfigError, match=r"room for \d of 16 ranks of 1 CPUs and a GPU"):
+        run(make_config(scaling={"use_gpu": True, "num_ranks": 16}, storage={"run": "gpus"}))
 
 
 def test_weights_to_start_from_are_checked_before_a_machine_is_taken(make_config, tmp_path):

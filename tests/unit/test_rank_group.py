@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError
 
+from clippo_core.errors import ConfigError, StorageError
+from pipelines.training import rank_group
+from pipelines.training.driver import _outcome_of
 from pipelines.training.rank_group import RankGroup
 
 
@@ -29,6 +36,23 @@ def test_a_rank_runs_in_rays_context_for_torch():
     ours, theirs = group.backend_cls, TorchConfig().backend_cls
     assert ours.share_cuda_visible_devices == theirs.share_cuda_visible_devices
     assert group.framework == TorchConfig().framework
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+def test_ranks_whose_torch_cannot_use_their_gpu_say_so():
+    with pytest.raises(ConfigError, match=r"^Ray has set a GPU aside, .*--scaling\.use-gpu$"):
+        rank_group._join("nccl", 0, 1, 60)
+
+
+def test_what_a_rank_says_before_it_trains_is_what_the_command_says():
+    said = ConfigError("no way")
+    wrapped = ControllerError(RayTaskError("_join", "a stack of calls", said))
+    with pytest.raises(ConfigError) as raised:
+        _outcome_of(SimpleNamespace(error=wrapped))
+    assert str(raised.value) == "no way"
+    other = ControllerError(RayTaskError("_join", "a stack of calls", OSError("gone")))
+    with pytest.raises(StorageError, match="the training workers failed"):
+        _outcome_of(SimpleNamespace(error=other))
 
 
 @pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
