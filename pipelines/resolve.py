@@ -340,6 +340,8 @@ def expected_precision(config: RunConfig) -> Precision:
 def mean_text_patches(resolved: ResolvedRun) -> int:
     """Patches, or tokens, that are encoded of a caption: of each source's first, by its weight.
 
+    As of one of 50 characters where a source has no captions, such as questions.
+
     Raises:
         SampleError: if a shard is missing or not what the manifest says.
     """

@@ -41,6 +41,7 @@ def block_bytes(
     products = 2 * vit.width + 3 * vit.width + vit.width + 2 * vit.mlp_dim
     if precision == "bfloat16" and not is_on_gpu:
         if sizes_vary:
+            # Queries, keys and values are kept in float32 instead, the result beside its copy.
             products += 3 * vit.width + 2 * vit.width
         elif tokens <= MAX_EXPLICIT_TOKENS:
             products += vit.num_heads * tokens
