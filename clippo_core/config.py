@@ -1,13 +1,16 @@
 """Settings of the core: frozen, checked when made, with a docstring under every field.
 
 `ClippoConfig` says everything that decides what a checkpoint computes; the rest says how it is
-trained. JSON in and out is `clippo_core.codec`.
+trained. `to_json` and `from_json` write and read them, strictly.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from clippo_core.errors import ConfigError
 
@@ -109,6 +112,38 @@ class VitConfig(Config):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; expected 1 or more")
         heads = self.num_heads
         require(self.width % heads == 0, f"num_heads={heads} does not divide width={self.width}")
+
+
+#: name: width, depth, MLP features, heads. Source: big_vision `models/vit.py` decode_variant.
+SIZES = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+}
+
+
+def vit_config(name: str, *, embed_dim: int = 768) -> VitConfig:
+    """The architecture that a name such as "B/16" stands for.
+
+    Raises:
+        ConfigError: if the size is unknown or the patch size is not a number.
+    """
+    size, _, patch = name.partition("/")
+    if size not in SIZES or not patch.isdigit():
+        raise ConfigError(f"no ViT is called {name!r}; expected SIZE/PATCH, SIZE of {list(SIZES)}")
+    width, depth, mlp_dim, num_heads = SIZES[size]
+    return VitConfig(
+        width=width,
+        depth=depth,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+        patch_size_px=int(patch),
+        embed_dim=embed_dim,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,3 +284,40 @@ class ClassifierConfig(Config):
     def is_regression(self) -> bool:
         """Whether it gives a score instead of classes."""
         return not self.labels
+
+
+C = TypeVar("C", bound=Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested dicts and lists that JSON can hold."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def to_json(config: Config) -> str:
+    """Indented JSON, keys in the order of the fields."""
+    return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(kind: type[C], text: str | bytes, *, where: str) -> C:
+    """Read settings.
+
+    Args:
+        kind: the class to make.
+        text: a JSON object; missing keys take their defaults.
+        where: named in the error, a file name for instance.
+
+    Raises:
+        ConfigError: naming each key that is unknown or holds something unexpected.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        problems = [f"  {_path(e)}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise ConfigError(
+            f"{where} is not a valid {kind.__name__}:\n" + "\n".join(problems)
+        ) from None
+
+
+def _path(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"]) or "the file"

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from clippo_core.config import ImageConfig
-from clippo_core.rejected import Rejected
+from clippo_core.errors import Rejected
 from clippo_core.resizing import resize_antialiased, resize_bilinear
 
 #: Left out on purpose: formats that call other programs (EPS) or that no image set uses.

@@ -27,8 +27,8 @@ from cluster.dashboard import (
     token_path,
     use_token_mode,
 )
-from pipelines.ingest.sources import DATA_VARIABLE, data_cache
-from pipelines.storage import Location
+from pipelines.datasets.sources import DATA_VARIABLE, data_cache
+from pipelines.runtime.storage import Location
 
 MIN_FREE_DISK_BYTES = 5 * 2**30
 MIN_MEMORY_BYTES = 4 * 2**30

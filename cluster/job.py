@@ -18,14 +18,14 @@ from cluster.package import FILES_FOLDER
 from cluster.sealing import open_sealed
 from pipelines.cli import exit_code_of
 from pipelines.cli import main as run_command
-from pipelines.cli.configs import load_base, parse
+from pipelines.cli.arguments import load_base, parse
 from pipelines.cli.finetune import option, read_arguments, with_own_start
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.resolve import RUN_FILE, read_run_config, resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
+from pipelines.config.resolution import RUN_FILE, read_run_config, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.runtime.storage import Location
 
 #: Starts a word that names a packed file.
 PACKED_PREFIX = "packed:"
@@ -55,8 +55,8 @@ def go_on(config: RunConfig) -> None:
     Raises:
         ConfigError: if it is another.
     """
-    from pipelines.cli.summary import print_summary
-    from pipelines.training.driver import train
+    from pipelines.cli.output import print_summary
+    from pipelines.training.run import train
 
     prepare_missing([*config.data.sources, *(t.partition(":")[2] for t in config.evaluation.tasks)])
     resolved = resolve(config)

@@ -13,14 +13,14 @@ from clippo_core.errors import CheckpointError, ConfigError, SampleError, Storag
 from cluster.dashboard import Place
 from cluster.job import PACKED_PREFIX
 from pipelines.cli import COMMANDS
-from pipelines.cli.configs import load_base, parse
+from pipelines.cli.arguments import load_base, parse
 from pipelines.cli.finetune import option
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
-from pipelines.ingest.sources import locate_source
-from pipelines.resolve import read_run_config, resolve, validate
-from pipelines.schema import RunConfig, StorageConfig, TrackingConfig
-from pipelines.storage import Location
+from pipelines.config.resolution import read_run_config, resolve, validate
+from pipelines.config.settings import RunConfig, StorageConfig, TrackingConfig
+from pipelines.datasets.sources import locate_source
+from pipelines.runtime.storage import Location
 
 _DIGEST_CHARS = 8
 

@@ -21,14 +21,14 @@ from typing import Annotated, Any
 import tyro
 
 from clippo_core.errors import ClippoError, ConfigError
-from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.ingest.stages import StreamSpec
-from pipelines.ingest.stream import Unit, batch_bytes, make_block, steps_per_unit
-from pipelines.placement import BLOCKS_PER_RANK
-from pipelines.resolve import ResolvedRun, resolve
-from pipelines.schema import RunConfig
-from pipelines.training.vocabulary import with_vocabulary
+from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.config.resolution import ResolvedRun, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.runtime.placement import BLOCKS_PER_RANK
+from pipelines.stream.batch import StreamSpec
+from pipelines.stream.stream import Unit, batch_bytes, make_block, steps_per_unit
+from pipelines.training.token_vocabulary import with_vocabulary
 
 #: Of a render worker's time, for a task beyond what the task does, until the next one starts, and
 #: for a byte that it hands over: fitted (EXPERIMENTS.md, 2026-11-27), and what they predict held
@@ -180,7 +180,7 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     from clippo_core.training.precision import find_precision
     from clippo_core.training.state import TrainState
     from clippo_core.training.step import PairBatch, train_step
-    from pipelines.ingest.stages import open_vocabulary, prepare_batch
+    from pipelines.stream.batch import open_vocabulary, prepare_batch
 
     config, device = resolved.config, "cuda" if torch.cuda.is_available() else "cpu"
     vocabulary = resolved.stream.vocabulary

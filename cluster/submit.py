@@ -37,7 +37,7 @@ from cluster.environment import JobEnvironment, job_environment, refuse_secrets
 from cluster.following import follow_job
 from cluster.package import CodePackage, pack
 from cluster.sealing import SEALED_VARIABLE, SETUP_HOOK, seal
-from pipelines.tracking.origin import COMMIT_VARIABLE, DIRTY_VARIABLE, git_tags
+from pipelines.tracking.run_tags import COMMIT_VARIABLE, DIRTY_VARIABLE, git_tags
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient

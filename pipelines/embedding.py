@@ -24,18 +24,17 @@ from ray.data import DataContext, TaskPoolStrategy
 from clippo_core import errors
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.config import Precision
-from clippo_core.errors import ClippoError, ConfigError, SampleError
+from clippo_core.errors import ClippoError, ConfigError, Rejected, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
-from clippo_core.rejected import Rejected
 from clippo_core.training.precision import autocast
-from pipelines.checkpoints import fetched
-from pipelines.devices import task_device
-from pipelines.ingest.manifest import MANIFEST_FILE, RawSample
-from pipelines.ingest.prepare.pictures import PICTURE_SUFFIXES
-from pipelines.ingest.sources import locate_source, open_source
-from pipelines.progress import progress
-from pipelines.storage import Location
+from pipelines.datasets.manifest import MANIFEST_FILE, RawSample
+from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES
+from pipelines.datasets.sources import locate_source, open_source
+from pipelines.runtime.devices import task_device
+from pipelines.runtime.progress import progress
+from pipelines.runtime.run_checkpoints import fetched
+from pipelines.runtime.storage import Location
 
 #: With a leading underscore, so that the folder reads as one Parquet data set.
 SUMMARY_FILE = "_embeddings.json"

@@ -20,8 +20,7 @@ from clippo_core.checkpoints.native import (
     read_vocabulary,
     write_native,
 )
-from clippo_core.codec import to_dict
-from clippo_core.config import ClippoConfig
+from clippo_core.config import ClippoConfig, to_dict
 from clippo_core.errors import CheckpointError
 from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import Classifier

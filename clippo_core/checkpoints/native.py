@@ -28,22 +28,19 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from clippo_core.checkpoint_files import (
-    CONFIG_FILE,
-    FONT_FILE,
-    MOMENTS_FILE,
-    STATE_FILE,
-    VOCABULARY_FILE,
-    WEIGHTS_FILE,
-)
-from clippo_core.codec import from_json, to_dict
-from clippo_core.config import ClassifierConfig, ClippoConfig
+from clippo_core.config import ClassifierConfig, ClippoConfig, from_json, to_dict
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.rendering.unifont import GlyphTable, load_font
 from clippo_core.vocabulary import Vocabulary
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FONT_FILE = "font.glyphs.xz"
+VOCABULARY_FILE = "vocabulary.model"
+STATE_FILE = "train_state.json"
+MOMENTS_FILE = "train_state.safetensors"
 FORMAT = "clippo"
 FORMAT_VERSION = 1
 

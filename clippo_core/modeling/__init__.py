@@ -2,19 +2,16 @@
 
 from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.clippo import Clippo
-from clippo_core.modeling.making import make_model, without_values
+from clippo_core.modeling.factory import make_model, without_values
 from clippo_core.modeling.pair_model import PairModel
 from clippo_core.modeling.vit import VisionTransformer
-from clippo_core.sizes import SIZES, vit_config
 
 __all__ = [
-    "SIZES",
     "Baseline",
     "Clippo",
     "PairModel",
     "VisionTransformer",
     "count_parameters",
     "make_model",
-    "vit_config",
     "without_values",
 ]

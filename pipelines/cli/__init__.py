@@ -43,8 +43,10 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"no command is called {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"pipelines.cli.{argv[0]}")
-    return exit_code_of(lambda: module.run(list(argv[1:])))
+    # `presets` lists what `show` shows one of.
+    name, function = ("show", "run_presets") if argv[0] == "presets" else (argv[0], "run")
+    command = getattr(importlib.import_module(f"pipelines.cli.{name}"), function)
+    return exit_code_of(lambda: command(list(argv[1:])))
 
 
 def exit_code_of(work: Callable[[], None]) -> int:

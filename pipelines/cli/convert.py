@@ -18,15 +18,14 @@ from clippo_core.checkpoints import (
     save_checkpoint,
     write_big_vision,
 )
-from clippo_core.codec import to_dict
-from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig
+from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig, to_dict
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.pair_model import normalize
 from clippo_core.rendering import load_font
-from pipelines.checkpoints import fetched
-from pipelines.cli.configs import parse
+from pipelines.cli.arguments import parse
+from pipelines.runtime.run_checkpoints import fetched
 from pipelines.tracking.registered_models import find_model
 
 _PROBE_TEXTS = ("a red car", "ein rotes Auto", "красная машина", "赤い車", "لال گاڑی", "")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import tyro
 
 from clippo_core.config import Precision, require
-from pipelines.cli.configs import parse
-from pipelines.storage import Location
+from pipelines.cli.arguments import parse
+from pipelines.runtime.storage import Location
 from pipelines.tracking.registered_models import find_model
 
 
@@ -38,7 +38,7 @@ def run(argv: list[str]) -> None:
     """Embed; the last line is the folder."""
     arguments = parse(EmbedArguments, argv, command="embed")
     from pipelines.embedding import EmbeddingJob, embed, input_kind
-    from pipelines.ray_session import ray_session
+    from pipelines.runtime.ray_session import ray_session
 
     checkpoint = find_model(arguments.checkpoint)
     kind, place = input_kind(arguments.input)

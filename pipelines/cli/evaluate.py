@@ -11,18 +11,18 @@ import tyro
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.checkpoints import checkpoint_step, fetched
-from pipelines.cli.configs import parse, take_first
-from pipelines.evaluating.results import Blank, EvaluationOptions
-from pipelines.evaluating.stored import file_name, result_lines, stored_report, write_report
-from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
-from pipelines.progress import progress
-from pipelines.ray_session import ray_session
-from pipelines.resolve import RUN_FILE, read_run_config
-from pipelines.schema import EvaluationConfig
-from pipelines.storage import Location
+from pipelines.cli.arguments import parse, take_first
+from pipelines.config.resolution import RUN_FILE, read_run_config
+from pipelines.config.settings import EvaluationConfig
+from pipelines.evaluation.results import Blank, EvaluationOptions
+from pipelines.evaluation.tasks import Benchmark, EvaluationReport, EvaluationTasks
+from pipelines.reporting.stored import file_name, result_lines, stored_report, write_report
+from pipelines.runtime.progress import progress
+from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.run_checkpoints import checkpoint_step, fetched
+from pipelines.runtime.storage import Location
 from pipelines.tracking.child_runs import log_evaluation
-from pipelines.tracking.mlflow_tracker import TRACKED_FILE, RunTracker, TrackedRun
+from pipelines.tracking.mlflow_run import TRACKED_FILE, RunTracker, TrackedRun
 from pipelines.tracking.registered_models import find_model, is_registered, model_name
 
 

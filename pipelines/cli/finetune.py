@@ -10,22 +10,21 @@ from typing import Annotated, get_args
 
 import tyro
 
-from clippo_core.checkpoint_files import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.checkpoints import load_checkpoint
+from clippo_core.checkpoints.native import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
-from pipelines.checkpoints import fetched, whole_checkpoints
-from pipelines.cli.configs import parse, take_first
-from pipelines.cli.dry_run import print_plan
-from pipelines.ingest.manifest import is_prepared
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.ingest.sources import locate_source
-from pipelines.presets import finetune_text, finetune_vqa
-from pipelines.resolve import resolve
-from pipelines.schema import FinetuneConfig, RunConfig
-from pipelines.storage import Location
+from pipelines.cli.arguments import parse, take_first
+from pipelines.cli.output import print_plan
+from pipelines.config.presets import finetune_text, finetune_vqa
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import FinetuneConfig, RunConfig, SweepSettings
+from pipelines.datasets.manifest import is_prepared
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.datasets.sources import locate_source
+from pipelines.runtime.run_checkpoints import fetched, whole_checkpoints
+from pipelines.runtime.storage import Location
 from pipelines.tracking.registered_models import find_model, is_registered
-from pipelines.training.sweep_settings import SweepSettings
 
 #: A training set for each task, where none is named.
 _DEFAULT_SOURCES = {
@@ -64,8 +63,8 @@ def run(argv: list[str]) -> None:
     if arguments.dry_run:
         print_plan(resolved)
         return
-    from pipelines.cli.summary import print_summary
-    from pipelines.training.driver import train
+    from pipelines.cli.output import print_summary
+    from pipelines.training.run import train
 
     print(f"run {resolved.run.uri}")
     config = with_own_start(resolved.config, reference)

@@ -14,15 +14,15 @@ import tyro
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.ingest.manifest import RawSample
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import RejectedRow, as_drawn, drawing, prepare_batch
-from pipelines.resolve import read_run_config, resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location, read_json_lines
-from pipelines.tracking.figures import pair_sheet
+from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.config.resolution import read_run_config, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.datasets.sources import open_source
+from pipelines.figures.sheets import pair_sheet
+from pipelines.runtime.storage import Location, read_json_lines
+from pipelines.stream.batch import RejectedRow, as_drawn, drawing, prepare_batch
 
 #: Samples that are looked at for rejects; the sheet shows some of them.
 INSPECTED_SAMPLES = 1024

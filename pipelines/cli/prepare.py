@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 import tyro
 
 from clippo_core.errors import ConfigError
-from pipelines.ingest.prepare.index import IndexColumns, prepare_index
-from pipelines.ingest.prepare.pictures import prepare_csv, prepare_folder, summarize
-from pipelines.ingest.prepare.registry import REGISTRY, RegistrySet
-from pipelines.ingest.sources import data_cache
-from pipelines.storage import Location
+from pipelines.datasets.prepare.index import IndexColumns, prepare_index
+from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder, summarize
+from pipelines.datasets.prepare.registry import REGISTRY, RegistrySet
+from pipelines.datasets.sources import data_cache
+from pipelines.runtime.storage import Location
 
 
 def folder(
@@ -104,7 +104,7 @@ def texts(
         language: whose rules cut the sentences (ISO 639-1).
         test_share: share of the documents to set aside as a test set.
     """
-    from pipelines.ingest.prepare.texts import prepare_texts
+    from pipelines.datasets.prepare.texts import prepare_texts
 
     place = Location.of(path)
     return prepare_texts(
@@ -130,7 +130,7 @@ def parallel(
         out: folder or URI for the data set; None: the file's name in the data cache.
         test_share: share of the rows to set aside as a test set.
     """
-    from pipelines.ingest.prepare.texts import prepare_parallel
+    from pipelines.datasets.prepare.texts import prepare_parallel
 
     table = Location.of(path)
     place = _out(out, table.name.partition(".")[0])
@@ -149,7 +149,7 @@ def coco(
         out: folder or URI for the index; None: coco in the data cache.
         year: of the captions, where both are there.
     """
-    from pipelines.ingest.prepare.public.coco import prepare_coco
+    from pipelines.datasets.prepare.public.coco import prepare_coco
 
     return prepare_coco(Location.of(path), _out(out, "coco"), year=year)
 
@@ -166,7 +166,7 @@ def vqav2(
         out: folder or URI for the index; None: vqav2 in the data cache.
         answers_of: whose answers are counted for the 3,129 classes; published models take both.
     """
-    from pipelines.ingest.prepare.public.vqav2 import prepare_vqav2
+    from pipelines.datasets.prepare.public.vqav2 import prepare_vqav2
 
     return prepare_vqav2(Location.of(path), _out(out, "vqav2"), answers_of=answers_of)
 
@@ -177,7 +177,7 @@ def _published(name: str, what: str, module: str | None = None) -> Callable[...,
     def prepare_published(
         path: tyro.conf.Positional[str], out: str | None = None
     ) -> list[Location]:
-        found = importlib.import_module(f"pipelines.ingest.prepare.public.{module or name}")
+        found = importlib.import_module(f"pipelines.datasets.prepare.public.{module or name}")
         return getattr(found, f"prepare_{name}")(Location.of(path), _out(out, name))
 
     prepare_published.__doc__ = f"""{what}

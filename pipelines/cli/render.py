@@ -12,8 +12,8 @@ from PIL import Image
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.config import RenderConfig
 from clippo_core.rendering import TextRenderer
-from pipelines.checkpoints import fetched
-from pipelines.cli.configs import parse
+from pipelines.cli.arguments import parse
+from pipelines.runtime.run_checkpoints import fetched
 from pipelines.tracking.registered_models import find_model
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import tyro
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.cli.configs import parse
-from pipelines.evaluating.stored import stored_results
+from pipelines.cli.arguments import parse
+from pipelines.config.resolution import RUN_FILE
 from pipelines.reporting.page import to_html
+from pipelines.reporting.stored import stored_results
 from pipelines.reporting.table import Evaluated, to_csv, to_markdown
-from pipelines.resolve import RUN_FILE
-from pipelines.storage import Location
+from pipelines.runtime.storage import Location
 from pipelines.tracking.registered_models import is_registered, model_name
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from clippo_core.errors import ConfigError
-from pipelines.cli.configs import parse, take_first
-from pipelines.resolve import flatten, read_run_config, resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
+from pipelines.cli.arguments import parse, take_first
+from pipelines.config.resolution import flatten, read_run_config, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.runtime.storage import Location
 
 #: What may change in mid-run: where and how, not what is computed.
 CHANGEABLE = (
@@ -23,8 +23,8 @@ CHANGEABLE = (
 
 def run(argv: list[str]) -> None:
     """Train on from the newest whole checkpoint; the last line is the checkpoint."""
-    from pipelines.cli.summary import print_summary
-    from pipelines.training.driver import train
+    from pipelines.cli.output import print_summary
+    from pipelines.training.run import train
 
     name, rest = take_first(argv, command="resume", what="a run's folder or URI")
     base = read_run_config(Location.of(name))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import tyro
 
 from clippo_core.errors import ConfigError
-from pipelines.cli.configs import parse
+from pipelines.cli.arguments import parse
 from pipelines.cli.evaluate import run_of
-from pipelines.ingest.manifest import is_prepared, read_manifest
-from pipelines.ingest.sources import locate_source
-from pipelines.resolve import read_run_config
-from pipelines.storage import Location
+from pipelines.config.resolution import read_run_config
+from pipelines.datasets.manifest import is_prepared, read_manifest
+from pipelines.datasets.sources import locate_source
+from pipelines.runtime.storage import Location
 from pipelines.tracking.registered_models import find_model, model_name
 
 
@@ -49,7 +49,7 @@ def run(argv: list[str]) -> None:
     wanted = arguments.collection or _evaluated_on(checkpoint)
     # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
     from pipelines.embedding import input_kind
-    from pipelines.ray_session import ray_session
+    from pipelines.runtime.ray_session import ray_session
     from pipelines.serving.application import PageSettings, served
     from pipelines.serving.collection import embed_collection
     from pipelines.serving.requests import LOOPBACK_NAMES

@@ -1,4 +1,4 @@
-"""`show`: a config with everything that follows from it, or how it differs from another."""
+"""`presets` lists the recipes; `show` prints one, what follows from it, or how two differ."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.resolve import (
+from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.config.presets import PRESETS
+from pipelines.config.resolution import (
     count_parameters,
     derive,
     estimate_memory,
@@ -19,7 +20,7 @@ from pipelines.resolve import (
     parameters_side_by_side,
     resolve,
 )
-from pipelines.schema import RunConfig
+from pipelines.config.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,10 @@ def _print_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name in ours:
         if ours[name] != theirs.get(name):
             print(f"{name}: {json.dumps(theirs.get(name))} -> {json.dumps(ours[name])}")
+
+
+def run_presets(_argv: list[str]) -> None:
+    """Print the presets."""
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        print(f"{name:<{width}}  {(preset.__doc__ or '').splitlines()[0]}")

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.cli.configs import load_base, parse, take_first
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.schema import RunConfig
+from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.prepare.registry import prepare_missing
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def run(argv: list[str]) -> None:
     prepare_missing([*arguments.config.data.sources, *evaluated])
     # Here, because Ray and torch take seconds to import and a wrong flag should be told of at once.
     if arguments.dry_run:
-        from pipelines.cli.dry_run import print_plan
-        from pipelines.resolve import resolve
+        from pipelines.cli.output import print_plan
+        from pipelines.config.resolution import resolve
 
         print_plan(resolve(arguments.config))
         return
-    from pipelines.ray_session import needed_cpus, session_beside
+    from pipelines.runtime.ray_session import needed_cpus, session_beside
 
     load = functools.partial(_load, arguments.config)
     with session_beside(load, cpus=needed_cpus(arguments.config)) as finish:
@@ -47,9 +47,9 @@ def run(argv: list[str]) -> None:
 
 def _load(config: RunConfig) -> Callable[[], None]:
     """Import what trains, and check the config; what is left to do."""
-    from pipelines.cli.summary import print_summary
-    from pipelines.resolve import resolve
-    from pipelines.training.driver import train
+    from pipelines.cli.output import print_summary
+    from pipelines.config.resolution import resolve
+    from pipelines.training.run import train
 
     resolved = resolve(config)
 

@@ -34,12 +34,12 @@ MODULES = (
     "ray.train.v2._internal.execution.controller.controller",
     "ray.train.v2._internal.data_integration.dataset_manager",
     "ray.data._internal.iterator.stream_split_iterator",
-    "pipelines.ingest.stages",
+    "pipelines.stream.batch",
     "torch",
     "ray.train.torch",
     "pipelines.training.trainer",
-    "pipelines.training.worker",
-    "pipelines.evaluating.tasks",
+    "pipelines.training.rank",
+    "pipelines.evaluation.tasks",
     "mlflow",
     "mlflow.store.tracking.sqlalchemy_store",
 )
@@ -94,7 +94,7 @@ def serve(listener: socket.socket) -> Request:
     """Fork a process for each request; returns in the fork, with the request."""
     for module in MODULES:
         _import(module)
-        if module == "pipelines.ingest.stages":
+        if module == "pipelines.stream.batch":
             _load_compiled_functions()
         # Objects that exist now outlive the forks; looking at them would copy their pages.
         gc.freeze()

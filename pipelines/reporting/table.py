@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.reporting.paper import PUBLISHED, Published, published
-from pipelines.storage import Location
+from pipelines.runtime.storage import Location
 
 _CSV_COLUMNS = (
     *("checkpoint", "benchmark", "metric", "value", "low", "high", "floor", "floor_of"),

@@ -25,18 +25,18 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from clippo_core.checkpoint_files import STATE_FILE
 from clippo_core.checkpoints import load_checkpoint, model_identity
-from clippo_core.errors import ConfigError, StorageError
+from clippo_core.checkpoints.native import STATE_FILE
+from clippo_core.errors import ConfigError, Rejected, StorageError
 from clippo_core.evaluation.text_pairs import share_full
 from clippo_core.images import decode_image, decode_thumbnail
 from clippo_core.modeling import PairModel
-from clippo_core.rejected import Rejected
 from clippo_core.rendering import TextRasters
 from clippo_core.rendering.unifont import BUNDLED_FONT
 from clippo_core.vocabulary import PreparedTexts, concatenate_texts
-from pipelines.checkpoints import fetched
-from pipelines.ray_session import cluster_address
+from pipelines.runtime.ray_session import cluster_address
+from pipelines.runtime.run_checkpoints import fetched
+from pipelines.runtime.storage import Location
 from pipelines.serving.collection import Collection, Match
 from pipelines.serving.requests import (
     Gate,
@@ -47,7 +47,6 @@ from pipelines.serving.requests import (
     read_body,
     read_text,
 )
-from pipelines.storage import Location
 
 APPLICATION = "clippo"
 MAX_TEXT_CHARS = 2000

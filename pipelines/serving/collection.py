@@ -12,14 +12,13 @@ import ray
 import ray.exceptions
 from jaxtyping import Float32
 
-from clippo_core.errors import SampleError
+from clippo_core.errors import Rejected, SampleError
 from clippo_core.images import decode_image
-from clippo_core.rejected import Rejected
+from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.sources import open_source
 from pipelines.embedding import InputKind, loaded_model, read_samples, split_input
-from pipelines.ingest.manifest import RawSample
-from pipelines.ingest.sources import open_source
-from pipelines.progress import progress
-from pipelines.storage import Location
+from pipelines.runtime.progress import progress
+from pipelines.runtime.storage import Location
 
 
 class Match(NamedTuple):

@@ -8,10 +8,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.evaluating.stored import file_name
-from pipelines.evaluating.tasks import EvaluationReport
-from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import (
+from pipelines.evaluation.tasks import EvaluationReport
+from pipelines.reporting.stored import file_name
+from pipelines.runtime.storage import Location
+from pipelines.tracking.mlflow_run import (
     TAG_CHARS,
     DataSet,
     RunTracker,

@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.errors import SampleError
+from clippo_core.errors import Rejected, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
-from clippo_core.rejected import Rejected
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 import clippo_core
-from clippo_core.checkpoint_files import MOMENTS_FILE, STATE_FILE
+from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig
-from pipelines.checkpoints import checkpoint_step, fetched
-from pipelines.storage import Location
+from pipelines.runtime.run_checkpoints import checkpoint_step, fetched
+from pipelines.runtime.storage import Location
 from pipelines.tracking import clippo_pyfunc
-from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, metric_name, metric_points
+from pipelines.tracking.mlflow_run import DataSet, RunTracker, metric_name, metric_points
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

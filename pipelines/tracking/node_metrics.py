@@ -16,7 +16,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.background import yield_to_others
-from pipelines.tracking.mlflow_tracker import TrackedRun, connect, metric_points
+from pipelines.tracking.mlflow_run import TrackedRun, connect, metric_points
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -12,14 +12,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from clippo_core.checkpoint_files import CONFIG_FILE
-from clippo_core.checkpoints.native import FORMAT
+from clippo_core.checkpoints.native import CONFIG_FILE, FORMAT
 from clippo_core.errors import CheckpointError
-from pipelines.checkpoints import find_checkpoint
-from pipelines.resolve import tracking_uri
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.config.resolution import tracking_uri
+from pipelines.config.settings import RunConfig
+from pipelines.runtime.run_checkpoints import find_checkpoint
+from pipelines.runtime.storage import Location
+from pipelines.tracking.mlflow_run import connect
 
 _SCHEME = "models:/"
 

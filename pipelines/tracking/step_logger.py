@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clippo_core.errors import StorageError
-from pipelines.tracking.mlflow_tracker import TrackedRun, connect, metric_points
+from pipelines.tracking.mlflow_run import TrackedRun, connect, metric_points
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

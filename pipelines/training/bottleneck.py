@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.schema import ScalingConfig
+from pipelines.config.settings import ScalingConfig
 
 if TYPE_CHECKING:
     # The monitor is a process that waits for this module, and for nothing else of the stream.
-    from pipelines.ingest.stages import PreparedBatch
-    from pipelines.placement import Capacity
+    from pipelines.runtime.placement import Capacity
+    from pipelines.stream.batch import PreparedBatch
 
 STAGES = ("read", "decode", "render")
 #: A rank that waits for data less than this is not held up by it.

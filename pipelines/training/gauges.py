@@ -17,9 +17,9 @@ from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.alignment import batch_alignment
 from clippo_core.training.precision import matmul_flop_per_s
 from clippo_core.training.step import Gather, Shard
-from pipelines.ingest.stages import PreparedBatch
-from pipelines.schema import RunConfig
-from pipelines.training.collectives import gather_numbers
+from pipelines.config.settings import RunConfig
+from pipelines.stream.batch import PreparedBatch
+from pipelines.training.parallel import gather_numbers
 
 #: For how long a rank measures its device.
 _MEASURED_S = 0.25

@@ -11,18 +11,18 @@ from typing import Any
 import ray.train
 
 from clippo_core.config import ClassifierConfig
-from pipelines.checkpoints import first_step
-from pipelines.ingest.stages import StreamSpec
-from pipelines.ingest.stream import (
+from pipelines.config.settings import RunConfig
+from pipelines.runtime.placement import Placement
+from pipelines.runtime.run_checkpoints import first_step
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import StreamSpec
+from pipelines.stream.stream import (
     DATASET,
     StreamRange,
     execution_options,
     steps_per_unit,
     stream_dataset,
 )
-from pipelines.placement import Placement
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
 
 
 @dataclass(frozen=True)

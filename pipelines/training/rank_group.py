@@ -83,7 +83,7 @@ class RankGroupBackend(Backend):
 def _join(backend: str, rank: int, size: int, timeout_s: int) -> None:
     from ray.train.torch import config
 
-    from pipelines.devices import require_gpu
+    from pipelines.runtime.devices import require_gpu
 
     if backend == "nccl":
         require_gpu()

@@ -1,6 +1,6 @@
 """Fine-tuning by several learning rates, compared on a held-out part of the training set.
 
-Ray Tune starts one run of `pipelines.training.driver` for each. A trial itself takes no CPU worth
+Ray Tune starts one run of `pipelines.training.run` for each. A trial itself takes no CPU worth
 mentioning: ranks, render tasks and evaluations of its run ask for theirs, as those of any run do.
 """
 
@@ -20,21 +20,20 @@ import ray.tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
-from clippo_core.codec import from_json, to_json
+from clippo_core.config import from_json, to_json
 from clippo_core.errors import ConfigError, StorageError
-from pipelines.checkpoints import SWEEP_FILE, whole_checkpoints
-from pipelines.evaluating.stored import stored_results
-from pipelines.evaluating.tasks import Benchmark
-from pipelines.ingest.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.ingest.prepare.splits import is_held_out
-from pipelines.ingest.sources import Source, locate_source, open_source
-from pipelines.ray_session import needed_cpus, ray_session
-from pipelines.resolve import RUN_FILE, read_run_config, resolve, tracking_uri, validate
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import RunTracker, TrackedRun
-from pipelines.training.driver import StoppedError, train
-from pipelines.training.sweep_settings import SweepSettings
+from pipelines.config.resolution import RUN_FILE, read_run_config, resolve, tracking_uri, validate
+from pipelines.config.settings import RunConfig, SweepSettings
+from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
+from pipelines.datasets.prepare.splits import is_held_out
+from pipelines.datasets.sources import Source, locate_source, open_source
+from pipelines.evaluation.tasks import Benchmark
+from pipelines.reporting.stored import stored_results
+from pipelines.runtime.ray_session import needed_cpus, ray_session
+from pipelines.runtime.run_checkpoints import SWEEP_FILE, whole_checkpoints
+from pipelines.runtime.storage import Location
+from pipelines.tracking.mlflow_run import RunTracker, TrackedRun
+from pipelines.training.run import StoppedError, train
 
 #: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.
 _TRIAL_CPUS = 0.001

@@ -13,12 +13,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 from ray.train.v2._internal.execution.preemption import _get_draining_nodes
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
 
-from pipelines.ingest.stream import DATASET
-from pipelines.placement import Placement
-from pipelines.ray_session import cluster_address
+from pipelines.runtime.placement import Placement
+from pipelines.runtime.ray_session import cluster_address
+from pipelines.stream.stream import DATASET
 from pipelines.training.job import StreamDataConfig, WorkerJob
+from pipelines.training.rank import train_on_rank
 from pipelines.training.rank_group import RankGroup
-from pipelines.training.worker import train_on_rank
 
 #: How often a run that could use more ranks looks for them. A resize restarts the ranks from the
 #: last checkpoint, so that it should not happen for every node of many that come.

@@ -17,11 +17,11 @@ from collections import defaultdict
 from mlflow import MlflowClient
 
 from clippo_core.config import TextInput
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.presets import PRESETS, find_preset
-from pipelines.resolve import count_parameters, resolve
-from pipelines.schema import RunConfig
-from pipelines.training.driver import RunSummary, train
+from pipelines.config.presets import PRESETS, find_preset
+from pipelines.config.resolution import count_parameters, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.training.run import RunSummary, train
 from tests.benchmarks import report
 
 MODELS: dict[str, TextInput] = {

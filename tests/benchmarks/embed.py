@@ -31,10 +31,10 @@ from clippo_core.config import ClippoConfig, TextPatches, VitConfig
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from clippo_core.training.precision import autocast, find_precision
+from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.embedding import EmbeddingJob, embed
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ray_session import ray_session
-from pipelines.storage import Location
+from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.storage import Location
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 from tests.benchmarks.photographs import encode, rough

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import psutil
 
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.presets import demo
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.config.presets import demo
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.tracking.mlflow_run import connect
 from tests.benchmarks import report
 from tests.integration.processes import start_command
 

@@ -16,12 +16,12 @@ from clippo_core.config import TextPatches
 from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
-from pipelines.evaluating.registry import EvaluationOptions, find_evaluation
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.ingest.sources import locate_source, open_source
-from pipelines.ingest.stages import prepare_batch
-from pipelines.presets import demo
-from pipelines.resolve import resolve
+from pipelines.config.presets import demo
+from pipelines.config.resolution import resolve
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.datasets.sources import locate_source, open_source
+from pipelines.evaluation.registry import EvaluationOptions, find_evaluation
+from pipelines.stream.batch import prepare_batch
 from tests.benchmarks import report
 
 PRECISION = find_precision("auto", torch.device("cpu"))

@@ -23,7 +23,7 @@ from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
-from pipelines.presets import demo
+from pipelines.config.presets import demo
 from tests.benchmarks.captions import captions
 
 OPTIM = OptimConfig(name="adamw")

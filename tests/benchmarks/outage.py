@@ -17,8 +17,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from pipelines.presets import demo
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.config.presets import demo
+from pipelines.tracking.mlflow_run import connect
 from tests.benchmarks import report
 from tests.integration.mlflow_server import MlflowServer
 from tests.integration.processes import start_command

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clippo_core.rendering import TextRenderer
-from pipelines.ingest.prepare.registry.packages import unpack_debian_package
+from pipelines.datasets.prepare.registry.packages import unpack_debian_package
 from tests.benchmarks import report
 
 OTF = Path("usr/share/fonts/opentype/unifont/unifont.otf")

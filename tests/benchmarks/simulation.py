@@ -24,13 +24,13 @@ import numpy as np
 
 from clippo_core.config import ClippoConfig, RenderConfig
 from cluster.sizing import DEALING_S, RendererRate, measure_renderer
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.stages import StreamSpec
-from pipelines.ingest.stream import steps_per_unit
-from pipelines.placement import BLOCKS_PER_RANK
-from pipelines.resolve import resolve
-from pipelines.schema import DataConfig, RunConfig, ScalingConfig, TrainConfig
-from pipelines.storage import Location
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import DataConfig, RunConfig, ScalingConfig, TrainConfig
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.runtime.placement import BLOCKS_PER_RANK
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import StreamSpec
+from pipelines.stream.stream import steps_per_unit
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 from tests.benchmarks.photographs import encode, rough

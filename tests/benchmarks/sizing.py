@@ -30,10 +30,14 @@ from ray.data import ReadTask
 
 from clippo_core.config import ClippoConfig, RenderConfig
 from cluster.sizing import RendererRate, measure_renderer
-from pipelines.ingest import stream
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.stages import StreamSpec
-from pipelines.ingest.stream import (
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import DataConfig, RunConfig, ScalingConfig, TrainConfig
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.storage import Location
+from pipelines.stream import stream
+from pipelines.stream.batch import StreamSpec
+from pipelines.stream.stream import (
     PlannedBatches,
     StreamRange,
     Unit,
@@ -42,10 +46,6 @@ from pipelines.ingest.stream import (
     steps_per_unit,
     stream_dataset,
 )
-from pipelines.ray_session import ray_session
-from pipelines.resolve import resolve
-from pipelines.schema import DataConfig, RunConfig, ScalingConfig, TrainConfig
-from pipelines.storage import Location
 from tests.benchmarks import report
 from tests.benchmarks.photographs import encode, rough
 from tests.benchmarks.stream import photos

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import psutil
 
+from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.forking import SWITCH
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.tracking.mlflow_run import connect
 from tests.benchmarks import report
 from tests.integration.processes import start_command
 

@@ -29,8 +29,8 @@ from clippo_core.optim import adafactor, make_optimizer
 from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
+from pipelines.config.presets import demo
 from pipelines.heap import keep_freed_memory, use_one_heap
-from pipelines.presets import demo
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 

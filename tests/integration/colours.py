@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.storage import Location
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.runtime.storage import Location
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 30), "blue": (40, 40, 220), "grey": (128,) * 3}
 

@@ -20,9 +20,7 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
-from pipelines.forking import forked_workers
-from pipelines.ray_session import ray_environment
-from pipelines.schema import (
+from pipelines.config.settings import (
     DataConfig,
     RunConfig,
     ScalingConfig,
@@ -30,7 +28,9 @@ from pipelines.schema import (
     TrackingConfig,
     TrainConfig,
 )
-from pipelines.tracking.mlflow_tracker import reach
+from pipelines.forking import forked_workers
+from pipelines.runtime.ray_session import ray_environment
+from pipelines.tracking.mlflow_run import reach
 from tests.integration.colours import colour_samples, write_samples
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.storage import Location
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import Location
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,7 @@ import torch
 
 from clippo_core.checkpoints import load_checkpoint, read_state, save_checkpoint
 from clippo_core.checkpoints.open_clip_api import as_open_clip
-from clippo_core.codec import to_json
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.modeling import Baseline, make_model
 from clippo_core.rendering import TextRasters
@@ -19,18 +18,19 @@ from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from clippo_core.vocabulary import TokenTexts, Vocabulary, train_vocabulary
 from pipelines.cli import main
-from pipelines.evaluating.model_tasks import patch_filters_of
-from pipelines.evaluating.registry import find_evaluation
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import from_block, open_vocabulary, prepare_batch, to_block
-from pipelines.resolve import read_run_config, resolve, validate
-from pipelines.schema import RunConfig
+from pipelines.config.resolution import read_run_config, resolve, validate
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.sources import open_source
+from pipelines.evaluation.model_tasks import patch_filters_of
+from pipelines.evaluation.registry import find_evaluation
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.runtime.storage import Location
 from pipelines.serving.application import embed_queries
-from pipelines.storage import Location
-from pipelines.training.driver import train
-from pipelines.training.vocabulary import with_vocabulary
+from pipelines.stream.batch import open_vocabulary, prepare_batch
+from pipelines.stream.wire import from_block, to_block
+from pipelines.training.run import train
+from pipelines.training.token_vocabulary import with_vocabulary
 from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.test_training import logged, planned_keys, resumed_keys
 

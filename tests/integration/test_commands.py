@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clippo_core.codec import to_json
-from clippo_core.config import RenderConfig
+from clippo_core.config import RenderConfig, to_json
 from clippo_core.errors import SampleError
 from clippo_core.rendering import TextRenderer
 from pipelines.cli import COMMANDS, main
-from pipelines.ingest.manifest import Manifest, Shard, read_manifest, write_manifest
-from pipelines.ingest.prepare.registry import RegistrySet
-from pipelines.ingest.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
-from pipelines.ingest.sources import open_source
-from pipelines.presets import PRESETS
-from pipelines.storage import Location
+from pipelines.config.presets import PRESETS
+from pipelines.datasets.manifest import Manifest, Shard, read_manifest, write_manifest
+from pipelines.datasets.prepare.registry import RegistrySet
+from pipelines.datasets.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
+from pipelines.datasets.sources import open_source
+from pipelines.runtime.storage import Location
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 
 NPZ = Path(__file__).parents[1] / "parity" / "reference" / "big_vision_checkpoint.npz"

@@ -17,7 +17,7 @@ from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.modeling import Clippo
 from pipelines.cli import main
 from pipelines.embedding import EmbeddingJob, EmbeddingSummary, embed, input_kind
-from pipelines.ray_session import check_resources
+from pipelines.runtime.ray_session import check_resources
 from tests.integration.colours import colour_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

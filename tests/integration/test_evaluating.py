@@ -15,14 +15,14 @@ from mlflow import MlflowClient
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli import main
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.evaluating.retrieval_tasks import multilingual_retrieval, retrieval
-from pipelines.evaluating.stored import stored_results, write_report
-from pipelines.evaluating.tasks import Benchmark, EvaluationReport, EvaluationTasks
-from pipelines.ingest.sources import open_source
-from pipelines.resolve import resolve
-from pipelines.storage import Location
-from pipelines.training.driver import train
+from pipelines.config.resolution import resolve
+from pipelines.datasets.sources import open_source
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.retrieval_tasks import multilingual_retrieval, retrieval
+from pipelines.evaluation.tasks import Benchmark, EvaluationReport, EvaluationTasks
+from pipelines.reporting.stored import stored_results, write_report
+from pipelines.runtime.storage import Location
+from pipelines.training.run import train
 from tests.integration.colours import colour_samples, write_samples
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -81,7 +81,7 @@ def test_missing_data_is_told_by_the_task_that_misses_it(local_ray, tmp_path):
 def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkeypatch):
     import os
 
-    from pipelines.evaluating import tasks as module
+    from pipelines.evaluation import tasks as module
 
     def die(*_: object) -> None:
         os._exit(1)

@@ -18,12 +18,12 @@ from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
-from pipelines.evaluating.registry import EVALUATIONS, WITHOUT_DATA
-from pipelines.evaluating.results import EvaluationOptions, TaskResult
-from pipelines.evaluating.tasks import Benchmark
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.sources import Source, open_source
-from pipelines.storage import Location
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.sources import Source, open_source
+from pipelines.evaluation.registry import EVALUATIONS, WITHOUT_DATA
+from pipelines.evaluation.results import EvaluationOptions, TaskResult
+from pipelines.evaluation.tasks import Benchmark
+from pipelines.runtime.storage import Location
 from tests.integration.colours import COLOURS, colour_samples, write_samples
 
 NAMES = list(COLOURS)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.evaluating.stored import stored_results
-from pipelines.evaluating.tasks import Benchmark, EvaluationReport
-from pipelines.resolve import resolve
-from pipelines.training.driver import train
+from pipelines.config.resolution import resolve
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.tasks import Benchmark, EvaluationReport
+from pipelines.reporting.stored import stored_results
+from pipelines.training.run import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ def test_what_goes_wrong_beside_training_is_in_the_run_and_nowhere_else(
     """A crash, a hang and missing data; the steps are all made, and what is well is measured."""
     import os
 
-    from pipelines.evaluating import tasks as module
+    from pipelines.evaluation import tasks as module
 
     def misbehave(
         checkpoint: str, benchmark: Benchmark, options: EvaluationOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.tracking.figures import (
+from pipelines.figures.sheets import (
     MAX_CLASSES,
     captions,
     confusion_matrix,

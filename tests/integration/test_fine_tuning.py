@@ -30,7 +30,6 @@ from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from cluster.job import _begun_run
-from pipelines.checkpoints import whole_checkpoints
 from pipelines.cli import EXIT_INTERRUPTED, main
 from pipelines.cli.finetune import (
     base_config,
@@ -39,23 +38,31 @@ from pipelines.cli.finetune import (
     read_arguments,
     with_own_start,
 )
-from pipelines.evaluating.registry import EVALUATIONS
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.evaluating.stored import file_name, stored_report, write_report
-from pipelines.evaluating.tasks import Benchmark, evaluate
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.ingest.sources import Source, open_source
-from pipelines.ingest.stages import from_block, prepare_batch, to_block
-from pipelines.labels import find_labels
-from pipelines.resolve import read_run_config, resolve, validate
-from pipelines.schema import DataConfig, RunConfig, ScalingConfig, StorageConfig, TrackingConfig
-from pipelines.storage import Location, read_json_lines
-from pipelines.tracking.batch_pictures import draw_batch
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.config.resolution import read_run_config, resolve, validate
+from pipelines.config.settings import (
+    DataConfig,
+    RunConfig,
+    ScalingConfig,
+    StorageConfig,
+    SweepSettings,
+    TrackingConfig,
+)
+from pipelines.datasets.labels import find_labels
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.sources import Source, open_source
+from pipelines.evaluation.registry import EVALUATIONS
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.tasks import Benchmark, evaluate
+from pipelines.figures.batch_sheets import draw_batch
+from pipelines.reporting.stored import file_name, stored_report, write_report
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import Location, read_json_lines
+from pipelines.stream.batch import prepare_batch
+from pipelines.stream.wire import from_block, to_block
+from pipelines.tracking.mlflow_run import connect
 from pipelines.tracking.models import write_model
-from pipelines.training.driver import RunSummary, StoppedError, train
+from pipelines.training.run import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
-from pipelines.training.sweep_settings import SweepSettings
 from tests.integration.colours import COLOURS, encoded_picture
 from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.test_training import keys_per_step, logged

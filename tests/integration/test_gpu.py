@@ -24,11 +24,11 @@ from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
+from pipelines.config.resolution import resolve
 from pipelines.embedding import EmbeddingJob, embed
-from pipelines.evaluating.results import EvaluationOptions
-from pipelines.evaluating.tasks import Benchmark, EvaluationTasks
-from pipelines.resolve import resolve
-from pipelines.training.driver import train
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.tasks import Benchmark, EvaluationTasks
+from pipelines.training.run import train
 from tests.benchmarks.captions import captions
 from tests.benchmarks.memory_probe import estimated_bytes
 

@@ -15,9 +15,9 @@ import time
 import psutil
 import pytest
 
-from clippo_core.codec import to_json
-from pipelines.resolve import resolve
-from pipelines.storage import Location
+from clippo_core.config import to_json
+from pipelines.config.resolution import resolve
+from pipelines.runtime.storage import Location
 from tests.integration.processes import start_command, wait_for_checkpoint
 
 #: Long enough for the victim to be at work when the kill comes; rendering runs ahead of training.

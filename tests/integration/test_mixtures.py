@@ -8,22 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clippo_core.errors import ConfigError
-from clippo_core.rejected import Rejected
-from pipelines.ingest.manifest import RawSample, SampleKind, ShardWriter
-from pipelines.ingest.stages import (
+from clippo_core.errors import ConfigError, Rejected
+from pipelines.config.resolution import derive, estimate_memory, read_run_config, resolve
+from pipelines.datasets.manifest import RawSample, SampleKind, ShardWriter
+from pipelines.runtime.storage import Location, read_json_lines
+from pipelines.stream.batch import (
     UsableSample,
     Visit,
     draw_texts,
-    from_block,
     open_renderer,
     prepare_batch,
     prepare_samples,
-    to_block,
 )
-from pipelines.resolve import derive, estimate_memory, read_run_config, resolve
-from pipelines.storage import Location, read_json_lines
-from pipelines.training.driver import train
+from pipelines.stream.wire import from_block, to_block
+from pipelines.training.run import train
 
 SENTENCES = [[f"document {n}.", f"it goes on {n}.", f"the end of {n}."] for n in range(40)]
 

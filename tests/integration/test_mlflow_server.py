@@ -13,12 +13,11 @@ import pytest
 from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.resolve import resolve
-from pipelines.storage import Location
-from pipelines.tracking import mlflow_tracker
+from pipelines.config.resolution import resolve
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import Location
 from pipelines.tracking.models import CHAMPION
-from pipelines.training.driver import train
+from pipelines.training.run import train
 from tests.integration.mlflow_server import MlflowServer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -49,7 +48,7 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
     local_ray, make_config, colours, server, monkeypatch
 ):
     # On a busy machine the server may take long to come back.
-    monkeypatch.setattr(mlflow_tracker, "PATIENCE_AT_END_S", 300.0)
+    monkeypatch.setattr(mlflow_run, "PATIENCE_AT_END_S", 300.0)
     config = make_config(
         train={"steps": STEPS, "checkpoint_every": EVERY},
         evaluation={"tasks": (f"zero_shot:{colours}", f"retrieval:{colours}"), "cpus": 0.25},

@@ -13,9 +13,9 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
     _AutoscalingCoordinatorActor,
 )
 
-from pipelines import placement
-from pipelines.placement import Capacity, ClusterWatch, Placement, await_capacity
-from pipelines.schema import RunConfig, ScalingConfig
+from pipelines.config.settings import RunConfig, ScalingConfig
+from pipelines.runtime import placement
+from pipelines.runtime.placement import Capacity, ClusterWatch, Placement, await_capacity
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.trainer import whole_batch_ranks
 

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 
 from clippo_core.errors import SampleError
 from pipelines.cli import main
-from pipelines.resolve import resolve
-from pipelines.storage import read_json_lines
-from pipelines.training.driver import RunSummary, train
+from pipelines.config.resolution import resolve
+from pipelines.runtime.storage import read_json_lines
+from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
 
 NUM_ROWS = 20_000

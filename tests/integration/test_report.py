@@ -16,11 +16,11 @@ import pytest
 from clippo_core.errors import SampleError
 from pipelines.cli import main
 from pipelines.cli.report import find_results
+from pipelines.figures.sheets import encode_pngs
 from pipelines.reporting.page import to_html
 from pipelines.reporting.paper import PUBLISHED
 from pipelines.reporting.table import Evaluated, make_rows, to_csv, to_markdown
-from pipelines.storage import Location
-from pipelines.tracking.figures import encode_pngs
+from pipelines.runtime.storage import Location
 
 
 def result(metrics: dict[str, float], **more: Any) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from clippo_core.errors import CheckpointError, ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from pipelines.cli import serve
-from pipelines.ingest.manifest import RawSample
-from pipelines.ingest.sources import open_source
+from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.sources import open_source
+from pipelines.runtime.storage import Location
 from pipelines.serving.collection import Collection, EmbeddedPictures, embed_collection
-from pipelines.storage import Location
-from pipelines.tracking.mlflow_tracker import connect
+from pipelines.tracking.mlflow_run import connect
 from pipelines.tracking.registered_models import find_model, model_name
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 from tests.integration.serving import ServedPage, start_page

@@ -10,20 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.config import ImageConfig
-from clippo_core.errors import SampleError
-from clippo_core.rejected import Rejected
-from pipelines.ingest.manifest import RawSample
-from pipelines.ingest.sources import open_source
-from pipelines.ingest.stages import (
+from clippo_core.errors import Rejected, SampleError
+from pipelines.config.resolution import resolve
+from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.sources import open_source
+from pipelines.stream.batch import (
     UsableSample,
     Visit,
-    from_block,
     open_renderer,
     prepare_batch,
     prepare_samples,
-    to_block,
 )
-from pipelines.resolve import resolve
+from pipelines.stream.wire import from_block, to_block
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 
 PICTURE = encoded_picture((9, 99, 200), 0)

@@ -11,7 +11,7 @@ from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, StorageError
 from clippo_core.modeling import Clippo
-from pipelines.checkpoints import (
+from pipelines.runtime.run_checkpoints import (
     checkpoint_name,
     commit_checkpoint,
     fetched,
@@ -20,7 +20,7 @@ from pipelines.checkpoints import (
     remove_leftovers,
     whole_checkpoints,
 )
-from pipelines.storage import (
+from pipelines.runtime.storage import (
     JsonLines,
     Location,
     SupersededError,

@@ -10,16 +10,17 @@ from ray.data import DataContext
 
 from clippo_core.errors import SampleError
 from clippo_core.rendering import TextRenderer
-from pipelines.ingest.stages import from_block, prepare_batch, to_block
-from pipelines.ingest.stream import (
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import RunConfig
+from pipelines.stream.batch import prepare_batch
+from pipelines.stream.stream import (
     PlannedBatches,
     StreamRange,
     execution_options,
     iterate_batches,
     stream_dataset,
 )
-from pipelines.resolve import resolve
-from pipelines.schema import RunConfig
+from pipelines.stream.wire import from_block, to_block
 from tests.integration.colours import colour_samples, write_samples
 
 

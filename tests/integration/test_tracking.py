@@ -14,9 +14,9 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from clippo_core.errors import StorageError
-from pipelines.storage import Location
+from pipelines.runtime.storage import Location
 from pipelines.tracking import outbox, step_logger
-from pipelines.tracking.mlflow_tracker import DataSet, RunTracker, TrackedRun, metric_name
+from pipelines.tracking.mlflow_run import DataSet, RunTracker, TrackedRun, metric_name
 from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.step_logger import StepLogger
 

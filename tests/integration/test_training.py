@@ -15,8 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint, read_state
-from clippo_core.codec import to_json
-from clippo_core.config import ScheduleConfig
+from clippo_core.config import ScheduleConfig, to_json
 from clippo_core.errors import (
     CheckpointError,
     ConfigError,
@@ -26,13 +25,13 @@ from clippo_core.errors import (
 )
 from clippo_core.rendering import load_font
 from clippo_core.rendering.unifont import glyph_table
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.ingest.manifest import RawSample, ShardWriter
-from pipelines.resolve import read_run_config, resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import OWNER_FILE, Location, read_json_lines
-from pipelines.tracking.mlflow_tracker import TrackedRun
-from pipelines.training.driver import RunSummary, train
+from pipelines.config.resolution import read_run_config, resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import OWNER_FILE, Location, read_json_lines
+from pipelines.tracking.mlflow_run import TrackedRun
+from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
 from tests.integration.processes import start_command, wait_for_checkpoint
 

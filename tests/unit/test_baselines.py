@@ -15,14 +15,13 @@ from clippo_core.checkpoints import (
     save_checkpoint,
     write_big_vision,
 )
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, vit_config
 from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import CheckpointError, ConfigError, RenderError, SampleError
 from clippo_core.evaluation.sequence_length import sequence_lengths
 from clippo_core.modeling import Clippo, make_model, without_values
 from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.rendering import TextRenderer
-from clippo_core.sizes import vit_config
 from clippo_core.training.step import PairBatch, Shard, StepMemory, accumulate_gradients
 from clippo_core.vocabulary import (
     END_ID,

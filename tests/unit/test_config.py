@@ -4,10 +4,18 @@ import dataclasses
 
 import pytest
 
-from clippo_core.codec import from_json, to_json
-from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
+from clippo_core.config import (
+    SIZES,
+    ClippoConfig,
+    OptimConfig,
+    RenderConfig,
+    ScheduleConfig,
+    VitConfig,
+    from_json,
+    to_json,
+    vit_config,
+)
 from clippo_core.errors import ConfigError
-from clippo_core.sizes import SIZES, vit_config
 
 
 def test_json_holds_everything_and_reads_back_equal():

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
-from pipelines.training import collectives
+from pipelines.training import parallel
 
 VIT = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, embed_dim=16)
 MODEL = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=32), text_patches="occupied")
@@ -22,7 +22,7 @@ MODEL = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=32), text_patche
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr(collectives, "is_distributed", lambda: True)
+    monkeypatch.setattr(parallel, "is_distributed", lambda: True)
     yield
     dist.destroy_process_group()
 
@@ -37,7 +37,7 @@ def test_divided_in_mid_training_a_state_goes_on_as_it_would_have(one_rank, name
     batch = PairBatch(torch.from_numpy(images), texts)
     for step in range(4):
         if step == 2:
-            divided.divide(optim, collectives.divide_weights, collectives.divided_like)
+            divided.divide(optim, parallel.divide_weights, parallel.divided_like)
             assert isinstance(divided.model.encoder.head.kernel, DTensor)
         is_divided = step >= 2
         train_step(whole, batch, optim, total_steps=9)
@@ -46,10 +46,10 @@ def test_divided_in_mid_training_a_state_goes_on_as_it_would_have(one_rank, name
             batch,
             optim,
             total_steps=9,
-            shard=collectives.this_shard(divided.model) if is_divided else None,
+            shard=parallel.this_shard(divided.model) if is_divided else None,
             memory=StepMemory(micro_batch_size=4) if is_divided else None,
         )
-    ours = divided.snapshot(whole=collectives.whole_tensor)
+    ours = divided.snapshot(whole=parallel.whole_tensor)
     theirs = whole.snapshot()
     assert {n: t.shape for n, t in ours.saved.tensors.items()} == {
         n: t.shape for n, t in theirs.saved.tensors.items()

@@ -25,12 +25,11 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
-from clippo_core.errors import CheckpointError, ConfigError
+from clippo_core.errors import CheckpointError, ConfigError, Rejected
 from clippo_core.evaluation.few_shot import pooled_features
 from clippo_core.evaluation.vqa import vqa_accuracies
 from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
-from clippo_core.rejected import Rejected
 from clippo_core.rendering.pairs import join_pairs
 from clippo_core.training.fine_tuning import (
     LabelledBatch,
@@ -41,8 +40,8 @@ from clippo_core.training.fine_tuning import (
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import Shard
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
-from pipelines.ingest.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
-from pipelines.ingest.manifest import RawSample
+from pipelines.datasets.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
+from pipelines.datasets.manifest import RawSample
 
 CONFIG = ClippoConfig(
     vit=VitConfig(width=16, depth=1, mlp_dim=32, num_heads=2, patch_size_px=16, embed_dim=8),

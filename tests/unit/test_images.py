@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clippo_core.config import ImageConfig
+from clippo_core.errors import Rejected
 from clippo_core.images import decode_image, fit_image
-from clippo_core.rejected import Rejected
 from tests.benchmarks.photographs import encode, rough
 
 CONFIG = ImageConfig()

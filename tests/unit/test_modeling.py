@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
+from clippo_core.config import SIZES, ClippoConfig, RenderConfig, VitConfig, vit_config
 from clippo_core.errors import ConfigError, RenderError
-from clippo_core.modeling import SIZES, Clippo, vit_config, without_values
+from clippo_core.modeling import Clippo, without_values
 from clippo_core.modeling.layers import (
     MAX_EXPLICIT_TOKENS,
     AttentionPooling,

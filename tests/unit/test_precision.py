@@ -9,9 +9,9 @@ import torch
 
 from clippo_core.training import precision
 from clippo_core.training.precision import common_precision, find_precision, has_bfloat16
-from pipelines.presets import demo
-from pipelines.resolve import expected_precision
-from pipelines.schema import RunConfig, ScalingConfig
+from pipelines.config.presets import demo
+from pipelines.config.resolution import expected_precision
+from pipelines.config.settings import RunConfig, ScalingConfig
 
 CPU = torch.device("cpu")
 

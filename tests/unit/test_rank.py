@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.presets import demo
-from pipelines.training.worker import Rank
+from pipelines.config.presets import demo
+from pipelines.training.rank import Rank
 
 
 def test_a_batch_of_a_step_that_is_not_the_states_ends_the_attempt():

@@ -13,8 +13,8 @@ from ray.train import ControllerError
 
 from clippo_core.errors import ConfigError, StorageError
 from pipelines.training import rank_group
-from pipelines.training.driver import _outcome_of
 from pipelines.training.rank_group import RankGroup
+from pipelines.training.run import _outcome_of
 
 
 def test_the_controllers_side_does_without_torch():

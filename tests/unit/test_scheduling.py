@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.data._internal.execution import streaming_executor_state
 
-from pipelines.ingest import scheduling
-from pipelines.ingest.scheduling import FETCH_S, REST_S, WAIT_S, WaitForAnyTask
+from pipelines.stream import scheduling
+from pipelines.stream.scheduling import FETCH_S, REST_S, WAIT_S, WaitForAnyTask
 
 
 class Task(scheduling.DataOpTask):

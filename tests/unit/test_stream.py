@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.ingest.stream import begun
+from pipelines.stream.stream import begun
 
 
 def test_a_begun_stream_is_asked_for_one_batch_before_anybody_takes_it():

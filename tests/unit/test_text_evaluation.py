@@ -7,7 +7,7 @@ import pytest
 
 from clippo_core.config import RenderConfig
 from clippo_core.errors import ConfigError, SampleError
-from clippo_core.evaluation.glue import (
+from clippo_core.evaluation.glue_metrics import (
     GLUE_TASKS,
     accuracy,
     f1,

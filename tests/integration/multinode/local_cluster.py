@@ -17,8 +17,8 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
-from pipelines.checkpoints import whole_checkpoints
-from pipelines.storage import Location
+from pipelines.runtime.run_checkpoints import whole_checkpoints
+from pipelines.runtime.storage import Location
 
 ROOT = Path(__file__).parents[3]
 #: A dead node is noticed within 2 s, not within 15; one that is only slow is given time.

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from clippo_core.codec import to_json
-from pipelines.resolve import resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location
+from clippo_core.config import to_json
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import RunConfig
+from pipelines.runtime.storage import Location
 from tests.integration.multinode.local_cluster import Follower, LocalCluster, samples_per_step
 
 pytestmark = [

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from clippo_core.errors import SampleError
-from pipelines.ingest.prepare.registry import fashion_mnist
-from pipelines.ingest.prepare.registry.packages import unpack_debian_package
-from pipelines.ingest.sources import open_source
-from pipelines.storage import Location
+from pipelines.datasets.prepare.registry import fashion_mnist
+from pipelines.datasets.prepare.registry.packages import unpack_debian_package
+from pipelines.datasets.sources import open_source
+from pipelines.runtime.storage import Location
 
 pytestmark = pytest.mark.data
 

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.ingest.manifest import REJECTS_FILE, RawSample
-from pipelines.ingest.prepare.public.cifar import prepare_cifar
-from pipelines.ingest.prepare.public.coco import prepare_coco
-from pipelines.ingest.prepare.public.flickr30k import prepare_flickr30k
-from pipelines.ingest.prepare.public.glue import prepare_glue
-from pipelines.ingest.prepare.public.imagenet import prepare_class_folders, prepare_imagenet
-from pipelines.ingest.prepare.public.vqav2 import prepare_vqav2
-from pipelines.ingest.prepare.public.xm3600 import prepare_xm3600
-from pipelines.ingest.sources import Source, open_source
-from pipelines.storage import Location
+from pipelines.datasets.manifest import REJECTS_FILE, RawSample
+from pipelines.datasets.prepare.public.cifar import prepare_cifar
+from pipelines.datasets.prepare.public.coco import prepare_coco
+from pipelines.datasets.prepare.public.flickr30k import prepare_flickr30k
+from pipelines.datasets.prepare.public.glue import prepare_glue
+from pipelines.datasets.prepare.public.imagenet import prepare_class_folders, prepare_imagenet
+from pipelines.datasets.prepare.public.vqav2 import prepare_vqav2
+from pipelines.datasets.prepare.public.xm3600 import prepare_xm3600
+from pipelines.datasets.sources import Source, open_source
+from pipelines.runtime.storage import Location
 
 
 @pytest.fixture(params=["local", "bucket"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pipelines.cli.prepare import DATASETS
-from pipelines.ingest.prepare import registry
-from pipelines.ingest.prepare.registry import REGISTRY, prepare_missing
-from pipelines.ingest.sources import data_cache
-from pipelines.presets import PRESETS
-from pipelines.storage import Location
+from pipelines.config.presets import PRESETS
+from pipelines.datasets.prepare import registry
+from pipelines.datasets.prepare.registry import REGISTRY, prepare_missing
+from pipelines.datasets.sources import data_cache
+from pipelines.runtime.storage import Location
 from tests.integration.colours import colour_samples, write_samples
 
 
@@ -36,7 +36,7 @@ def test_only_what_the_registry_knows_and_the_cache_lacks_is_prepared(monkeypatc
 def test_every_set_has_its_function(name: str):
     import importlib
 
-    module = importlib.import_module(f"pipelines.ingest.prepare.registry.{name}")
+    module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
     assert callable(getattr(module, f"prepare_{name}"))
     assert name in DATASETS
 

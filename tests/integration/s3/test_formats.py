@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.ingest.manifest import REJECTS_FILE, read_manifest
-from pipelines.ingest.prepare.index import IndexColumns, prepare_index
-from pipelines.ingest.prepare.pictures import prepare_csv, prepare_folder
-from pipelines.ingest.prepare.texts import prepare_parallel, prepare_texts
-from pipelines.ingest.sources import Source, open_source
-from pipelines.storage import Location
+from pipelines.datasets.manifest import REJECTS_FILE, read_manifest
+from pipelines.datasets.prepare.index import IndexColumns, prepare_index
+from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder
+from pipelines.datasets.prepare.texts import prepare_parallel, prepare_texts
+from pipelines.datasets.sources import Source, open_source
+from pipelines.runtime.storage import Location
 from tests.integration.colours import COLOURS, encoded_picture
 
 PICTURES = [encoded_picture(colour, n) for n, colour in enumerate(COLOURS.values())]

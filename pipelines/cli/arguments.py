@@ -1,0 +1,53 @@
+"""Run configs from the command line: a preset or a .json of an earlier run, then overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from clippo_core.config import from_json
+from clippo_core.errors import ConfigError
+from pipelines.config.presets import PRESETS, find_preset
+from pipelines.config.settings import RunConfig
+
+T = TypeVar("T")
+
+
+def load_base(name: str) -> RunConfig:
+    """The config that overrides start from: a preset's, or that of a .json file.
+
+    Raises:
+        ConfigError: if there is no such preset or file.
+    """
+    if not name.endswith(".json"):
+        return find_preset(name)
+    try:
+        text = Path(name).read_text()
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read: {error}") from None
+    return from_json(RunConfig, text, where=name)
+
+
+def take_first(argv: Sequence[str], *, command: str, what: str) -> tuple[str, list[str]]:
+    """The first argument, which says what a command works on, and the rest.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(
+            f"{command} takes {what} first: python -m pipelines {command} …\n"
+            f"presets: {', '.join(PRESETS)}"
+        )
+    return argv[0], list(argv[1:])
+
+
+def parse(kind: type[T], argv: Sequence[str], *, command: str, default: Any = None) -> T:
+    """Parse arguments into a dataclass; usage errors exit with code 2, as tyro words them."""
+    prog = f"python -m pipelines {command}"
+    if default is None:
+        return tyro.cli(kind, args=list(argv), prog=prog)
+    return tyro.cli(kind, args=list(argv), prog=prog, default=default)

@@ -1,0 +1,40 @@
+"""What commands print of a run: before it, with `--dry-run`, and at its end."""
+
+from __future__ import annotations
+
+from pipelines.config.resolution import ResolvedRun, derive, validate
+from pipelines.reporting.stored import file_name, result_lines
+from pipelines.training.run import RunSummary
+
+
+def print_summary(summary: RunSummary) -> None:
+    """Evaluations of the last checkpoint, the way to the dashboard, and the checkpoint."""
+    for report in summary.evaluations:
+        if report.checkpoint == summary.checkpoint.uri and report.status == "ok":
+            print("\n".join(result_lines(report)))
+            folder = summary.run / "evaluations" / summary.checkpoint.name
+            for name in report.pictures:
+                print(f"picture: {(folder / f'{file_name(report)}-{name}.png').uri}")
+    if summary.bottleneck:
+        print(f"limited by {summary.bottleneck}")
+    tracked = summary.tracked
+    if tracked.uri.startswith("http"):
+        print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")
+    else:
+        print("dashboard: .venv/bin/python -m mlflow server --port 5000 \\")
+        print(f"  --backend-store-uri {tracked.uri}")
+        print(f"  then http://127.0.0.1:5000/#/experiments/{tracked.experiment_id}")
+    print(summary.checkpoint.uri)
+
+
+def print_plan(resolved: ResolvedRun) -> None:
+    """Validate config and data, and print what follows from them.
+
+    Raises:
+        ClippoError: if the run could not be made.
+    """
+    rejected = validate(resolved)
+    for key, value in derive(resolved).items():
+        print(f"{key}: {value}")
+    print(f"rejected among the first samples: {rejected}")
+    print(f"would train in {resolved.run.uri}")

@@ -1,0 +1,1 @@
+"""What a run is: its settings, the presets, and what follows from them."""

@@ -1,0 +1,401 @@
+"""From a `RunConfig` to everything that follows from it, checked before any machine is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from clippo_core import modeling
+from clippo_core.checkpoints import load_checkpoint, read_classifier
+from clippo_core.checkpoints.native import FONT_FILE, VOCABULARY_FILE
+from clippo_core.config import (
+    ClassifierConfig,
+    ClippoConfig,
+    Precision,
+    RenderConfig,
+    TextInput,
+    from_json,
+    to_dict,
+)
+from clippo_core.errors import CheckpointError, ConfigError, Rejected, SampleError
+from clippo_core.modeling import make_model, without_values
+from clippo_core.modeling.flops import encoded_patches
+from clippo_core.rendering import TextRenderer
+from clippo_core.sample_plan import SamplePlan
+from clippo_core.training.fine_tuning import loss_at_chance
+from clippo_core.training.memory import training_bytes, typical_text_patches
+from clippo_core.training.precision import find_precision
+from clippo_core.training.step import StepMemory
+from pipelines.config.settings import RunConfig
+from pipelines.datasets.labels import find_labels, label_spec, require_task_kind
+from pipelines.datasets.manifest import TRAINABLE_KINDS
+from pipelines.datasets.sources import Source, locate_source, open_source
+from pipelines.evaluation.tasks import Benchmark
+from pipelines.runtime.run_checkpoints import fetched, find_checkpoint, whole_checkpoints
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import (
+    SourceReference,
+    StreamSpec,
+    Visit,
+    VocabularyReference,
+    open_renderer,
+    prepare_samples,
+)
+
+#: A run's config, in its folder.
+RUN_FILE = "run.json"
+#: Samples of each source that are looked at before a run; more than half of them must be usable.
+VALIDATED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run that could begin.
+
+    Attributes:
+        config: with the font's hash, the weights of the sources, and the run's name filled in.
+        sources: opened.
+        renderer: of the captions.
+        classifier: of fine-tuning; None: pairs.
+    """
+
+    config: RunConfig
+    sources: tuple[Source, ...]
+    renderer: TextRenderer
+    classifier: ClassifierConfig | None = None
+
+    @property
+    def run(self) -> Location:
+        """The run's folder."""
+        assert self.config.storage.run is not None
+        return Location.of(self.config.storage.root) / self.config.storage.run
+
+    @property
+    def stream(self) -> StreamSpec:
+        """What render workers are given."""
+        data, train = self.config.data, self.config.train
+        is_text = [int(source.manifest.kind != "image-text") for source in self.sources]
+        plan = SamplePlan(
+            seed=train.seed,
+            batch_size=train.global_batch_size,
+            num_rows=tuple(source.num_rows for source in self.sources),
+            weights=data.weights,
+            run_length=data.run_length,
+            groups=tuple(is_text),
+        )
+        references = tuple(
+            SourceReference(s.folder.uri, s.manifest.digest, s.manifest.kind) for s in self.sources
+        )
+        model = self.config.model
+        vocabulary = None
+        if model.reads_tokens and model.vocabulary_sha256 is not None:
+            place = self.run / VOCABULARY_FILE
+            vocabulary = VocabularyReference(place.uri, model.vocabulary_sha256, model.max_tokens)
+        labels = None if self.classifier is None else label_spec(self.classifier)
+        render, font = self.renderer.config, model.render.font
+        return StreamSpec(
+            plan, references, render, model.image, font, vocabulary=vocabulary, labels=labels
+        )
+
+    @property
+    def benchmarks(self) -> list[Benchmark]:
+        """What every checkpoint is evaluated on."""
+        return [Benchmark.parse(text) for text in self.config.evaluation.tasks]
+
+
+def resolve(config: RunConfig) -> ResolvedRun:
+    """Open the data sets, load the font, fill in what was left to be derived.
+
+    Raises:
+        ConfigError: if settings contradict each other.
+        SampleError: if a data set is not there.
+    """
+    if not config.data.sources:
+        raise ConfigError(
+            "data.sources is empty; name prepared data sets (--data.sources FOLDER …), and make "
+            "them with python -m pipelines prepare"
+        )
+    for text in config.evaluation.tasks:
+        Benchmark.parse(text)
+    sources, weights = _weighted_sources(config)
+    renderer = open_renderer(config.model.render, config.model.render.font)
+    run = config.storage.run or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    root = Location.of(config.storage.root)
+    # The run keeps a font of its own, since the file may be on this machine alone.
+    own_font = None if renderer.font.is_bundled else (root / run / FONT_FILE).uri
+    render = dataclasses.replace(renderer.config, font=own_font)
+    model = dataclasses.replace(config.model, render=render)
+    uris = tuple(source.folder.uri for source in sources)
+    resolved = dataclasses.replace(
+        config,
+        model=model,
+        # The weights say it all now; a run that is resumed divides nothing again.
+        data=dataclasses.replace(config.data, sources=uris, weights=weights, text_share=None),
+        storage=dataclasses.replace(config.storage, run=run, root=root.uri),
+        tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
+    )
+    classifier = None
+    if config.finetune.task is not None:
+        classifier = find_labels(config.finetune.task, sources, config.finetune.hidden_dim)
+    return ResolvedRun(resolved, sources, renderer, classifier)
+
+
+def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[float, ...]]:
+    """The sources that take part, and the share of each in a batch.
+
+    Raises:
+        ConfigError: if a set is not to be trained on, or there is none for a share.
+    """
+    data = config.data
+    sources = [open_source(locate_source(name).uri) for name in data.sources]
+    for source in sources:
+        manifest, task = source.manifest, config.finetune.task
+        if task is not None:
+            require_task_kind(source, task)
+        if manifest.evaluation_only or (task is None and manifest.kind not in TRAINABLE_KINDS):
+            raise ConfigError(
+                f"{source.name} ({manifest.kind}) is for evaluation only; take it out of "
+                "data.sources, and name it in evaluation.tasks"
+            )
+    weights = list(data.weights or (float(source.num_rows) for source in sources))
+    if data.text_share is None:
+        return tuple(sources), tuple(weights)
+    is_text = [source.manifest.kind != "image-text" for source in sources]
+    wanted = {True: data.text_share, False: 1 - data.text_share}
+    for text, share in wanted.items():
+        if share and text not in is_text:
+            raise ConfigError(
+                f"data.text_share={data.text_share} asks for {'texts' if text else 'pictures'}, "
+                f"but data.sources has none: {[f'{s.name} ({s.manifest.kind})' for s in sources]}"
+            )
+    totals = {
+        text: sum(w for w, t in zip(weights, is_text, strict=True) if t is text) for text in wanted
+    }
+    shares = [wanted[t] * w / totals[t] for w, t in zip(weights, is_text, strict=True)]
+    taken = [number for number, share in enumerate(shares) if share]
+    return tuple(sources[n] for n in taken), tuple(shares[n] for n in taken)
+
+
+def read_run_config(run: Location) -> RunConfig:
+    """The config that a run was started with.
+
+    Raises:
+        ConfigError: if the folder is no run.
+    """
+    try:
+        content = (run / RUN_FILE).read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{run.uri} is no run: it has no {RUN_FILE}; expected a folder that train made"
+        ) from None
+    return from_json(RunConfig, content, where=f"{run.uri}/{RUN_FILE}")
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """Where MLflow keeps the run: as configured, as in the environment, or beside the runs."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    root = Location.of(config.storage.root)
+    return f"sqlite:///{root.uri if root.is_local else Location.of('runs').uri}/mlflow.db"
+
+
+def validate(resolved: ResolvedRun) -> dict[str, int]:
+    """Find what would fail in mid-run: unusable data, or weights that do not fit.
+
+    Returns:
+        How many of the first samples were rejected, per source.
+
+    Raises:
+        SampleError: if more than half of a source's first samples cannot be used.
+        CheckpointError: if `train.init_from` is missing, or of another architecture.
+    """
+    init_from, wanted = resolved.config.train.init_from, architecture(resolved.config.model)
+    if init_from is not None:
+        with fetched(find_checkpoint(init_from)) as path:
+            found = architecture(load_checkpoint(path).config)
+        if found != wanted:
+            raise CheckpointError(
+                f"train.init_from={init_from} is another architecture:\n  {found}\n  {wanted}"
+            )
+    check_labels(resolved)
+    return validate_samples(resolved)
+
+
+def architecture(config: ClippoConfig) -> tuple[Any, ...]:
+    """The settings that weights must agree with; positions of patches are resized."""
+    tokens = (config.vocabulary_size, config.max_tokens) if config.reads_tokens else ()
+    return (config.vit, config.text_input, *tokens)
+
+
+def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
+    """Decode and render the first samples of every source, before a trainer is started.
+
+    Returns:
+        How many of them were rejected, per source.
+
+    Raises:
+        SampleError: if more than half of a source's cannot be used.
+    """
+    spec, rejected = resolved.stream, {}
+    for source in resolved.sources:
+        samples = source.read(range(min(VALIDATED_SAMPLES, source.num_rows)))
+        kind = source.manifest.kind
+        number = resolved.sources.index(source)
+        visits = [Visit(sample, kind, 0, number) for sample in samples]
+        outcomes = prepare_samples(spec, resolved.renderer, visits)
+        paired = zip(samples, outcomes, strict=True)
+        bad = [(sample.key, o) for sample, o in paired if isinstance(o, Rejected)]
+        if 2 * len(bad) > len(samples):
+            reasons = "; ".join(f"{key}: {o.reason} ({o.detail})" for key, o in bad[:3])
+            raise SampleError(
+                f"{source.folder.uri}: {len(bad)} of the first {len(samples)} samples cannot be "
+                f"used: {reasons}"
+            )
+        rejected[source.name] = len(bad)
+    return rejected
+
+
+def derive(resolved: ResolvedRun) -> dict[str, Any]:
+    """The numbers that follow from a run's config, for `show` and for MLflow."""
+    config, rows = resolved.config, [source.num_rows for source in resolved.sources]
+    samples = config.train.steps * config.train.global_batch_size
+    drawn = resolved.stream.plan.rows_drawn(config.train.steps)
+    passes = [round(d / r, 2) for d, r in zip(drawn, rows, strict=True)]
+    return {
+        "parameters": count_parameters(config.model),
+        "batch_size_per_rank": config.batch_size_per_rank,
+        "samples_total": samples,
+        "rows_per_source": dict(zip((s.name for s in resolved.sources), rows, strict=True)),
+        "passes_per_source": dict(zip((s.name for s in resolved.sources), passes, strict=True)),
+        "patches_per_canvas": config.model.grid_size**2,
+        "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
+        "precision": expected_precision(config),
+        "memory_estimate_bytes_per_rank": estimate_memory(config, mean_text_patches(resolved)),
+        "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
+    }
+
+
+def chance_of(classifier: ClassifierConfig | None, config: RunConfig) -> float:
+    """The loss of a model that knows nothing."""
+    return (
+        math.log(config.train.global_batch_size)
+        if classifier is None
+        else loss_at_chance(classifier)
+    )
+
+
+def check_labels(resolved: ResolvedRun) -> None:
+    """Make sure that a run that goes on still has the labels that its checkpoints were made with.
+
+    Raises:
+        ConfigError: naming what changed.
+    """
+    whole = whole_checkpoints(resolved.run)
+    if resolved.classifier is None or not whole:
+        return
+    with fetched(whole[-1][1]) as path:
+        stored = read_classifier(path)
+    if stored != resolved.classifier:
+        before, after = (found.labels if found else () for found in (stored, resolved.classifier))
+        gone, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
+        raise ConfigError(
+            f"{resolved.run.uri} was trained with {len(before)} labels, and its data has "
+            f"{len(after)} now (gone: {gone[:5]}, new: {new[:5]}), or they have another order, or "
+            "scores another mean; put the old data back, or start a new run with finetune"
+        )
+
+
+def count_parameters(config: ClippoConfig) -> int:
+    """Parameters of the model, without spending memory on them."""
+    # They do not depend on the font, whose file may be elsewhere.
+    render = RenderConfig(image_size_px=config.render.image_size_px)
+    with without_values():
+        return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
+
+
+def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:
+    """Parameters of CLIPPO and of the baselines of the same size."""
+    names: dict[str, TextInput] = {
+        "CLIPPO": "pixels",
+        "1T-CLIP": "tokens_one_tower",
+        "CLIP*": "tokens_two_towers",
+    }
+    return {
+        name: count_parameters(dataclasses.replace(config, text_input=text_input))
+        for name, text_input in names.items()
+    }
+
+
+def expected_precision(config: RunConfig) -> Precision:
+    """That of the matrix products, if ranks have this machine's CPU; or GPUs, with bfloat16."""
+    setting = config.train.precision
+    if setting == "auto" and config.scaling.use_gpu:
+        return "bfloat16"
+    return find_precision(setting, torch.device("cpu"))
+
+
+def mean_text_patches(resolved: ResolvedRun) -> int:
+    """Patches, or tokens, that are encoded of a caption: of each source's first, by its weight.
+
+    As of one of 50 characters where a source has no captions, such as questions.
+
+    Raises:
+        SampleError: if a shard is missing or not what the manifest says.
+    """
+    model, means = resolved.config.model, list[float]()
+    for source in resolved.sources:
+        samples = source.read_texts(range(min(VALIDATED_SAMPLES, source.num_rows)))
+        texts = [text for sample in samples for text in sample.captions or () if text]
+        if model.reads_tokens or not texts:
+            return typical_text_patches(model)
+        rasters = resolved.renderer.render_batch(texts)
+        means.append(float(encoded_patches(model, rasters).mean()))
+    return round(float(np.average(means, weights=resolved.config.data.weights)))
+
+
+def estimate_memory(config: RunConfig, text_patches: int | None = None) -> int:
+    """Bytes that a rank needs at the peak of a step.
+
+    tests/unit/test_memory.py holds it against a measured peak.
+
+    Args:
+        config: the run's.
+        text_patches: patches, or tokens, that are encoded of a caption; None: as of one of 50
+            characters.
+    """
+    train, model = config.train, config.model
+    divisor = config.scaling.num_ranks if config.scaling.shard_weights else 1
+    kept = (1 - train.image_patch_drop) if not train.unmasked_steps else 1
+    return training_bytes(
+        model,
+        config.optim,
+        num_parameters=count_parameters(model) // divisor,
+        pairs=config.batch_size_per_rank,
+        columns=train.global_batch_size,
+        precision=expected_precision(config),
+        memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
+        image_patches=max(round(kept * model.grid_size**2), 1),
+        text_patches=typical_text_patches(model) if text_patches is None else text_patches,
+        recomputes_activations=train.activation_checkpointing,
+        is_on_gpu=config.scaling.use_gpu,
+    )
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """The settings by their dotted names, as on the command line and in MLflow's params."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        parts = [walk(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()]
+        return {name: leaf for part in parts for name, leaf in part.items()}
+
+    return walk("", to_dict(config))

@@ -1,0 +1,1 @@
+"""Data sets: their manifests, reading any rows of them, and making them (`prepare`)."""

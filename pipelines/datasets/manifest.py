@@ -1,0 +1,393 @@
+"""A data set: a manifest.json that says what it is, and a shards.parquet that says where.
+
+The samples themselves are rows of Parquet files, own ones (`ShardWriter`) or anybody's: `Columns`
+says which column is what. A picture is either in its row, or the row says where it lies: a file, or
+a part of one such as a member of a tar. So one reader (`sources`) serves every format, and any
+sample can be named by its row without scanning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clippo_core.config import Config, from_json, to_json
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.runtime.storage import Location
+
+MANIFEST_FILE = "manifest.json"
+SHARDS_FILE = "shards.parquet"
+REJECTS_FILE = "rejects.jsonl"
+FORMAT_VERSION = 2
+
+#: What a sample is, and how a pair is made of it.
+SampleKind = Literal[
+    "image-text",  # a picture and its captions, one of which is drawn
+    "next-sentence",  # a text cut into sentences (`captions`); two in succession are drawn
+    "parallel-texts",  # texts that say the same (`captions`), of which two are drawn
+    "labelled-text",  # one text or several, with a class or a score: for evaluation
+    "image-question",  # a picture, a question, and its answers (`captions`): for evaluation
+]
+TRAINABLE_KINDS: tuple[SampleKind, ...] = ("image-text", "next-sentence", "parallel-texts")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("image", pa.binary()),
+        pa.field("image_path", pa.string()),
+        pa.field("image_offset", pa.int64()),
+        pa.field("image_size", pa.int64()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("languages", pa.list_(pa.string())),
+        pa.field("question", pa.string()),
+        pa.field("class_id", pa.int32()),
+        pa.field("score", pa.float32()),
+    ]
+)
+_SHARDS_SCHEMA = pa.schema(
+    [("path", pa.string()), ("num_rows", pa.int64()), ("version", pa.string())]
+)
+#: A shard is written out when it has gathered so much, however few rows that is.
+_MAX_SHARD_BYTES = 256 * 2**20
+
+
+class ImageReference(NamedTuple):
+    """Where an encoded picture lies: a file, or `size` bytes from `offset` on in one."""
+
+    path: str
+    offset: int | None = None
+    size: int | None = None
+
+
+class RawSample(NamedTuple):
+    """One row of a data set, nothing decoded yet; `SampleKind` says how a pair is made of it.
+
+    Attributes:
+        key: unique in its set.
+        image: an encoded picture.
+        captions: texts.
+        class_id: index into the manifest's class names.
+        languages: of the captions, one for each (BCP 47); None where it is not known.
+        question: about the picture.
+        score: such as the similarity that people gave to two texts.
+        image_at: where the picture lies, if not in the row; `Source` brings the bytes.
+    """
+
+    key: str
+    image: bytes | None
+    captions: Sequence[str | None] | None
+    class_id: int | None = None
+    languages: Sequence[str] | None = None
+    question: str | None = None
+    score: float | None = None
+    image_at: ImageReference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Config):
+    """Which columns of the shards hold what; the names of our own shards by default."""
+
+    key: str | None = "key"
+    """Unique name; None: file and row number."""
+    image: str | None = "image"
+    """Encoded picture, or a struct with a field `bytes`."""
+    image_path: str | None = "image_path"
+    """Where the picture lies instead, relative to the manifest's `files_at`."""
+    image_offset: str | None = "image_offset"
+    """Where in that file it starts; with image_size."""
+    image_size: str | None = "image_size"
+    """Its length in bytes."""
+    captions: tuple[str, ...] = ("captions",)
+    """Each a string or a list of strings; all of them together are the captions."""
+    languages: str | None = "languages"
+    """List of the captions' languages."""
+    question: str | None = "question"
+    """A question about the picture."""
+    class_id: str | None = "class_id"
+    """Index into class_names, or one of them."""
+    score: str | None = "score"
+    """A number, such as a similarity."""
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        single = (
+            *(self.key, self.image, self.image_path, self.image_offset, self.image_size),
+            *(self.languages, self.question, self.class_id, self.score),
+        )
+        return [name for name in single if name is not None] + list(self.captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Config):
+    """What a data set holds."""
+
+    format_version: int = FORMAT_VERSION
+    """Of this file."""
+    name: str
+    """What it is called in logs and results."""
+    kind: SampleKind = "image-text"
+    """What a sample is."""
+    num_rows: int = 0
+    """Samples in all shards; filled in as the manifest is written."""
+    digest: str = ""
+    """Short digest of the content: the same shards in the same order give the same one."""
+    evaluation_only: bool = False
+    """Whether it must not be trained on."""
+    columns: Columns = field(default_factory=Columns)
+    """Of the shards."""
+    shards_at: str | None = None
+    """Folder or URI that the shards' paths are relative to; None: the manifest's own."""
+    files_at: str | None = None
+    """Folder or URI that the pictures' paths are relative to; None: the manifest's own."""
+    class_names: tuple[str, ...] = ()
+    """Name of each class_id; empty without classes."""
+    licence: str = "unknown"
+    """Of the content."""
+    origin: str = ""
+    """Where the content came from."""
+    num_rejected: int = 0
+    """Rows that prepare could not use; listed in rejects.jsonl beside this file."""
+
+
+class Shard(NamedTuple):
+    """One Parquet file.
+
+    Attributes:
+        path: relative to the manifest's `shards_at`.
+        num_rows: in it.
+        version: tells it from another file of that name: a digest, or size and modification time.
+    """
+
+    path: str
+    num_rows: int
+    version: str
+
+
+def read_manifest(folder: Location) -> Manifest:
+    """Read the manifest of a data set.
+
+    Raises:
+        SampleError: if there is none, or it is damaged or of another version.
+    """
+    try:
+        content = (folder / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError:
+        raise SampleError(
+            f"{folder.uri} is no prepared data set: it has no {MANIFEST_FILE}. Make one with one "
+            "of\n  python -m pipelines prepare fashion_mnist\n"
+            "  python -m pipelines prepare folder PATH\n  python -m pipelines prepare csv FILE\n"
+            "  python -m pipelines prepare index URI"
+        ) from None
+    where = f"{folder.uri}/{MANIFEST_FILE}"
+    if (version := _format_version(content)) not in (None, FORMAT_VERSION):
+        raise SampleError(
+            f"{where} is of format {version}; this version reads {FORMAT_VERSION}: remove the "
+            "folder and prepare the data set again"
+        )
+    try:
+        manifest = from_json(Manifest, content, where=where)
+    except ConfigError as error:
+        raise SampleError(str(error)) from None
+    if manifest.num_rows < 1:
+        raise SampleError(f"{where} says num_rows={manifest.num_rows}; expected 1 or more")
+    return manifest
+
+
+def is_prepared(folder: Location) -> bool:
+    """Whether there is a data set that this version reads."""
+    try:
+        read_manifest(folder)
+    except SampleError:
+        return False
+    return True
+
+
+def refuse_prepared(folders: Iterable[Location]) -> None:
+    """Make sure that nothing is overwritten.
+
+    Raises:
+        ConfigError: if there is a data set in one of the folders.
+    """
+    for folder in folders:
+        if is_prepared(folder):
+            raise ConfigError(
+                f"{folder.uri} is a data set already; remove it or name another --out"
+            )
+
+
+def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest) -> Manifest:
+    """Write a data set's two files, the manifest last: a half-written set has none.
+
+    Args:
+        folder: of the data set.
+        shards: in the order that rows are counted in.
+        manifest: its `num_rows` and `digest` are computed here.
+
+    Returns:
+        The manifest as written.
+    """
+    columns = dict(zip(_SHARDS_SCHEMA.names, zip(*shards, strict=True), strict=True))
+    table = pa.table({name: list(v) for name, v in columns.items()}, schema=_SHARDS_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    (folder / SHARDS_FILE).write_bytes(buffer.getvalue())
+    manifest = dataclasses.replace(
+        manifest, num_rows=sum(shard.num_rows for shard in shards), digest=digest_of(shards)
+    )
+    (folder / MANIFEST_FILE).write_bytes(to_json(manifest).encode())
+    return manifest
+
+
+def digest_of(shards: Iterable[Shard | tuple[str, int, str]]) -> str:
+    """The `Manifest.digest` of shards, given as such or as (path, num_rows, version)."""
+    content = "".join(f"{num_rows}:{version}\n" for _, num_rows, version in shards)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass
+class ShardWriter:
+    """Writes samples into shards, and the manifest last, so that a half-written set has none.
+
+    Row groups are small on purpose: a run of consecutive rows is read without much around it. Since
+    training draws runs of rows, neighbours should not be alike: `shuffle` keeps a (small) set in
+    memory and writes it in the order of its keys' digests.
+    """
+
+    folder: Location
+    name: str
+    kind: SampleKind = "image-text"
+    class_names: Sequence[str] = ()
+    licence: str = "unknown"
+    origin: str = ""
+    evaluation_only: bool = False
+    files_at: str | None = None
+    shuffle: bool = False
+    rows_per_shard: int = 8192
+    row_group_rows: int = 64
+    _held: list[RawSample] = field(default_factory=list)
+    _pending: list[RawSample] = field(default_factory=list)
+    _pending_bytes: int = 0
+    _shards: list[Shard] = field(default_factory=list)
+    _rejects: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, sample: RawSample) -> None:
+        """Take one sample."""
+        if self.shuffle:
+            self._held.append(sample)
+        else:
+            self._append(sample)
+
+    def reject(self, key: str, reason: str, detail: str = "") -> None:
+        """Note a row that cannot be used."""
+        self._rejects.append({"key": key, "reason": reason, "detail": detail})
+
+    def close(self) -> Manifest:
+        """Write what is left, the rejects, and the manifest.
+
+        Raises:
+            SampleError: if there was no sample.
+        """
+        for sample in sorted(self._held, key=lambda sample: shuffled_place(sample.key)):
+            self._append(sample)
+        if self._pending:
+            self._write_shard()
+        if not self._shards:
+            _write_rejects(self.folder, self._rejects)
+            reasons = sorted({reject["reason"] for reject in self._rejects})
+            raise SampleError(
+                f"{self.name}: not one usable sample ({len(self._rejects)} rejected: "
+                f"{', '.join(reasons) or 'none found'})"
+            )
+        return finish_data_set(
+            self.folder,
+            self._shards,
+            self._rejects,
+            Manifest(
+                name=self.name,
+                kind=self.kind,
+                evaluation_only=self.evaluation_only,
+                files_at=self.files_at,
+                class_names=tuple(self.class_names),
+                licence=self.licence,
+                origin=self.origin,
+            ),
+        )
+
+    def _append(self, sample: RawSample) -> None:
+        self._pending.append(sample)
+        self._pending_bytes += len(sample.image or b"")
+        if len(self._pending) == self.rows_per_shard or self._pending_bytes > _MAX_SHARD_BYTES:
+            self._write_shard()
+
+    def _write_shard(self) -> None:
+        if not self._shards:
+            # A set that is written over is no set until it is whole again.
+            (self.folder / MANIFEST_FILE).remove_file()
+        columns = dict(zip(SCHEMA.names, zip(*map(_row, self._pending), strict=True), strict=True))
+        table = pa.table({name: list(values) for name, values in columns.items()}, schema=SCHEMA)
+        buffer = io.BytesIO()
+        # Pictures are compressed already.
+        compression = {name: "zstd" for name in SCHEMA.names if name != "image"}
+        pq.write_table(
+            table,
+            buffer,
+            row_group_size=self.row_group_rows,
+            use_dictionary=["captions.list.element", "languages.list.element", "image_path"],  # pyright: ignore[reportArgumentType]
+            compression=compression | {"image": "none"},  # pyright: ignore[reportArgumentType]
+        )
+        path = f"shard-{len(self._shards):05d}.parquet"
+        (self.folder / path).write_bytes(buffer.getvalue())
+        version = hashlib.sha256(buffer.getvalue()).hexdigest()
+        self._shards.append(Shard(path, len(self._pending), version))
+        self._pending.clear()
+        self._pending_bytes = 0
+
+
+def finish_data_set(
+    folder: Location,
+    shards: Sequence[Shard],
+    rejects: Sequence[dict[str, str]],
+    manifest: Manifest,
+) -> Manifest:
+    """Write the list of rejects, where there are any, and the manifest; see `write_manifest`."""
+    _write_rejects(folder, rejects)
+    return write_manifest(folder, shards, dataclasses.replace(manifest, num_rejected=len(rejects)))
+
+
+def shuffled_place(key: str) -> bytes:
+    """Where a sample stands in a shuffled set; the same wherever and whenever it is written."""
+    return hashlib.sha256(f"order of {key}".encode()).digest()
+
+
+def _write_rejects(folder: Location, rejects: Sequence[dict[str, str]]) -> None:
+    place = folder / REJECTS_FILE
+    place.remove_file()
+    if rejects:
+        lines = [f"{json.dumps(reject, ensure_ascii=False)}\n" for reject in rejects]
+        place.write_bytes("".join(lines).encode())
+
+
+def _row(sample: RawSample) -> tuple[object, ...]:
+    """A sample's values in the order of `SCHEMA`."""
+    return (
+        *(sample.key, sample.image, *(sample.image_at or (None, None, None))),
+        *(sample.captions, sample.languages, sample.question, sample.class_id, sample.score),
+    )
+
+
+def _format_version(content: bytes) -> object:
+    """What a manifest says of its format; None where it is no JSON object."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    return found.get("format_version") if isinstance(found, dict) else None

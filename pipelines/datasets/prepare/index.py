@@ -1,0 +1,210 @@
+"""Data where it lies: an index is written, the data itself is neither moved nor copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clippo_core.errors import SampleError
+from pipelines.datasets.files import CONCURRENT_REQUESTS, for_each
+from pipelines.datasets.manifest import Columns, Manifest, Shard, refuse_prepared, write_manifest
+from pipelines.datasets.prepare.pictures import (
+    PICTURE_SUFFIXES,
+    TABLE_SUFFIXES,
+    prepare_csv,
+    prepare_folder,
+)
+from pipelines.datasets.prepare.webdataset import index_webdataset
+from pipelines.runtime.storage import Location, storage_errors
+
+_IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+_PATH_NAMES = ("image_path", "path", "file", "file_name", "filename", "image_file", "image")
+_CAPTION_NAMES = ("captions", "caption", "text", "TEXT", "title", "alt_text")
+_KEY_NAMES = ("key", "id", "image_id", "uid", "sample_id", "SAMPLE_ID")
+
+
+@dataclass(frozen=True)
+class IndexColumns:
+    """Which columns or fields hold what, where their names do not tell."""
+
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+    key: str | None = None
+    class_name: str | None = None
+
+
+def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> list[Location]:
+    """Write the manifest of data in any of the known formats; its format is told by its files.
+
+    WebDataset tars, Parquet files with pictures or paths of pictures, a table (CSV, TSV, JSONL) of
+    paths and captions, or a folder of pictures with captions beside them or in class folders.
+
+    Args:
+        place: a folder or a file, on a disk or in a bucket.
+        out: where the data set goes.
+        columns: names of columns (Parquet, tables) or JSON fields (WebDataset).
+
+    Raises:
+        ConfigError: if there is a data set in `out` already.
+        SampleError: if nothing that is known is there, or columns are missing.
+    """
+    refuse_prepared([out])
+    base, paths = list_files(place)
+    tars = [path for path in paths if path.endswith(".tar")]
+    parquets = [path for path in paths if path.endswith(".parquet")]
+    if tars:
+        return index_webdataset(base, tars, out, caption_fields=columns.captions)
+    if parquets:
+        return index_parquet(base, parquets, out, columns=columns)
+    if len(paths) == 1 and place.suffix in TABLE_SUFFIXES:
+        return prepare_csv(
+            place,
+            out,
+            image_column=columns.image or "image",
+            caption_columns=columns.captions or ("caption",),
+            class_column=columns.class_name,
+            copy=False,
+        )
+    if any(f".{path.rpartition('.')[2].lower()}" in PICTURE_SUFFIXES for path in paths):
+        return prepare_folder(place, out, copy=False)
+    raise SampleError(
+        f"{place.uri} holds {len(paths)} files, none of them a .tar, a .parquet, a .csv, .tsv or "
+        ".jsonl table, or a picture; for texts: python -m pipelines prepare texts"
+    )
+
+
+def list_files(place: Location) -> tuple[Location, list[str]]:
+    """A folder, and the sorted paths of all files in it; of a file: its folder and its name.
+
+    Raises:
+        SampleError: if there is nothing.
+    """
+    paths = place.files()
+    if paths:
+        return place, paths
+    if not place.exists():
+        raise SampleError(f"{place.uri} does not exist, or is empty")
+    return place.parent, [place.name]
+
+
+def index_parquet(
+    base: Location, paths: Sequence[str], out: Location, *, columns: IndexColumns
+) -> list[Location]:
+    """Write the manifest of Parquet files as they are; only their footers are read.
+
+    Args:
+        base: folder that holds them, and the pictures if they hold paths.
+        paths: of the files, relative to it.
+        out: where the data set goes.
+        columns: names, where they do not tell what they are.
+
+    Raises:
+        SampleError: if files differ in their columns, or lack some.
+    """
+    threads = 1 if base.is_local else CONCURRENT_REQUESTS
+    footers = for_each(lambda path: _footer(base, path), paths, threads=threads)
+    schema = footers[0][1]
+    found = _columns(schema, columns, where=base.inside(paths[0]).uri)
+    for (_, other), path in zip(footers, paths, strict=True):
+        if missing := [name for name in found.names if name not in other.names]:
+            raise SampleError(
+                f"{base.inside(path).uri} has no column {missing[0]!r}, which {paths[0]} has"
+            )
+    names: tuple[str, ...] = ()
+    if found.class_id is not None:
+        labels = for_each(lambda p: _labels(base, p, found.class_id), paths, threads=threads)
+        names = _class_names(set().union(*labels))
+    write_manifest(
+        out,
+        [shard for shard, _ in footers if shard.num_rows],
+        Manifest(
+            name=base.name,
+            columns=found,
+            shards_at=base.uri,
+            files_at=base.uri,
+            class_names=names,
+            origin=base.uri,
+        ),
+    )
+    return [out]
+
+
+def _footer(base: Location, path: str) -> tuple[Shard, pa.Schema]:
+    place = base.inside(path)
+    fs, file = place.open_fs()
+    with storage_errors(place):
+        info = fs.info(file)
+        try:
+            with fs.open(file, "rb", cache_type="none") as stream:
+                parquet = pq.ParquetFile(stream)
+                rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
+        except pa.ArrowException as error:
+            raise SampleError(f"{place.uri} is no Parquet file: {error}") from None
+    version = f"{info['size']}-{info.get('ETag') or info.get('mtime', '')}"
+    return Shard(path, rows, version), schema
+
+
+def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
+    """Which column is what: as told, else by the usual names and their types."""
+    kinds = {field.name: field.type for field in schema}
+    asked = [given.image, given.key, given.class_name, *given.captions]
+    if absent := [name for name in asked if name is not None and name not in kinds]:
+        raise SampleError(f"{where} has no column {absent[0]!r}; it has {schema.names}")
+
+    def first(names: Sequence[str], fits: object = None) -> str | None:
+        return next(
+            (n for n in names if n in kinds and (not callable(fits) or fits(kinds[n]))), None
+        )
+
+    image = first([given.image] if given.image else _IMAGE_NAMES, _holds_bytes)
+    path = None if image else first([given.image] if given.image else _PATH_NAMES, _holds_text)
+    caption = first(_CAPTION_NAMES, _holds_text)
+    captions = given.captions or ((caption,) if caption else ())
+    if not captions or not (image or path):
+        raise SampleError(
+            f"{where} has the columns {schema.names}; which of them are the picture and the "
+            "captions? Name them with --image-column and --caption-columns"
+        )
+    return Columns(
+        key=given.key or first(_KEY_NAMES),
+        image=image,
+        image_path=path,
+        image_offset=None,
+        image_size=None,
+        captions=captions,
+        languages=None,
+        question=None,
+        class_id=given.class_name,
+        score=None,
+    )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _labels(base: Location, path: str, column: str | None) -> set[int | str]:
+    place = base.inside(path)
+    fs, file = place.open_fs()
+    with storage_errors(place), fs.open(file, "rb", cache_type="none") as stream:
+        table = pq.read_table(stream, columns=[column])
+    return {label for label in table.column(0).unique().to_pylist() if label is not None}
+
+
+def _class_names(labels: set[int | str]) -> tuple[str, ...]:
+    """Names as they are; numbers up to the largest by their digits."""
+    numbers = [label for label in labels if isinstance(label, int)]
+    if numbers:
+        return tuple(str(number) for number in range(max(numbers) + 1))
+    return tuple(sorted(str(label) for label in labels))

@@ -1,0 +1,217 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): 60,000 pictures of 32x32 px in their binary version.
+
+    SOURCE/cifar-10-batches-bin/{data_batch_1..5,test_batch}.bin, batches.meta.txt
+    SOURCE/cifar-100-binary/{train,test}.bin, fine_label_names.txt
+
+SOURCE may also be one of these folders, or cifar-10-binary.tar.gz or cifar-100-binary.tar.gz. The
+python version is refused, since it is made of pickles, which run whatever code is in them.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.prepare.pictures import class_captions
+from pipelines.datasets.prepare.public.published import (
+    RejectedRow,
+    Row,
+    write_rows,
+    wrong_layout,
+)
+from pipelines.runtime.storage import Location
+
+_SIDE_PX = 32
+_PICTURE_BYTES = 3 * _SIDE_PX * _SIDE_PX
+Records = UInt8[np.ndarray, "picture byte"]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One of the two sets.
+
+    Attributes:
+        label_bytes: before each picture.
+    """
+
+    name: str
+    folder: str
+    archive: str
+    batches: dict[str, tuple[str, ...]]
+    class_names: str
+    label_bytes: int
+
+    @property
+    def batch_files(self) -> list[str]:
+        """Those with pictures."""
+        return [file for files in self.batches.values() for file in files]
+
+    @property
+    def files(self) -> set[str]:
+        """All that is read."""
+        return {*self.batch_files, self.class_names}
+
+
+_LAYOUTS = (
+    _Layout(
+        "cifar10",
+        "cifar-10-batches-bin",
+        "cifar-10-binary.tar.gz",
+        {
+            "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+            "test": ("test_batch.bin",),
+        },
+        "batches.meta.txt",
+        1,
+    ),
+    _Layout(
+        "cifar100",
+        "cifar-100-binary",
+        "cifar-100-binary.tar.gz",
+        {"train": ("train.bin",), "test": ("test.bin",)},
+        "fine_label_names.txt",
+        2,
+    ),
+)
+#: What tells the python version.
+_PICKLES = {"batches.meta", "meta"} | {
+    f"{name}{suffix}"
+    for name in ("cifar-10-batches-py", "cifar-10-python", "cifar-100-python")
+    for suffix in ("", ".tar.gz")
+}
+
+
+def prepare_cifar(source: Location, out: Location) -> list[Location]:
+    """Write CIFAR-10 or CIFAR-100: `out/train` and `out/test`, which is for evaluation only.
+
+    Pictures become PNG files in the shards; CIFAR-100's classes are the hundred fine ones.
+
+    Args:
+        source: a folder or an archive of the binary version.
+        out: where the sets go.
+
+    Returns:
+        The sets' folders.
+
+    Raises:
+        ConfigError: if a set is there already.
+        SampleError: if the files are not there or not as published, or are the python version.
+    """
+    layout, read = _find(source)
+    folders = {split: out / split for split in layout.batches}
+    refuse_prepared(folders.values())
+    lines = read(layout.class_names).decode("utf-8", errors="replace").splitlines()
+    class_names = [line.strip().replace("_", " ") for line in lines if line.strip()]
+    records = {file: _records(source, file, read(file), layout) for file in layout.batch_files}
+    for split, files in layout.batches.items():
+        writer = ShardWriter(
+            folders[split],
+            name=f"{layout.name}-{split}",
+            class_names=class_names,
+            licence="not stated by its authors",
+            origin=f"{source.uri}, CIFAR (Krizhevsky, 2009)",
+            evaluation_only=split == "test",
+        )
+        write_rows(writer, _rows({file: records[file] for file in files}, class_names))
+    return list(folders.values())
+
+
+def _rows(batches: Mapping[str, Records], class_names: Sequence[str]) -> Iterator[Row]:
+    captions = [class_captions(name) for name in class_names]
+    for file, records in batches.items():
+        for number, record in enumerate(records):
+            # CIFAR-100 has two labels before a picture, of which the second is the fine one.
+            key, class_id = f"{file}:{number}", int(record[-_PICTURE_BYTES - 1])
+            if class_id >= len(class_names):
+                yield RejectedRow(key, "unknown_class", str(class_id))
+                continue
+            planes = record[-_PICTURE_BYTES:].reshape(3, _SIDE_PX, _SIDE_PX)
+            buffer = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0))).save(buffer, "PNG")
+            yield RawSample(key, buffer.getvalue(), captions[class_id], class_id)
+
+
+def _find(source: Location) -> tuple[_Layout, Callable[[str], bytes]]:
+    """Which set it is, and how its files are read by name."""
+    if source.name.endswith((".tar.gz", ".tgz")):
+        return _find_in_archive(source)
+    names = source.names()
+    if layout := _complete(names):
+        return layout, lambda file: (source / file).read_bytes()
+    inside = [
+        (lay, name) for lay in _LAYOUTS for name in (lay.folder, lay.archive) if name in names
+    ]
+    if len({layout.name for layout, _ in inside}) > 1:
+        raise SampleError(
+            f"{source.uri} holds both CIFAR-10 and CIFAR-100; name one of "
+            + " and ".join(f"{source.uri}/{name}" for _, name in inside)
+        )
+    if inside:
+        return _find(source / inside[0][1])
+    raise _not_binary(source, names)
+
+
+def _find_in_archive(source: Location) -> tuple[_Layout, Callable[[str], bytes]]:
+    """As `_find`: the archive's files are kept in memory, which is less than 200 MB."""
+    wanted = {file for layout in _LAYOUTS for file in layout.files}
+    files: dict[str, bytes] = {}
+    parts: set[str] = set()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(source.read_bytes()), mode="r:gz") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                parts.update(path.parts)
+                is_wanted = member.isfile() and path.name in wanted
+                if is_wanted and (content := archive.extractfile(member)):
+                    files[path.name] = content.read()
+    except FileNotFoundError:
+        raise wrong_layout(source.parent, source.name) from None
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise SampleError(f"{source.uri} is no whole .tar.gz archive: {error}") from None
+    if layout := _complete(files):
+        return layout, files.__getitem__
+    raise _not_binary(source, parts)
+
+
+def _complete(names: Collection[str]) -> _Layout | None:
+    """The layout of which all files are there."""
+    return next((layout for layout in _LAYOUTS if layout.files <= set(names)), None)
+
+
+def _not_binary(source: Location, names: Collection[str]) -> SampleError:
+    if pickles := sorted(_PICKLES & set(names)):
+        return SampleError(
+            f"{source.uri} holds {pickles[0]}, of the python version of CIFAR. That is made of "
+            "pickles, and nothing is unpickled here, since a pickle runs whatever code is in it: "
+            "take the binary version of the same page, "
+            + " or ".join(layout.archive for layout in _LAYOUTS)
+        )
+    for layout in _LAYOUTS:
+        if set(layout.batch_files) & set(names):
+            missing = sorted(layout.files - set(names))
+            return SampleError(f"{source.uri} lacks {', '.join(missing)} of {layout.folder}")
+    if source.name.endswith("gz"):
+        looked_for = " nor of ".join(layout.folder for layout in _LAYOUTS)
+        return SampleError(f"{source.uri} holds no files of {looked_for}: {sorted(names)[:12]}")
+    return wrong_layout(source, *(f"{lay.folder}/ or {lay.archive}" for lay in _LAYOUTS))
+
+
+def _records(source: Location, file: str, content: bytes, layout: _Layout) -> Records:
+    """The labels and pixels of each picture."""
+    size = layout.label_bytes + _PICTURE_BYTES
+    if not content or len(content) % size:
+        raise SampleError(
+            f"{file} of {source.uri} has {len(content)} bytes; expected a multiple of {size}, "
+            "which is one picture: fetch it again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(-1, size)

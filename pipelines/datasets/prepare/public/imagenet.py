@@ -1,0 +1,250 @@
+"""ImageNet-1k (arXiv:1409.0575), and other pictures in one folder for each class.
+
+    SOURCE/train/WNID/*.JPEG
+    SOURCE/val/WNID/*.JPEG, or SOURCE/val/*.JPEG with LOC_val_solution.csv or a file that has the
+        WNID of each picture, a line each, in the order of the pictures' names
+    SOURCE/LOC_synset_mapping.txt ("n01440764 tench, Tinca tinca"), or SOURCE/classes.txt ("WNID
+        NAME" a line, or names alone in the order of the WNIDs)
+
+The tree of Kaggle's archive, ILSVRC/Data/CLS-LOC/{train,val}, is known too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES, class_captions
+from pipelines.datasets.prepare.public.published import (
+    RejectedRow,
+    Row,
+    list_files,
+    read_lines,
+    write_rows,
+    wrong_layout,
+)
+from pipelines.runtime.storage import Location
+
+_LICENCE = "for non-commercial research and education only (image-net.org)"
+_KAGGLE_TREE = "ILSVRC/Data/CLS-LOC"
+_SPLITS = ("train", "val")
+_ALL_SPLITS = ("train", "val", "valid", "validation", "test")
+_SYNSETS, _CLASSES = "LOC_synset_mapping.txt", "classes.txt"
+_SOLUTION = "LOC_val_solution.csv"
+_GROUND_TRUTHS = (
+    "imagenet_2012_validation_synset_labels.txt",
+    "ILSVRC2012_validation_ground_truth.txt",
+)
+_WNID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Pictures and their classes.
+
+    Attributes:
+        class_of: class of each picture's path; None where it is not known.
+        files: the pictures that are there.
+    """
+
+    class_of: dict[str, str | None]
+    files: Set[str]
+
+
+def prepare_imagenet(source: Location, out: Location) -> list[Location]:
+    """Write ImageNet: `out/train` and `out/val`, whichever is there; `val` is for evaluation only.
+
+    A key is the picture's path. Classes are those that occur, numbered in the order of their WNIDs.
+    Where folders are not called by WNIDs, this is `prepare_class_folders`.
+
+    Args:
+        source: the folder with train/, val/ and the classes' names.
+        out: where the sets go.
+
+    Returns:
+        The sets' folders.
+
+    Raises:
+        ConfigError: if a set is there already.
+        SampleError: if the files are not there, or not as published.
+    """
+    folders = _split_folders(source)
+    labels = {split: _class_of_each(source, folder) for split, folder in folders.items()}
+    if "val" in labels and not any(labels["val"].class_of.values()):
+        labels["val"] = _ground_truth(source, folders["val"], list(labels["val"].class_of))
+    classes = _classes(labels)
+    if not any(_WNID.fullmatch(name) for name in classes):
+        return prepare_class_folders(source, out)
+    names = _class_names(source, classes)
+    origin = f"{source.uri}, ImageNet (arXiv:1409.0575)"
+    return _write(source, out, labels, names, title="imagenet", licence=_LICENCE, origin=origin)
+
+
+def prepare_class_folders(source: Location, out: Location) -> list[Location]:
+    """Write pictures that lie in one folder for each class, which is called like the class.
+
+    Where such folders lie in train/, val/, valid/, validation/ or test/, each of these becomes a
+    set, and all but `train` are for evaluation only; else all is one set, `out/all`.
+
+    Args:
+        source: the folder with the folders.
+        out: where the sets go.
+
+    Returns:
+        The sets' folders.
+
+    Raises:
+        ConfigError: if a set is there already.
+        SampleError: if there are no pictures in folders.
+    """
+    there = source.names()
+    splits = {split: split for split in _ALL_SPLITS if split in there} or {"all": ""}
+    labels = {split: _class_of_each(source, folder) for split, folder in splits.items()}
+    names = {name: name.replace("_", " ") for name in _classes(labels)}
+    if not names:
+        raise wrong_layout(source, "folders with pictures, one for each class")
+    origin = source.uri
+    return _write(source, out, labels, names, title=source.name, licence="unknown", origin=origin)
+
+
+def _write(
+    source: Location,
+    out: Location,
+    labels: Mapping[str, Labels],
+    names: Mapping[str, str],
+    *,
+    title: str,
+    licence: str,
+    origin: str,
+) -> list[Location]:
+    refuse_prepared(out / split for split in labels)
+    folders: list[Location] = []
+    for split, of_split in labels.items():
+        writer = ShardWriter(
+            out / split,
+            name=f"{title}-{split}",
+            class_names=tuple(names.values()),
+            licence=licence,
+            origin=origin,
+            evaluation_only=split not in ("train", "all"),
+            files_at=source.uri,
+            # By class otherwise, and a run of rows would be of one class; tests are read whole.
+            shuffle=split in ("train", "all"),
+        )
+        rows = _rows(of_split.class_of, names)
+        folders.append(write_rows(writer, rows, of_split.files))
+    return folders
+
+
+def _rows(labels: Mapping[str, str | None], names: Mapping[str, str]) -> Iterator[Row]:
+    class_ids = {name: number for number, name in enumerate(names)}
+    captions = {name: class_captions(names[name]) for name in names}
+    for path, name in labels.items():
+        if name is None:
+            yield RejectedRow(path, "missing_class")
+        elif name not in names:
+            yield RejectedRow(path, "unknown_class", name)
+        else:
+            at = ImageReference(path)
+            yield RawSample(path, None, captions[name], class_ids[name], image_at=at)
+
+
+def _split_folders(source: Location) -> dict[str, str]:
+    """Path of train/ and of val/, whichever are there; none where there is no sign of ImageNet."""
+    for tree in ("", f"{_KAGGLE_TREE}/"):
+        there = (source / _KAGGLE_TREE if tree else source).names()
+        if found := {split: f"{tree}{split}" for split in _SPLITS if split in there}:
+            return found
+        if any(_WNID.fullmatch(name) for name in there):
+            raise wrong_layout(source, *(f"{split}/" for split in _SPLITS))
+    return {}
+
+
+def _classes(labels: Mapping[str, Labels]) -> list[str]:
+    """The classes that occur in any of the sets, sorted."""
+    return sorted(
+        {name for of_split in labels.values() for name in of_split.class_of.values() if name}
+    )
+
+
+def _class_of_each(source: Location, folder: str) -> Labels:
+    """The pictures of a folder, sorted; the class is the first folder below it, if there is one."""
+    paths = sorted(
+        path
+        for path in list_files(source, folder)
+        if PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
+    )
+    if not paths:
+        raise wrong_layout(source / folder if folder else source, "pictures in it")
+    depth = folder.count("/") + 1 if folder else 0
+    parts = ((path, path.split("/")[depth:]) for path in paths)
+    class_of = {path: below[0] if len(below) > 1 else None for path, below in parts}
+    return Labels(class_of, frozenset(paths))
+
+
+def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
+    """The class of each picture of a flat folder."""
+    names = source.names()
+    if _SOLUTION in names:
+        found = _solution(source / _SOLUTION)
+        class_of = {path: found.pop(PurePosixPath(path).stem, None) for path in paths}
+        # Those that are left are not there, and will be rejected by name.
+        missing = {f"{folder}/{stem}.JPEG": wnid for stem, wnid in found.items()}
+        return Labels(class_of | missing, frozenset(paths))
+    file = next((name for name in _GROUND_TRUTHS if name in names), None)
+    if file is None:
+        raise wrong_layout(source, "folders in val/", _SOLUTION, *_GROUND_TRUTHS)
+    labels = [line.strip() for line in read_lines(source / file)]
+    unknown = next((label for label in labels if not _WNID.fullmatch(label)), None)
+    if unknown is not None:
+        raise SampleError(
+            f"{source.uri}/{file} has the line {unknown!r}; expected WNIDs like n01440764. The "
+            f"numbers of the development kit mean nothing without its meta.mat: use {_SOLUTION}"
+        )
+    if len(labels) != len(paths):
+        raise SampleError(
+            f"{source.uri}/{file} has {len(labels)} lines, but val/ has {len(paths)} pictures"
+        )
+    return Labels(dict(zip(paths, labels, strict=True)), frozenset(paths))
+
+
+def _solution(place: Location) -> dict[str, str | None]:
+    """WNID by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", a box or several each."""
+    rows = [line.split(",", 1) for line in read_lines(place)[1:]]
+    return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
+
+
+def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
+    """Name of each WNID, in their order; one that has none is left out."""
+    there = source.names()
+    if _SYNSETS in there:
+        synsets = dict(_split_names(read_lines(source / _SYNSETS)))
+        first = {wnid: synsets[wnid].split(",")[0].strip() for wnid in wnids if wnid in synsets}
+        uses = Counter(first.values())
+        # Some first names are of two classes, such as "maillot": these get all their names.
+        return {w: name if uses[name] == 1 else synsets[w] for w, name in first.items()}
+    if _CLASSES not in there:
+        raise wrong_layout(source, f"{_SYNSETS} or {_CLASSES} with the classes' names")
+    lines = [line.strip() for line in read_lines(source / _CLASSES) if line.strip()]
+    if all(_WNID.match(line) for line in lines):
+        named = dict(_split_names(lines))
+        return {wnid: named[wnid] for wnid in wnids if wnid in named}
+    if len(lines) != len(wnids):
+        raise SampleError(
+            f"{source.uri}/{_CLASSES} has {len(lines)} names, but there are {len(wnids)} classes; "
+            'expected one name for each, or lines like "n01440764 tench"'
+        )
+    return dict(zip(wnids, lines, strict=True))
+
+
+def _split_names(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """WNID and names of each line that has both."""
+    for line in lines:
+        wnid, *names = re.split(r"[\s,:]+", line.strip(), maxsplit=1)
+        if names and names[0]:
+            yield wnid, names[0]

@@ -1,0 +1,145 @@
+"""Fashion-MNIST: 70,000 product photos of 28x28 px in ten classes (arXiv:1708.07747).
+
+The files come from Debian's package `dataset-fashion-mnist`: from where it is installed, else by
+`apt-get download`; else from torchvision's mirror.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import Manifest, RawSample, ShardWriter, is_prepared
+from pipelines.datasets.prepare.registry.packages import unpack_debian_package
+from pipelines.runtime.progress import progress
+from pipelines.runtime.storage import Location
+
+CLASS_NAMES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+#: Short enough for the longest class name to fit on a canvas of 64 px.
+CAPTION_TEMPLATES = (
+    "{}",
+    "{a}",
+    "the {}",
+    "one {}",
+    "a photo of {a}",
+    "a picture of {a}",
+    "photo of the {}",
+    "this is {a}",
+)
+_PACKAGE = "dataset-fashion-mnist"
+_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+#: Of the files' content after decompression, so that any mirror's compression will do.
+_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+_SPLITS = {"train": "train", "test": "t10k"}
+
+
+def prepare_fashion_mnist(out: Location) -> list[Location]:
+    """Write the sets `out/train` and `out/test`; what is there and whole is kept.
+
+    Returns:
+        The folders of both.
+
+    Raises:
+        SampleError: if the files cannot be had from anywhere, or are not the known ones.
+    """
+    folders = {split: out / split for split in _SPLITS}
+    if all(is_prepared(folder) for folder in folders.values()):
+        return list(folders.values())
+    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
+        files = _read_files(_find_files(Path(scratch)))
+    for split, prefix in _SPLITS.items():
+        images = files[f"{prefix}-images-idx3-ubyte"][16:].reshape(-1, 28, 28)
+        labels = files[f"{prefix}-labels-idx1-ubyte"][8:]
+        _write_split(folders[split], split, images, labels)
+    return list(folders.values())
+
+
+def captions_of(class_id: int) -> list[str]:
+    """Every caption of a class; training draws one at each visit."""
+    name = CLASS_NAMES[class_id]
+    with_article = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return [t.replace("{a}", with_article).replace("{}", name) for t in CAPTION_TEMPLATES]
+
+
+def _write_split(
+    folder: Location, split: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
+) -> Manifest:
+    writer = ShardWriter(
+        folder,
+        name=f"fashion_mnist-{split}",
+        class_names=CLASS_NAMES,
+        licence="MIT (Zalando SE)",
+        origin="Fashion-MNIST, arXiv:1708.07747",
+        evaluation_only=split == "test",
+    )
+    pairs = zip(images, labels, strict=True)
+    rows = progress(writer.name, unit="image", total=len(images), iterable=pairs)
+    for number, (pixels, label) in enumerate(rows):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        key = f"{split}-{number:05d}"
+        writer.add(RawSample(key, buffer.getvalue(), captions_of(int(label)), int(label)))
+    return writer.close()
+
+
+def _read_files(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The four files' bytes, checked to be those that everybody has."""
+    files = {}
+    for name, sha256 in _SHA256.items():
+        content = gzip.decompress((folder / f"{name}.gz").read_bytes())
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise SampleError(f"{folder}/{name}.gz is not the Fashion-MNIST that is expected here")
+        files[name] = np.frombuffer(content, np.uint8)
+    return files
+
+
+def _find_files(scratch: Path) -> Path:
+    """The folder with the four files, fetched if need be."""
+    if _INSTALLED.is_dir():
+        return _INSTALLED
+    problems = []
+    for fetch in (_fetch_from_debian, _fetch_by_torchvision):
+        try:
+            return fetch(scratch)
+        except (OSError, RuntimeError, SampleError) as error:
+            problems.append(f"{fetch.__name__.removeprefix('_fetch_')}: {error}")
+    raise SampleError(
+        "Fashion-MNIST cannot be fetched:\n  "
+        + "\n  ".join(problems)
+        + f"\nwith Debian or Ubuntu: apt-get install {_PACKAGE}"
+    )
+
+
+def _fetch_from_debian(scratch: Path) -> Path:
+    return unpack_debian_package(_PACKAGE, scratch) / _INSTALLED.relative_to("/")
+
+
+def _fetch_by_torchvision(scratch: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    dataset = FashionMNIST(str(scratch), download=True)
+    return Path(dataset.raw_folder)

@@ -1,0 +1,364 @@
+"""A person's own texts: documents cut into sentences, and texts that say the same.
+
+Files are read as a stream, from a disk or a bucket, so that a corpus may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sentencex
+
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.prepare.splits import SplitWriter
+from pipelines.runtime.progress import progress
+from pipelines.runtime.storage import Location, storage_errors
+
+#: A row holds no more, so that reading one stays cheap; longer documents go on in further rows.
+MAX_SENTENCES = 64
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_LINE_SUFFIXES = (".jsonl", ".json")
+#: What a damaged file, or one without a line end, may bring into memory at most.
+_MAX_LINE_CHARS = 64 * 2**20
+#: A text file without blank lines is cut here.
+_MAX_DOCUMENT_CHARS = 2**20
+_PARQUET_ROWS = 256
+
+
+class BadRow(NamedTuple):
+    """Why a row cannot be used; a reason for counting, a detail for a person."""
+
+    reason: str
+    detail: str = ""
+
+
+#: Values by column, or why there are none.
+Row = Mapping[str, Any] | BadRow
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of texts.
+
+    Attributes:
+        place: of the file.
+        key: starts the keys of its rows.
+        suffix: tells the format.
+        compression: `gzip`, `zstd`, or None.
+    """
+
+    place: Location
+    key: str
+    suffix: str
+    compression: str | None
+
+
+def prepare_texts(
+    files: Location,
+    out: Location,
+    *,
+    text_column: str = "text",
+    language: str = "en",
+    test_share: float = 0.0,
+) -> list[Location]:
+    """Write documents as a data set in which a sentence and the next one are a pair.
+
+    Formats: text (`.txt`; blank lines between documents), JSON lines (`.jsonl`, `.json`), and
+    Parquet; each may be compressed (`.gz`, `.zst`). C4's files are read as they are.
+
+    Args:
+        files: a file, or a folder with files at any depth.
+        out: where the data set goes.
+        text_column: holds a document, in JSON and Parquet.
+        language: of the documents (BCP 47); says how they are cut into sentences.
+        test_share: share of the documents to set aside as `out/test`, chosen by file and number.
+
+    Returns:
+        The folders of the data sets.
+
+    Raises:
+        ConfigError: if `test_share` is no share, or a data set is there already.
+        SampleError: if there is no such file or column, or a set would be empty.
+        StorageError: if a file cannot be read.
+    """
+    name = _stem(files.name)
+    writer = SplitWriter.create(
+        out, name=name, kind="next-sentence", test_share=test_share, origin=files.name
+    )
+    found = find_text_files(files, (".txt", *_LINE_SUFFIXES, ".parquet"))
+    rows = (row for file in found for row in read_rows(file, [text_column]))
+    for key, row in progress(name, unit="document", iterable=rows):
+        text = row if isinstance(row, BadRow) else row.get(text_column)
+        if isinstance(text, str) and text.strip():
+            add_document(writer.of(key), key, split_sentences(text, language), language)
+        else:
+            bad = row if isinstance(row, BadRow) else BadRow("missing_text")
+            writer.of(key).reject(key, *bad)
+    return writer.close()
+
+
+def prepare_parallel(
+    table: Location, out: Location, *, columns: Sequence[str], test_share: float = 0.0
+) -> list[Location]:
+    """Write texts that say the same, such as translations or paraphrases, as a data set.
+
+    Args:
+        table: a CSV, TSV, JSON lines or Parquet file, may be compressed (`.gz`, `.zst`). Quotes
+            mean nothing in a TSV file, where sentences often start with one.
+        out: where the data set goes.
+        columns: hold the texts of a row; their names become the languages.
+        test_share: share of the rows to set aside as `out/test`, chosen by their numbers.
+
+    Returns:
+        The folders of the data sets.
+
+    Raises:
+        ConfigError: if there are fewer than two columns, `test_share` is no share, or a data set
+            is there already.
+        SampleError: if there is no such file or column, or a set would be empty.
+        StorageError: if the file cannot be read.
+    """
+    if len(set(columns)) < 2 or len(set(columns)) < len(columns):
+        raise ConfigError(f"columns={list(columns)}; expected two or more different names")
+    name = _stem(table.name)
+    writer = SplitWriter.create(
+        out, name=name, kind="parallel-texts", test_share=test_share, origin=table.name
+    )
+    (file,) = find_text_files(table, (".csv", ".tsv", *_LINE_SUFFIXES, ".parquet"), is_one=True)
+    for key, row in progress(name, unit="row", iterable=read_rows(file, columns)):
+        if isinstance(row, BadRow):
+            writer.of(key).reject(key, *row)
+            continue
+        texts = {name: tidy(row[name]) for name in columns if isinstance(row.get(name), str)}
+        texts = {name: text for name, text in texts.items() if text}
+        if len(texts) < 2:
+            writer.of(key).reject(key, "single_text", f"only {list(texts) or 'blank ones'}")
+            continue
+        writer.of(key).add(RawSample(key, None, list(texts.values()), languages=list(texts)))
+    return writer.close()
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """The sentences of a text, each on one line; no blank ones."""
+    sentences = map(tidy, sentencex.segment(language, text))  # pyright: ignore[reportAttributeAccessIssue]
+    return [sentence for sentence in sentences if sentence]
+
+
+def add_document(
+    writer: ShardWriter, key: str, sentences: Sequence[str], language: str | None
+) -> None:
+    """Write a document, in parts of about the same length if it is a long one."""
+    if len(sentences) < 2:
+        writer.reject(key, "single_sentence", sentences[0][:80] if sentences else "")
+        return
+    num_parts = -(-len(sentences) // MAX_SENTENCES)
+    for part in range(num_parts):
+        start, stop = (len(sentences) * (part + more) // num_parts for more in (0, 1))
+        chosen = list(sentences[start:stop])
+        languages = [language] * len(chosen) if language is not None else None
+        part_key = f"{key}#{part}" if num_parts > 1 else key
+        writer.add(RawSample(part_key, None, chosen, languages=languages))
+
+
+def tidy(text: str) -> str:
+    """A text on one line, with single spaces."""
+    return " ".join(text.split())
+
+
+def find_text_files(
+    place: Location, suffixes: Sequence[str], *, is_one: bool = False
+) -> list[TextFile]:
+    """The files of known formats in a folder, at any depth, sorted; or the one file.
+
+    Args:
+        place: a folder or a file.
+        suffixes: of the formats.
+        is_one: whether only a file will do.
+
+    Raises:
+        SampleError: if there is none.
+    """
+    names = [] if is_one else place.files()
+    candidates = [(place / name, name) for name in names] or [(place, place.name)]
+    found = [
+        TextFile(at, key, suffix, compression)
+        for at, key in candidates
+        for suffix, compression in (_format(at.name),)
+        if suffix in suffixes
+    ]
+    if not found or not found[0].place.exists():
+        raise SampleError(
+            f"{place.uri} is no {'' if is_one else 'folder with or '}file of texts; expected one "
+            f"of {', '.join(suffixes)}, may be compressed (.gz, .zst)"
+        )
+    return found
+
+
+def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """The rows of a file, with their keys.
+
+    Args:
+        file: of any of the formats.
+        columns: that must be there; of a text file, the one that its documents are.
+
+    Raises:
+        SampleError: if the file is damaged or lacks a column.
+        StorageError: if it cannot be read.
+    """
+    reader = _READERS[file.suffix]
+    with storage_errors(file.place):
+        try:
+            with _open(file) as stream:
+                for number, row in enumerate(reader(file, stream, columns)):
+                    is_good = _is_unicode(row)
+                    yield f"{file.key}:{number}", row if is_good else BadRow("invalid_unicode")
+        except (pa.ArrowException, csv.Error) as error:
+            raise SampleError(f"{file.place.uri} is damaged: {error}") from None
+
+
+def _read_documents(
+    _file: TextFile, stream: BinaryIO, columns: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    document: list[str] = []
+    size = 0
+    for line in _lines(stream):
+        is_blank = not line.strip()
+        if not is_blank:
+            document.append(line)
+            size += len(line)
+        if document and (is_blank or size > _MAX_DOCUMENT_CHARS):
+            yield {columns[0]: "".join(document)}
+            document, size = [], 0
+    if document:
+        yield {columns[0]: "".join(document)}
+
+
+def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
+    is_first = True
+    for line in _lines(stream):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield BadRow("invalid_json", str(error)[:200])
+            continue
+        if not isinstance(row, dict):
+            yield BadRow("invalid_json", f"expected an object, found {type(row).__name__}")
+            continue
+        if is_first:
+            _check_columns(file, list(row), columns)
+            is_first = False
+        yield {name: row[name] for name in columns if name in row}
+
+
+def _read_table(
+    file: TextFile, stream: BinaryIO, columns: Sequence[str]
+) -> Iterator[dict[str, str]]:
+    is_tsv = file.suffix == ".tsv"
+    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    with _decoded(stream, newline="") as text:
+        reader = csv.DictReader(text, restval="", **dialect)
+        _check_columns(file, list(reader.fieldnames or ()), columns)
+        for row in reader:
+            yield {name: row[name] for name in columns}
+
+
+def _read_parquet(
+    file: TextFile, stream: BinaryIO, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    if file.compression is None:
+        yield from _parquet_rows(file, stream, columns)
+        return
+    # Its footer comes last, so it has to be there as a whole.
+    with tempfile.TemporaryFile() as whole:
+        shutil.copyfileobj(stream, whole)
+        yield from _parquet_rows(file, whole, columns)
+
+
+def _parquet_rows(file: TextFile, stream: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(stream) as parquet:
+        _check_columns(file, parquet.schema_arrow.names, columns)
+        for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+            yield from batch.to_pylist()
+
+
+#: Each gives the rows of an open file.
+_READERS: dict[str, Callable[[TextFile, BinaryIO, Sequence[str]], Iterable[Row]]] = {
+    ".txt": _read_documents,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json_lines,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}
+
+
+@contextmanager
+def _open(file: TextFile) -> Iterator[Any]:
+    """The file's content, decompressed."""
+    fs, path = file.place.open_fs()
+    with fs.open(path, "rb") as raw:
+        if file.compression is None:
+            yield raw
+        else:
+            with pa.input_stream(raw, compression=file.compression) as stream:
+                yield stream
+
+
+def _decoded(stream: BinaryIO, *, newline: str | None = None) -> io.TextIOWrapper:
+    # What is no UTF-8 is smuggled through, to be found and rejected row by row.
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _lines(stream: BinaryIO) -> Iterator[str]:
+    with _decoded(stream) as text:
+        yield from iter(lambda: text.readline(_MAX_LINE_CHARS), "")
+
+
+def _check_columns(file: TextFile, found: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise SampleError(
+            f"{file.place.uri} has no column {missing[0]!r}; it has {list(found)}; name yours"
+        )
+
+
+def _is_unicode(row: Row) -> bool:
+    """Whether all texts can be written; surrogates cannot."""
+    values = [] if isinstance(row, BadRow) else row.values()
+    try:
+        for value in values:
+            if isinstance(value, str):
+                value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _format(name: str) -> tuple[str, str | None]:
+    """Format and compression by a file's name: `x.json.gz` gives `.json` and `gzip`."""
+    parts = name.lower().split(".")
+    compression = _COMPRESSIONS.get(f".{parts[-1]}")
+    if compression is not None:
+        parts.pop()
+    return (f".{parts[-1]}" if len(parts) > 1 else ""), compression
+
+
+def _stem(name: str) -> str:
+    """A file's name without the endings of format and compression; a folder's name."""
+    suffix, compression = _format(name)
+    if compression is not None:
+        name = name.rpartition(".")[0]
+    return name.rpartition(".")[0] if suffix in _READERS else name

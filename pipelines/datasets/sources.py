@@ -1,0 +1,314 @@
+"""Data sets, opened for reading any rows of them, whatever format they are stored in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int64
+
+from clippo_core.errors import SampleError
+from pipelines.datasets.files import (
+    CONCURRENT_REQUESTS,
+    ParquetShard,
+    fetch_files,
+    for_each,
+    open_shard,
+)
+from pipelines.datasets.manifest import (
+    MANIFEST_FILE,
+    SHARDS_FILE,
+    ImageReference,
+    Manifest,
+    RawSample,
+    Shard,
+    digest_of,
+    read_manifest,
+)
+from pipelines.runtime.storage import Location, storage_errors
+
+DATA_VARIABLE = "CLIPPO_DATA"
+#: Pictures that are fetched at a time when a whole set is read.
+_IMAGES_AT_A_TIME = 512
+
+
+def data_cache() -> Location:
+    """Where `prepare` puts data sets: $CLIPPO_DATA, else ~/.cache/clippo."""
+    return Location.of(os.environ.get(DATA_VARIABLE) or Path.home() / ".cache" / "clippo")
+
+
+def locate_source(name: str) -> Location:
+    """The folder of a data set: a URI, a path that exists, or a name in the data cache."""
+    if "://" in name or name.startswith(("/", ".", "~")) or Path(name).is_dir():
+        return Location.of(name)
+    return data_cache() / name
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """The shards of a data set, as columns: a million of them take a few dozen megabytes.
+
+    Attributes:
+        paths: of the files.
+        versions: of the files.
+        ends: number of rows up to and including each shard.
+    """
+
+    paths: pa.StringArray
+    versions: pa.StringArray
+    ends: Int64[np.ndarray, " shard"]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> Shard:
+        rows = int(self.ends[number]) - self.start(number)
+        return Shard(self.paths[number].as_py(), rows, self.versions[number].as_py())
+
+    def start(self, number: int) -> int:
+        """The first row of a shard."""
+        return int(self.ends[number - 1]) if number else 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open data set."""
+
+    folder: Location
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """What the manifest calls it."""
+        return self.manifest.name
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all shards."""
+        return self.manifest.num_rows
+
+    @property
+    def shards(self) -> ShardTable:
+        """Its files; read when first asked for."""
+        return _read_shards(self.folder.uri, self.manifest.digest)
+
+    def read(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
+        """The samples in the given rows, in that order; each row group is read once.
+
+        Pictures come as bytes; one whose file is missing comes as None.
+
+        Raises:
+            SampleError: if a shard is missing or not what the manifest says.
+            StorageError: if the storage does not answer.
+        """
+        wanted = np.asarray(rows, np.int64)
+        shard_of_row = np.searchsorted(self.shards.ends, wanted, side="right")
+        samples: list[RawSample | None] = [None] * len(wanted)
+
+        def read_shard(number: int) -> None:
+            chosen = np.flatnonzero(shard_of_row == number)
+            within = wanted[chosen] - self.shards.start(number)
+            for position, sample in self._read_shard(number, within):
+                samples[chosen[position]] = sample
+
+        threads = 1 if self._shards_at.is_local else CONCURRENT_REQUESTS
+        for_each(read_shard, np.unique(shard_of_row).tolist(), threads=threads)
+        found = [sample for sample in samples if sample is not None]
+        assert len(found) == len(wanted)
+        return self._with_images(found)
+
+    def __iter__(self) -> Iterator[RawSample]:
+        """All samples, shard by shard."""
+        for samples in self._groups():
+            for start in range(0, len(samples), _IMAGES_AT_A_TIME):
+                yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
+
+    def rows(self) -> Iterator[RawSample]:
+        """All samples as their rows are: pictures that lie elsewhere are not fetched."""
+        for samples in self._groups():
+            yield from samples
+
+    def _groups(self) -> Iterator[list[RawSample]]:
+        for number in range(len(self.shards)):
+            shard, file = self.shards[number], self._open(number)
+            if file.num_rows != shard.num_rows:
+                raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
+            for group in range(len(file.ends)):
+                yield self._to_samples(shard, file.read(group), file.group_rows(group))
+
+    def read_texts(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
+        """`read` without pictures, which are not fetched."""
+        columns = self.manifest.columns
+        others = {field.name for field in dataclasses.fields(columns)} - {"key", "captions"}
+        texts = dataclasses.replace(columns, **dict.fromkeys(others))
+        manifest = dataclasses.replace(self.manifest, columns=texts)
+        return dataclasses.replace(self, manifest=manifest).read(rows)
+
+    def class_ids(self) -> list[int | None]:
+        """The class of every row; pictures and texts are not read.
+
+        Raises:
+            SampleError: if a shard is missing or not what the manifest says.
+            StorageError: if the storage does not answer.
+        """
+        column, found = self.manifest.columns.class_id, list[int | None]()
+        if column is None:
+            return [None] * self.num_rows
+        for number in range(len(self.shards)):
+            file = self._open(number)
+            for group in range(len(file.ends)):
+                with storage_errors(self.folder):
+                    table = file.read(group, only=column)
+                if column in table.column_names:
+                    found += map(self._class_id, table.column(column).to_pylist())
+                else:
+                    found += [None] * len(file.group_rows(group))
+        return found
+
+    @property
+    def _shards_at(self) -> Location:
+        return Location.of(self.manifest.shards_at or self.folder.uri)
+
+    def _read_shard(
+        self, number: int, rows: np.ndarray[Any, Any]
+    ) -> Iterator[tuple[int, RawSample]]:
+        """Pairs of the position in `rows` and the sample, in the order of the file."""
+        shard, file = self.shards[number], self._open(number)
+        group_of_row = np.searchsorted(file.ends, rows, side="right")
+        for group in np.unique(group_of_row).tolist():
+            if group >= len(file.ends):
+                raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
+            positions = np.flatnonzero(group_of_row == group)
+            try:
+                with storage_errors(self.folder):
+                    table = file.read(group)
+            except pa.ArrowException as error:
+                raise self._wrong_shard(shard, str(error)) from None
+            numbers = rows[positions]
+            within = numbers - file.group_rows(group).start
+            samples = self._to_samples(shard, table.take(within), numbers)
+            yield from zip(positions.tolist(), samples, strict=True)
+
+    def _open(self, number: int) -> ParquetShard:
+        shard = self.shards[number]
+        place = self._shards_at.inside(shard.path)
+        try:
+            return open_shard(place.uri, shard.version, self.manifest.columns)
+        except FileNotFoundError:
+            raise self._wrong_shard(shard, "the file does not exist") from None
+        except pa.ArrowException as error:
+            raise self._wrong_shard(shard, str(error)) from None
+
+    def _wrong_shard(self, shard: Shard, problem: str) -> SampleError:
+        return SampleError(
+            f"{self._shards_at.inside(shard.path).uri} is not what the manifest says "
+            f"({shard.num_rows} rows): {problem}; prepare the data set again"
+        )
+
+    def _to_samples(
+        self, shard: Shard, table: pa.Table, rows: Sequence[int] | np.ndarray[Any, Any]
+    ) -> list[RawSample]:
+        """Rows of a shard as samples; pictures that lie elsewhere as references."""
+        names, count = self.manifest.columns, table.num_rows
+
+        def values(name: str | None) -> list[Any]:
+            is_there = name is not None and name in table.column_names
+            return table.column(name).to_pylist() if is_there else [None] * count
+
+        keys = values(names.key) if names.key else [f"{shard.path}:{row}" for row in rows]
+        places = map(values, (names.image_path, names.image_offset, names.image_size))
+        return list(
+            map(
+                RawSample,
+                map(str, keys),
+                map(_image, values(names.image)),
+                _captions([values(name) for name in names.captions], count),
+                map(self._class_id, values(names.class_id)),
+                *map(values, (names.languages, names.question, names.score)),
+                [
+                    ImageReference(*place) if place[0] else None
+                    for place in zip(*places, strict=True)
+                ],
+            )
+        )
+
+    def _class_id(self, value: Any) -> int | None:
+        """Classes are numbers, or names out of the manifest's."""
+        if isinstance(value, str):
+            return _class_ids(self.manifest.class_names).get(value)
+        return value
+
+    def _with_images(self, samples: list[RawSample]) -> list[RawSample]:
+        """The samples, with the pictures that lie elsewhere fetched."""
+        wanted = [(slot, s.image_at) for slot, s in enumerate(samples) if s.image_at is not None]
+        if wanted:
+            base = Location.of(self.manifest.files_at or self.folder.uri)
+            images = fetch_files(base, [reference for _, reference in wanted])
+            for (slot, _), image in zip(wanted, images, strict=True):
+                samples[slot] = samples[slot]._replace(image=image)
+        return samples
+
+
+def open_source(uri: str) -> Source:
+    """Open a data set by its folder.
+
+    Raises:
+        SampleError: if it is no prepared data set.
+    """
+    folder = Location.of(uri)
+    return Source(folder, read_manifest(folder))
+
+
+@functools.lru_cache(maxsize=16)
+def _read_shards(folder: str, digest: str) -> ShardTable:
+    """The shards of a data set, read once per process.
+
+    Raises:
+        SampleError: if the file is missing, damaged, or not the manifest's.
+    """
+    place = Location.of(folder) / SHARDS_FILE
+    try:
+        table = pq.read_table(io.BytesIO(place.read_bytes())).combine_chunks()
+        paths, rows, versions = (table.column(n).chunk(0) for n in ("path", "num_rows", "version"))
+    except (FileNotFoundError, KeyError, pa.ArrowException) as error:
+        raise SampleError(
+            f"{place.uri} cannot be read ({error}); prepare the data set again"
+        ) from None
+    shards = ShardTable(paths, versions, np.cumsum(rows.to_numpy(), dtype=np.int64))
+    if digest_of(zip(*(c.to_pylist() for c in (paths, rows, versions)), strict=True)) != digest:
+        raise SampleError(
+            f"{place.uri} is not the one that {MANIFEST_FILE} was written with; prepare the data "
+            "set again"
+        )
+    return shards
+
+
+@functools.lru_cache(maxsize=16)
+def _class_ids(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
+
+
+def _image(content: Any) -> bytes | None:
+    """The bytes, where a row has a struct of them, as data sets of Hugging Face do."""
+    return content.get("bytes") if isinstance(content, dict) else content
+
+
+def _captions(columns: Sequence[list[Any]], count: int) -> list[list[str | None] | None]:
+    """The texts of each row: all that its columns hold, which are strings or lists of strings."""
+    if len(columns) == 1 and not any(isinstance(value, str) for value in columns[0]):
+        return columns[0]
+    joined: list[list[str | None] | None] = []
+    for row in range(count):
+        values = [column[row] for column in columns if column[row] is not None]
+        parts = [value if isinstance(value, list) else [value] for value in values]
+        joined.append([text for part in parts for text in part] if parts else None)
+    return joined

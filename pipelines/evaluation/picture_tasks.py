@@ -1,0 +1,206 @@
+"""Classification of pictures: by class names, by a few examples, and with words written on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from clippo_core.errors import SampleError
+from clippo_core.evaluation.few_shot import FewShotResult, choose_shots, few_shot, pooled_features
+from clippo_core.evaluation.prompts import fill
+from clippo_core.evaluation.typographic import AttackResult, typographic_attack
+from clippo_core.evaluation.uncertainty import proportion_interval
+from clippo_core.evaluation.zero_shot import class_embeddings, classify
+from clippo_core.modeling import PairModel
+from pipelines.datasets.manifest import is_prepared
+from pipelines.datasets.sources import Source, open_source
+from pipelines.evaluation.classification import classified
+from pipelines.evaluation.embedded import (
+    BATCH_SIZE,
+    IMAGES_IN_PICTURE,
+    decoded_batches,
+    embed_samples,
+    embed_source,
+)
+from pipelines.evaluation.results import (
+    EvaluationOptions,
+    TaskResult,
+    class_names_of,
+    labels_of,
+    require_pictures,
+)
+from pipelines.figures.sheets import label_sheet
+
+#: Of each class, as in the paper; drawn several times, since much depends on which they are.
+SHOTS, NUM_DRAWS = 10, 3
+#: The data set, beside the one that is tested on, that shots are drawn from.
+SHOTS_FROM = "train"
+#: Photos of an attack that are in memory at a time, three times each.
+_ATTACKED_AT_A_TIME = 512
+
+
+def zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Classify pictures by the nearest class name.
+
+    Raises:
+        SampleError: if the data set has no classes.
+    """
+    names = class_names_of(source, "zero_shot")
+    classes = _embed_classes(model, names, options)
+    embedded = embed_source(model, source, limit=options.limit)
+    labels = labels_of(source, [sample.class_id for sample in embedded.samples])
+    result = classify(embedded.images, classes, labels)
+    captions = [
+        (names[predicted], bool(predicted == label))
+        for predicted, label in zip(result.predictions, labels, strict=True)
+    ][: len(embedded.shown)]
+    return classified(
+        result,
+        names,
+        data_set=source.name,
+        templates=options.templates,
+        num_rejected=embedded.num_rejected,
+        pictures={"predictions": label_sheet(embedded.shown[: len(captions)], captions)},
+    )
+
+
+def _embed_classes(
+    model: PairModel, names: Sequence[str], options: EvaluationOptions
+) -> Float32[np.ndarray, "label embed"]:
+    prompts = model.encode_texts(fill(options.templates, names), batch_size=BATCH_SIZE)
+    return class_embeddings(prompts, num_classes=len(names))
+
+
+def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Fit linear classifiers to ten pictures of each class, and classify those of a test set.
+
+    The source is what is tested on; the shots come from the set `train` beside it. `limit` is of
+    the test pictures.
+
+    Raises:
+        SampleError: if there is no such set, it has other classes, or a class has too few pictures.
+    """
+    names = class_names_of(source, "few_shot")
+    training = _training_set(source, names)
+    labels = labels_of(training, training.class_ids())
+    chosen = [
+        choose_shots(labels, shots=SHOTS, num_classes=len(names), seed=seed)
+        for seed in range(NUM_DRAWS)
+    ]
+
+    def encode(pixels: np.ndarray) -> Float[np.ndarray, "image width"]:
+        return pooled_features(model, pixels, batch_size=BATCH_SIZE)
+
+    tested = embed_source(model, source, limit=options.limit, encode=encode)
+    test_labels = labels_of(source, [sample.class_id for sample in tested.samples])
+
+    def fit(rows: Int[np.ndarray, " shot"]) -> FewShotResult:
+        shots = embed_samples(model, training.read(rows), name=training.name, encode=encode)
+        shot_labels = labels_of(training, [sample.class_id for sample in shots.samples])
+        return few_shot(
+            shots.images, shot_labels, tested.images, test_labels, num_classes=len(names)
+        )
+
+    draws = [fit(rows) for rows in chosen]
+    accuracy = float(np.mean([draw.accuracy for draw in draws]))
+    chance = 1 / len(names)
+    majority = float(np.bincount(test_labels).max() / len(test_labels))
+    floors = {"chance": chance, "most frequent class": majority}
+    return TaskResult(
+        metrics={
+            "accuracy": accuracy,
+            # How numbers are published: the regulariser that is best on the test pictures.
+            "best_l2_accuracy": float(np.mean([draw.best_accuracy for draw in draws])),
+        },
+        num_samples=len(test_labels),
+        num_rejected=tested.num_rejected,
+        floors={"accuracy": floors, "best_l2_accuracy": floors},
+        intervals={"accuracy": proportion_interval(accuracy, len(test_labels))},
+        details={
+            "shots_per_class": SHOTS,
+            "shots_from": training.name,
+            "accuracy_per_draw": [draw.accuracy for draw in draws],
+            "l2_per_draw": [draw.chosen_l2 for draw in draws],
+        },
+        also_read={training.folder.uri: training.manifest.digest},
+    )
+
+
+def _training_set(source: Source, names: Sequence[str]) -> Source:
+    place = source.folder.parent / SHOTS_FROM
+    if place == source.folder or not is_prepared(place):
+        raise SampleError(
+            f"{source.name} has no set beside it to draw shots from: {place.uri} is "
+            f"{'the set itself' if place == source.folder else 'none'}; name a test set, e.g. "
+            "few_shot:fashion_mnist/test"
+        )
+    training = open_source(place.uri)
+    if training.manifest.class_names != tuple(names):
+        raise SampleError(f"{training.name} has other classes than {source.name}")
+    return training
+
+
+def typographic(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Classify photos with a wrong class name written on them, and without.
+
+    Raises:
+        SampleError: if the data set has no classes.
+    """
+    require_pictures(source, "typographic")
+    names = class_names_of(source, "typographic")
+    classes = _embed_classes(model, names, options)
+    attacks: list[AttackResult] = []
+    labels: list[np.ndarray] = []
+    num_rejected = 0
+    samples = itertools.islice(source, options.limit)
+    for batch, pixels, rejected in decoded_batches(model, samples, size=_ATTACKED_AT_A_TIME):
+        num_rejected += rejected
+        if batch:
+            labels.append(labels_of(source, [sample.class_id for sample in batch]))
+            attacks.append(
+                typographic_attack(
+                    model, pixels, labels[-1], classes, class_names=names, seed=len(attacks)
+                )
+            )
+    if not attacks:
+        raise SampleError(f"{source.name}: not one of {num_rejected} pictures can be decoded")
+    return _attacked(names, attacks, np.concatenate(labels), num_rejected)
+
+
+def _attacked(
+    names: Sequence[str],
+    attacks: Sequence[AttackResult],
+    labels: Int[np.ndarray, " image"],
+    num_rejected: int,
+) -> TaskResult:
+    """The attacks' numbers together; the first photos with their words as a picture."""
+    sizes = [len(attack.written) for attack in attacks]
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(attack, name) for attack in attacks], weights=sizes))
+
+    majority = float(np.bincount(labels).max() / len(labels))
+    floors = {"chance": 1 / len(names), "most frequent class": majority}
+    shares = {name: mean(name) for name in ("flip_rate", "attacked_accuracy", "accuracy")}
+    first = attacks[0]
+    shown = [
+        (f"{names[written]} > {names[predicted]}", bool(predicted == label))
+        for written, predicted, label in zip(
+            first.written, first.attacked_predictions, labels[: sizes[0]], strict=True
+        )
+    ][:IMAGES_IN_PICTURE]
+    return TaskResult(
+        metrics={**shares, "blank_accuracy": mean("blank_accuracy")},
+        num_samples=len(labels),
+        num_rejected=num_rejected,
+        floors={
+            "flip_rate": {"blank label": mean("blank_flip_rate")},
+            "attacked_accuracy": floors,
+            "accuracy": floors,
+        },
+        intervals={name: proportion_interval(value, len(labels)) for name, value in shares.items()},
+        pictures={"attacked": label_sheet(first.attacked[: len(shown)], shown)},
+    )

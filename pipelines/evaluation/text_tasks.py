@@ -1,0 +1,223 @@
+"""Texts alone: their classes, how alike they are, how long they are for the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clippo_core.errors import SampleError
+from clippo_core.evaluation.glue_metrics import GlueTask, pearson, score_texts, spearman
+from clippo_core.evaluation.prompts import named_templates
+from clippo_core.evaluation.sequence_length import CountTokens, SequenceLengths, sequence_lengths
+from clippo_core.evaluation.text_classification import classify_texts
+from clippo_core.evaluation.text_pairs import text_similarities
+from clippo_core.evaluation.uncertainty import bootstrap_interval
+from clippo_core.modeling import PairModel
+from clippo_core.vocabulary import Vocabulary, train_vocabulary
+from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.sources import Source
+from pipelines.evaluation.classification import classified
+from pipelines.evaluation.embedded import BATCH_SIZE, captions_of, full_texts
+from pipelines.evaluation.results import (
+    EvaluationOptions,
+    TaskResult,
+    class_names_of,
+    labels_of,
+    require_kind,
+)
+from pipelines.figures.charts import bars
+
+#: What a tokenizer's name counts, where that is no token of its own.
+_UNITS = {"bytes": "byte", "sentencepiece": "sentencepiece_token", "clip": "clip_token"}
+#: Texts that a vocabulary is trained on; more change it little, and take long.
+_VOCABULARY_TEXTS = 20_000
+_LANGUAGES_IN_PICTURE = 40
+
+
+def text_zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Classify texts by the nearest class name, which is a text as well.
+
+    Raises:
+        SampleError: if the data set has no classes, or a sample is not one text.
+    """
+    require_kind(source, "text_zero_shot", ("labelled-text",))
+    names = class_names_of(source, "text_zero_shot")
+    samples = list(itertools.islice(source, options.limit))
+    texts = _texts(source, samples, number=1)
+    result = classify_texts(
+        model,
+        [text for (text,) in texts],
+        labels_of(source, [sample.class_id for sample in samples]),
+        class_names=names,
+        templates=options.text_templates,
+        batch_size=BATCH_SIZE,
+    )
+    found = classified(
+        result,
+        names,
+        data_set=source.name,
+        templates=named_templates(options.text_templates),
+        pictures={},
+    )
+    found.details.update(full_texts(model, [text for (text,) in texts]))
+    return found
+
+
+def text_similarity(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Correlate the cosine of two texts with how alike people find them.
+
+    Raises:
+        SampleError: if a sample has no score, or is not two texts.
+    """
+    require_kind(source, "text_similarity", ("labelled-text",))
+    samples = list(itertools.islice(source, options.limit))
+    pairs = _texts(source, samples, number=2)
+    scores = [sample.score for sample in samples if sample.score is not None]
+    if len(scores) < len(samples):
+        raise SampleError(
+            f"{source.name} has samples without a score, {len(samples) - len(scores)} of them; "
+            "text_similarity needs how alike people find each pair"
+        )
+    firsts, seconds = ([pair[side] for pair in pairs] for side in (0, 1))
+    cosine = text_similarities(model, firsts, seconds, batch_size=BATCH_SIZE)
+    task = GlueTask(metrics={"spearman": spearman, "pearson": pearson}, is_regression=True)
+    human = np.array(scores, np.float64)
+    found = score_texts(cosine.astype(np.float64), human, task)
+    shared = np.array([_shared_letters(*pair) for pair in pairs])
+    return TaskResult(
+        metrics=found.scores,
+        num_samples=len(samples),
+        floors={
+            name: {
+                "one score for all": found.floors[name],
+                "letters in common": metric(shared, human),
+            }
+            for name, metric in task.metrics.items()
+        },
+        intervals=found.intervals,
+    )
+
+
+def _shared_letters(one: str, other: str, *, length: int = 3) -> float:
+    """Share of three-letter sequences that two texts have in common (Jaccard), case aside."""
+    first, second = (
+        {padded[at : at + length] for at in range(len(padded) - length + 1)}
+        for padded in (f" {one.lower()} ", f" {other.lower()} ")
+    )
+    return len(first & second) / max(len(first | second), 1)
+
+
+def _texts(source: Source, samples: Sequence[RawSample], *, number: int) -> list[list[str]]:
+    texts = captions_of(source, samples)
+    other = [s.key for s, found in zip(samples, texts, strict=True) if len(found) != number]
+    if other:
+        raise SampleError(
+            f"{source.name}: {len(other)} samples are not {number} text{'s' * (number > 1)} each, "
+            f"e.g. {other[0]}"
+        )
+    return texts
+
+
+def sequence_length(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """How long texts are in patches, against bytes and tokens, language by language.
+
+    The tokens are SentencePiece's, of a vocabulary that is trained here on every other sample and
+    therefore knows the languages and the domain; all is measured on the samples between them. With
+    open_clip installed, CLIP's own tokens are counted, too.
+
+    Raises:
+        SampleError: if there are fewer than two samples with a text.
+    """
+    texts: list[dict[str, list[str]]] = []
+    for sample in itertools.islice(source, options.limit):
+        captions = [text for text in sample.captions or () if text]
+        known = sample.languages if len(sample.languages or ()) == len(captions) else None
+        of_sample: dict[str, list[str]] = defaultdict(list)
+        for language, text in zip(known or ["und"] * len(captions), captions, strict=True):
+            of_sample[language].append(text)
+        if of_sample:
+            texts.append(of_sample)
+    if len(texts) < 2:
+        raise SampleError(
+            f"{source.name} has {len(texts)} samples with texts; sequence_length needs two or "
+            "more: a vocabulary is trained on every other one"
+        )
+    training = [text for found in texts[1::2] for of in found.values() for text in of]
+    measured: dict[str, list[str]] = defaultdict(list)
+    for found in texts[::2]:
+        for language, of in found.items():
+            measured[language] += of
+    vocabulary = Vocabulary(train_vocabulary(training, max_texts=_VOCABULARY_TEXTS))
+    lengths = sequence_lengths(
+        dict(sorted(measured.items())),
+        model.renderer,
+        _tokenizers(vocabulary),
+        patch_size_px=model.config.vit.patch_size_px,
+    )
+    return _compared(source, lengths, vocabulary.size)
+
+
+def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
+    """Bytes and SentencePiece's, and CLIP's where it is installed."""
+    counters: dict[str, CountTokens] = {
+        "bytes": lambda text: len(text.encode()),
+        "sentencepiece": vocabulary.count_tokens,
+    }
+    if importlib.util.find_spec("open_clip") is not None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        clip = SimpleTokenizer()
+        counters["clip"] = lambda text: len(clip.encode(text))
+    return counters
+
+
+def _compared(
+    source: Source, lengths: Mapping[str, SequenceLengths], vocabulary_size: int
+) -> TaskResult:
+    """Means over languages, and all lengths of each as a chart, those best for patches first."""
+    names = list(next(iter(lengths.values())).mean)
+    tokenizers = [name for name in names if name not in ("characters", "patches")]
+    ratios = {n: np.array([found.ratio(n) for found in lengths.values()]) for n in tokenizers}
+    patches = np.array([found.mean["patches"] for found in lengths.values()])
+    columns = {
+        "patches": patches,
+        **{f"patches_per_{_UNITS[name]}": found for name, found in ratios.items()},
+        **{
+            f"share_shorter_than_{name}": (found < 1).astype(float)
+            for name, found in ratios.items()
+        },
+    }
+    order = sorted(lengths, key=lambda language: lengths[language].ratio("sentencepiece"))
+    shown = [order[n] for n in _evenly(len(order), _LANGUAGES_IN_PICTURE)]
+    return TaskResult(
+        metrics={name: float(values.mean()) for name, values in columns.items()}
+        | {"languages": float(len(lengths))},
+        num_samples=sum(found.num_texts for found in lengths.values()),
+        intervals={
+            name: bootstrap_interval(lambda drawn: float(drawn.mean()), values)
+            for name, values in columns.items()
+        }
+        if len(lengths) > 1
+        else {},
+        details={
+            "vocabulary_size": vocabulary_size,
+            "per_language": {
+                language: found.mean | {"texts": float(found.num_texts)}
+                for language, found in lengths.items()
+            },
+        },
+        pictures={
+            "lengths": bars(
+                {language: {n: lengths[language].mean[n] for n in names} for language in shown},
+                title=f"{source.name}: mean length of a text; languages by patches per token",
+            )
+        },
+    )
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    return sorted({round(n) for n in np.linspace(0, count - 1, min(count, wanted))})

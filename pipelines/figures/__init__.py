@@ -1,0 +1,1 @@
+"""Pictures and charts for people, as RGB arrays."""

@@ -1,0 +1,158 @@
+"""Results of evaluations as files: `TASK/SOURCE.json`, and the pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from clippo_core.errors import SampleError, StorageError
+from pipelines.datasets.manifest import read_manifest
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.tasks import (
+    RESULT_FORMAT,
+    WEIGHTS,
+    Benchmark,
+    EvaluationReport,
+    options_json,
+    short_digest,
+)
+from pipelines.runtime.storage import Location
+
+#: Longer tables of languages are for the JSON.
+_LANGUAGES_PRINTED = 80
+
+
+def file_name(report: EvaluationReport) -> str:
+    """The report's name; one of part of a data set must not pass for, or replace, that of all."""
+    blank = report.result.get("options", {}).get("blank")
+    return _name(report.name, report.result.get("limit"), blank)
+
+
+def _name(benchmark: str, limit: int | None, blank: str | None) -> str:
+    without = "" if blank is None else f"-blank-{blank}"
+    return f"{benchmark}{without}" + ("" if limit is None else f"-first-{limit}")
+
+
+def write_report(report: EvaluationReport, folder: Location) -> Location:
+    """Store a report: `folder/TASK/SOURCE.json`, and its pictures beside it."""
+    place = folder / f"{file_name(report)}.json"
+    content = report.result or {"checkpoint": report.checkpoint, **asdict(report.benchmark)}
+    place.write_json({"status": report.status, "message": report.message} | content)
+    for name, png in report.pictures.items():
+        (folder / f"{file_name(report)}-{name}.png").write_bytes(png)
+    if report.status == "ok" and report.benchmark.source:
+        _remove_failure(folder, report.benchmark)
+    return place
+
+
+def _remove_failure(folder: Location, benchmark: Benchmark) -> None:
+    """An earlier failure, which may not have come as far as the data set's own name."""
+    place = folder / f"{benchmark.task}/{benchmark.place_name}.json"
+    stored = _read(place)
+    if stored is not None and stored.get("status") != "ok":
+        place.remove_file()
+
+
+def stored_report(
+    checkpoint: Location,
+    identity: str,
+    benchmark: Benchmark,
+    options: EvaluationOptions,
+    folder: Location,
+) -> EvaluationReport | None:
+    """The report of an earlier evaluation that would come out the same; None: there is none.
+
+    It must be ok, and of the same weights, data (by its digest) and options.
+
+    Args:
+        checkpoint: that is asked about.
+        identity: of its model (`model_identity`).
+        benchmark: that is asked about.
+        options: that it would get.
+        folder: of the results.
+    """
+    name, digest, limit = WEIGHTS, short_digest(identity), None
+    if benchmark.source:
+        try:
+            manifest = read_manifest(Location.of(benchmark.source))
+        except SampleError:
+            return None
+        name, digest, limit = manifest.name, manifest.digest, options.limit
+    file = _name(f"{benchmark.task}/{name}", limit, options.blank)
+    stored = _read(folder / f"{file}.json")
+    wanted = {
+        "status": "ok",
+        "format_version": RESULT_FORMAT,
+        "model": identity,
+        "source_digest": digest,
+        "options": options_json(options),
+    }
+    if stored is None or {key: stored.get(key) for key in wanted} != wanted:
+        return None
+    if not all(_is_unchanged(uri, found) for uri, found in stored["also_read"].items()):
+        return None
+    return EvaluationReport(checkpoint.uri, benchmark, "ok", stored)
+
+
+def _is_unchanged(uri: str, digest: str) -> bool:
+    try:
+        return read_manifest(Location.of(uri)).digest == digest
+    except SampleError:
+        return False
+
+
+def _read(place: Location) -> dict[str, Any] | None:
+    """A stored result; None where there is none, or none that can be read."""
+    try:
+        found = place.read_json()
+    except (FileNotFoundError, StorageError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def stored_results(folder: Location) -> dict[str, dict[str, Any]]:
+    """All results in a folder by their names, such as "zero_shot/fashion_mnist-test", sorted."""
+    found = {
+        name.removesuffix(".json"): _read(folder / name)
+        for name in folder.files()
+        if name.endswith(".json") and name.count("/") == 1
+    }
+    return {
+        name: result for name, result in found.items() if result is not None and "status" in result
+    }
+
+
+def result_lines(report: EvaluationReport) -> list[str]:
+    """What a report that is ok says, for a terminal."""
+    result = report.result
+    numbers = ", ".join(
+        f"{name} {value:.4f}{_beside(name, result)}" for name, value in result["metrics"].items()
+    )
+    lines = [f"{report.name}: {numbers} ({result['num_samples']} samples)"]
+    per_language = result["details"].get("per_language", {})
+    if per_language:
+        lines += _language_table(per_language)
+    return lines
+
+
+def _beside(metric: str, result: Mapping[str, Any]) -> str:
+    """The interval of a metric and its floors, such as " [0.79 to 0.81; chance 0.1]"."""
+    parts: list[str] = []
+    if metric in result["intervals"]:
+        low, high = result["intervals"][metric]
+        parts.append(f"{low:.4f} to {high:.4f}")
+    floors: Mapping[str, float] = result["floors"].get(metric, {})
+    parts += [", ".join(f"{name} {value:.4f}" for name, value in floors.items())] if floors else []
+    return f" [{'; '.join(parts)}]" if parts else ""
+
+
+def _language_table(per_language: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
+    if len(per_language) > _LANGUAGES_PRINTED:
+        return [f"  {len(per_language)} languages, each in the result's file"]
+    names = list(next(iter(per_language.values())))
+    lines = ["  ".join(["language".ljust(10), *names])]
+    for language, found in per_language.items():
+        cells = [f"{found[name]:.4g}".rjust(len(name)) for name in names]
+        lines.append("  ".join([language.ljust(10), *cells]))
+    return lines

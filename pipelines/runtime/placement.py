@@ -1,0 +1,255 @@
+"""Which nodes do what, whether there are enough of them, and what Ray is told of it.
+
+Two labels place the work. Render tasks go to nodes with `ray-subcluster=renderer`: that label is
+the one by which Ray Data counts the CPUs that it may use. Ranks go to nodes with
+`clippo.role=trainer`. On a machine or cluster that carries neither, everything runs anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data._internal.cluster_autoscaler import (
+    ResourceRequestPriority,
+    get_or_create_autoscaling_coordinator,
+)
+from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
+
+from clippo_core.errors import ConfigError
+from pipelines.config.settings import RunConfig, ScalingConfig
+from pipelines.runtime.ray_session import cluster_address
+
+RENDERER = {"ray-subcluster": "renderer"}
+TRAINER = {"clippo.role": "trainer"}
+#: Ray Data keeps some blocks of each rank in flight; fewer would stall the stream.
+BLOCKS_PER_RANK = 4
+_REQUESTER = "clippo-min-renderers"
+_REQUEST_EXPIRES_S = 120.0
+_RENEW_EVERY_S = 20.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Labels that a node must carry to be given render tasks, or ranks; None: any node."""
+
+    renderer: Mapping[str, str] | None = None
+    trainer: Mapping[str, str] | None = None
+
+    @staticmethod
+    def of(nodes: Sequence[Mapping[str, Any]]) -> Placement:
+        """By the labels that the nodes carry; a cluster with any role label is a labelled one."""
+        labels = [node.get("Labels") or {} for node in nodes if node["Alive"]]
+        has_trainers = any(_carries(found, TRAINER) for found in labels)
+        if not has_trainers and not any(_carries(found, RENDERER) for found in labels):
+            return Placement()
+        # Without trainer nodes, ranks stay off the CPUs that Ray Data believes to be its own.
+        others = {name: f"!{value}" for name, value in RENDERER.items()}
+        return Placement(RENDERER, TRAINER if has_trainers else others)
+
+    def __str__(self) -> str:
+        if self.renderer is None:
+            return "render tasks and ranks on any node"
+        texts = [
+            ", ".join(f"{name}={value}" for name, value in selector.items())
+            for selector in (self.renderer, self.trainer or {})
+        ]
+        return f"render tasks on nodes with {texts[0]}, ranks on nodes with {texts[1]}"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has for a run.
+
+    Attributes:
+        ranks: that find a place.
+        render_tasks: at a time, beside the ranks.
+        object_store_bytes: on the nodes that render.
+        left_over: CPUs and GPUs of each node beside the ranks, for evaluations.
+    """
+
+    ranks: int
+    render_tasks: int
+    object_store_bytes: float
+    left_over: tuple[tuple[float, float], ...]
+
+    @staticmethod
+    def of(
+        nodes: Sequence[Mapping[str, Any]], placement: Placement, scaling: ScalingConfig
+    ) -> Capacity:
+        """Ranks first, each on the first node with room, then render tasks in what is left."""
+        alive = [node for node in nodes if node["Alive"]]
+        left = {node["NodeID"]: dict(node["Resources"]) for node in alive}
+        wanted = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
+        ranks = 0
+        for node in alive:
+            free = left[node["NodeID"]]
+            while ranks < scaling.num_ranks and _matches(node, placement.trainer):
+                if any(free.get(name, 0.0) < amount for name, amount in wanted.items()):
+                    break
+                for name, amount in wanted.items():
+                    free[name] -= amount
+                ranks += 1
+        renderers = [left[node["NodeID"]] for node in alive if _matches(node, placement.renderer)]
+        tasks = [math.floor(free.get("CPU", 0.0) / scaling.renderer_cpus) for free in renderers]
+        store = sum(free.get("object_store_memory", 0.0) for free in renderers)
+        left_over = tuple((free.get("CPU", 0.0), free.get("GPU", 0.0)) for free in left.values())
+        return Capacity(ranks, sum(tasks), store, left_over)
+
+    def running_tasks(self, scaling: ScalingConfig) -> int:
+        """Render tasks that will run at a time."""
+        return min(self.render_tasks, scaling.max_renderers or self.render_tasks)
+
+    def shortage(self, config: RunConfig, placement: Placement, *, block_bytes: int) -> str | None:
+        """What is missing for the run, in words; None if nothing is.
+
+        Without any of these a run would not fail but wait, in silence.
+        """
+        scaling = config.scaling
+        needed = scaling.min_ranks or scaling.num_ranks
+        if self.ranks < needed:
+            return (
+                f"there is room for {self.ranks} of {needed} ranks of {scaling.cpus_per_rank:g} "
+                f"CPUs{' and a GPU' if scaling.use_gpu else ''} each ({placement}); add nodes, or "
+                "lower scaling.num-ranks or scaling.cpus-per-rank"
+            )
+        if self.render_tasks < scaling.min_renderers:
+            return (
+                f"there is room for {self.render_tasks} render tasks of {scaling.renderer_cpus:g} "
+                f"CPUs beside the ranks ({placement}), but scaling.min-renderers is "
+                f"{scaling.min_renderers}; add nodes (ray start --address=… "
+                "--labels=ray-subcluster=renderer), or lower scaling.renderer-cpus"
+            )
+        evaluation = config.evaluation
+        has_room = any(
+            cpus >= evaluation.cpus and gpus >= evaluation.gpus for cpus, gpus in self.left_over
+        )
+        if evaluation.tasks and not has_room:
+            wanted = f"evaluation.cpus={evaluation.cpus:g}"
+            if evaluation.gpus:
+                wanted += f" and evaluation.gpus={evaluation.gpus:g}"
+            cpus, gpus = (max((left[n] for left in self.left_over), default=0) for n in (0, 1))
+            return (
+                f"no node has {wanted} beside the ranks; the most is {cpus:g} CPUs, and {gpus:g} "
+                "GPUs. Lower them, or add nodes"
+            )
+        blocks = BLOCKS_PER_RANK * scaling.num_ranks + self.running_tasks(scaling)
+        if self.object_store_bytes < blocks * block_bytes:
+            return (
+                f"the object stores of the nodes that render hold {self.object_store_bytes:.2g} "
+                f"bytes, but {blocks} blocks of {block_bytes:.2g} bytes are under way at a time "
+                f"({BLOCKS_PER_RANK} per rank and one per render task); give Ray more (ray start "
+                "--object-store-memory=…), lower scaling.max-renderers, or use more ranks"
+            )
+        return None
+
+
+def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], None]) -> Placement:
+    """Wait until the cluster has what the run needs; what is missing is asked of the autoscaler.
+
+    Args:
+        config: of the run.
+        block_bytes: size of a block of the stream.
+        say: is told once what is waited for.
+
+    Raises:
+        ConfigError: naming what is missing: at once where no node can come (Ray on this machine
+            alone), else after `scaling.start_timeout_s`.
+    """
+    can_grow = cluster_address() is not None or is_autoscaling_enabled()
+    deadline = time.monotonic() + (config.scaling.start_timeout_s if can_grow else 0.0)
+    is_told = False
+    while True:
+        nodes = ray.nodes()
+        placement = Placement.of(nodes)
+        capacity = Capacity.of(nodes, placement, config.scaling)
+        shortage = capacity.shortage(config, placement, block_bytes=block_bytes)
+        if shortage is None:
+            return placement
+        if time.monotonic() >= deadline:
+            raise ConfigError(shortage)
+        if not is_told:
+            say(f"waiting for up to {config.scaling.start_timeout_s:g} s: {shortage}")
+            _ask_for_machines(config, placement)
+            is_told = True
+        time.sleep(_POLL_S)
+
+
+def _ask_for_machines(config: RunConfig, placement: Placement) -> None:
+    """Tell the autoscaler what the run will need; Train and Data ask for themselves later on."""
+    scaling, evaluation = config.scaling, config.evaluation
+    from ray.autoscaler.sdk import request_resources
+
+    rank = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
+    bundles = [rank] * scaling.num_ranks + [{"CPU": scaling.renderer_cpus}] * scaling.min_renderers
+    selectors = [dict(placement.trainer or {})] * scaling.num_ranks
+    selectors += [dict(placement.renderer or {})] * scaling.min_renderers
+    if evaluation.tasks:
+        bundles.append(
+            {"CPU": evaluation.cpus} | ({"GPU": evaluation.gpus} if evaluation.gpus else {})
+        )
+        selectors.append({})
+    request_resources(bundles=bundles, bundle_label_selectors=selectors)
+
+
+class ClusterWatch:
+    """Keeps Ray Data up to date about nodes, and the autoscaler about the fewest renderers.
+
+    Ray Data's coordinator looks at the cluster every 20 s, so that an added node would idle and a
+    dead one be counted for as long; it looks at once when it is asked to recompute.
+    """
+
+    def __init__(self, scaling: ScalingConfig, placement: Placement) -> None:
+        """Of a run; nothing is asked yet."""
+        self._scaling, self.placement = scaling, placement
+        self._nodes: frozenset[str] = frozenset()
+        self._renew_at = 0.0
+        self.capacity = Capacity.of(ray.nodes(), placement, scaling)
+
+    def poll(self) -> None:
+        """Look at the nodes; to be called every second or so."""
+        nodes = ray.nodes()
+        alive = frozenset(node["NodeID"] for node in nodes if node["Alive"])
+        is_due = time.monotonic() >= self._renew_at
+        if alive == self._nodes and not is_due:
+            return
+        coordinator: Any = get_or_create_autoscaling_coordinator()
+        if is_due:
+            self._renew_at = time.monotonic() + _RENEW_EVERY_S
+            self._hold_renderers(coordinator)
+        if alive != self._nodes:
+            self._nodes = alive
+            self.capacity = Capacity.of(nodes, self.placement, self._scaling)
+            coordinator.get_reserved_resources.remote(_REQUESTER, recompute=True)
+
+    def _hold_renderers(self, coordinator: Any) -> None:
+        if self.placement.renderer is None:
+            return
+        # The selector goes with the bundles and not with the requester: the autoscaler acts on it,
+        # while the coordinator sets no CPUs of renderer nodes aside, which would be lost to the
+        # stream that they are meant for.
+        count = self._scaling.min_renderers
+        coordinator.request_resources.remote(
+            requester_id=_REQUESTER,
+            resources=[{"CPU": self._scaling.renderer_cpus}] * count,
+            label_selectors=[dict(self.placement.renderer)] * count,
+            expire_after_s=_REQUEST_EXPIRES_S,
+            priority=ResourceRequestPriority.LOW,
+        )
+
+
+def _matches(node: Mapping[str, Any], selector: Mapping[str, str] | None) -> bool:
+    return selector is None or _carries(node.get("Labels") or {}, selector)
+
+
+def _carries(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether labels satisfy a selector of values and "!value"s."""
+    return all(
+        labels.get(name) != value[1:] if value.startswith("!") else labels.get(name) == value
+        for name, value in selector.items()
+    )

@@ -1,0 +1,170 @@
+"""A Ray to work with: the cluster that RAY_ADDRESS names, or one on this machine for the while."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import ray
+
+from clippo_core.errors import ConfigError, StorageError
+from pipelines.config.settings import RunConfig
+from pipelines.forking import forked_workers
+
+T = TypeVar("T")
+
+#: Ray's chatter, and what it would send home.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+
+#: How soon Ray notices what it should recover from. Its own values suit other runs.
+_RECOVERY = {
+    # After a node died, Ray may still count on it; the first group of ranks then waits for a place
+    # that is gone, for 60 s by default, before it is placed anew.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # A spot node is announced 30 to 120 s before it goes; 5 s are much of that.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",
+    # Ranks agree on a notice of preemption at a barrier of Ray's, which waits for ever by default.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+}
+
+#: Where Ray is started for the run.
+_ALONE = {
+    # Nobody takes this machine away with notice.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Ray's own, 15, weighs so little that threads which are to take left-over time alone
+    # (pipelines.background) took a tenth of the ranks' (tests/benchmarks/evaluating.py).
+    "RAY_worker_niceness": "0",
+    # Two that are started beforehand would be no forks (pipelines.forking).
+    "RAY_prestart_worker_first_driver": "0",
+    # A rank's threads wait in a loop for the next product. Left to itself, OpenMP ends the loop
+    # after ten milliseconds or more, and render tasks hardly ever find a core idle; after a
+    # sixtieth of that, waking threads up costs more than they gain (EXPERIMENTS.md). A turn of the
+    # loop lasts long enough on x86 alone.
+    **({"GOMP_SPINCOUNT": "50000"} if platform.machine() == "x86_64" else {}),
+}
+
+
+@contextmanager
+def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iterator[None]:
+    """Connect or start; what was started here is shut down at the end.
+
+    Args:
+        cpus: that the work needs. On this machine at least so many are declared, since they are
+            Ray's bookkeeping and not cores; a cluster must have them.
+        gpus: that the work needs, and that there must be anywhere.
+        may_wait: whether the caller waits for nodes itself.
+
+    Raises:
+        ConfigError: if there are fewer, unless the caller waits.
+        StorageError: if it does not answer.
+    """
+    if ray.is_initialized():
+        if not may_wait:
+            check_resources(cpus, gpus)
+        yield
+        return
+    address = cluster_address()
+    forks = nullcontext({}) if address else forked_workers()
+    with ray_environment(is_cluster=bool(address)), forks as runtime_env:
+        try:
+            _init(address, cpus, runtime_env)
+        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+            where = f"the cluster at {address}" if address else "Ray on this machine"
+            raise StorageError(f"{where} does not start or answer: {error}") from error
+        _quiet_ray_data()
+        try:
+            if not may_wait:
+                check_resources(cpus, gpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def cluster_address() -> str | None:
+    """Of the cluster that commands here use; None: they start Ray, which ends with them."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def ray_environment(*, is_cluster: bool) -> Iterator[None]:
+    """What Ray reads from the environment meanwhile; a person's own values stay."""
+    wanted = _QUIET | _RECOVERY | ({} if is_cluster else _ALONE)
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def needed_cpus(config: RunConfig) -> float:
+    """CPUs that Ray on this machine must declare for the run not to wait for ever."""
+    scaling = config.scaling
+    evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
+    renderers = scaling.min_renderers * scaling.renderer_cpus
+    return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
+
+
+@contextmanager
+def session_beside(work: Callable[[], T], *, cpus: float) -> Iterator[T]:
+    """A session that waits for nodes, started while `work` goes on in a thread.
+
+    Args:
+        work: imports and checks that take as long as Ray's start; its errors are raised here.
+        cpus: as `ray_session` has them.
+
+    Yields:
+        What `work` returned.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(work)
+        with ray_session(cpus=cpus, may_wait=True):
+            yield result.result()
+
+
+def _init(address: str | None, cpus: float, runtime_env: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address, **options)
+        return
+    cores = len(os.sched_getaffinity(0))
+    declared = max(cores, math.ceil(cpus))
+    options |= {"include_dashboard": False, "runtime_env": runtime_env}
+    ray.init("local", num_cpus=declared, **options)
+
+
+def _quiet_ray_data() -> None:
+    """Keep Ray Data's progress notes out of the terminal; its log file gets them all the same."""
+    import ray.data
+
+    for handler in logging.getLogger(ray.data.__name__).handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
+
+
+def check_resources(cpus: float, gpus: float = 0) -> None:
+    """Make sure that the work fits; without this, it would wait for ever and say nothing.
+
+    Raises:
+        ConfigError: naming what to lower.
+    """
+    found = ray.cluster_resources()
+    for name, option, wanted in (("CPU", "--cpus", cpus), ("GPU", "--gpus", gpus)):
+        if found.get(name, 0) < wanted:
+            raise ConfigError(
+                f"the cluster has {found.get(name, 0):g} {name}s, but {wanted:g} are needed; ask "
+                f"for fewer ({option}), or add machines"
+            )

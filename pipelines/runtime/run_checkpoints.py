@@ -1,0 +1,125 @@
+"""A run's checkpoints, on a disk or in a bucket.
+
+A checkpoint is whole if its config.json is there: that file is written last and removed first, and
+on a disk the whole folder appears by one rename. Why not Ray Train's own checkpoint manager:
+docs/design.md.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from clippo_core.checkpoints.native import CONFIG_FILE
+from clippo_core.errors import CheckpointError
+from pipelines.runtime.storage import Location, storage_errors
+
+#: In the folder of a sweep: what it found, and which of its runs is the best.
+SWEEP_FILE = "sweep.json"
+_CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint folder of a step."""
+    return f"step_{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step that a checkpoint folder's name says; None for other names."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def whole_checkpoints(run: Location) -> list[tuple[int, Location]]:
+    """The whole checkpoints of a run, oldest first, with their steps."""
+    folder = run / "checkpoints"
+    found = [(checkpoint_step(name), folder / name) for name in folder.names()]
+    steps = [(step, place) for step, place in found if step is not None]
+    return [(step, place) for step, place in steps if (place / CONFIG_FILE).exists()]
+
+
+def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
+    """Have a checkpoint written and bring it to its place, whole or not at all.
+
+    Args:
+        write: makes the folder at the path it is given, atomically (`TrainState.save`).
+        target: where the checkpoint belongs.
+    """
+    if target.is_local:
+        with storage_errors(target):
+            write(Path(target.uri))
+        return
+    fs, path = target.open_fs()
+    with tempfile.TemporaryDirectory(prefix="clippo-") as folder, storage_errors(target):
+        local = Path(folder) / target.name
+        write(local)
+        for file in sorted(local.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            fs.put_file(str(file), f"{path}/{file.name}")
+
+
+def remove_checkpoint(place: Location) -> None:
+    """Remove a checkpoint; from the first moment on it no longer counts as whole."""
+    fs, path = place.open_fs()
+    with storage_errors(place):
+        fs.rm_file(f"{path}/{CONFIG_FILE}")
+    place.remove()
+
+
+def remove_leftovers(run: Location) -> None:
+    """Remove half-written checkpoints that a killed process left behind."""
+    folder = run / "checkpoints"
+    for name in folder.names():
+        is_half = checkpoint_step(name) is not None and not (folder / name / CONFIG_FILE).exists()
+        if name.startswith(".step_") or is_half:
+            (folder / name).remove()
+
+
+def first_step(run: Location) -> int:
+    """Steps that a run has behind it where it goes on: those of its newest whole checkpoint."""
+    whole = whole_checkpoints(run)
+    return whole[-1][0] if whole else 0
+
+
+def find_checkpoint(reference: str) -> Location:
+    """The checkpoint that a person means: itself, or the newest of a run.
+
+    Args:
+        reference: a checkpoint folder, a `.npz` file, a run's folder, or that of a sweep, whose
+            best run is meant; a path or URI.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    place = Location.of(reference)
+    if not place.exists():
+        raise CheckpointError(
+            f"{reference} does not exist; expected a checkpoint or a run's folder"
+        )
+    if place.name.endswith(".npz") or (place / CONFIG_FILE).exists():
+        return place
+    if (place / SWEEP_FILE).exists():
+        place = place / str((place / SWEEP_FILE).read_json()["best"])
+    checkpoints = whole_checkpoints(place)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{reference} holds no whole checkpoint; expected a folder with {CONFIG_FILE}, a .npz "
+            "file, or a run with checkpoints/"
+        )
+    return checkpoints[-1][1]
+
+
+@contextmanager
+def fetched(place: Location) -> Iterator[Path]:
+    """A checkpoint as a local path: itself where it is local, else a copy for the while."""
+    if place.is_local:
+        yield Path(place.uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
+        local = Path(folder) / place.name
+        fs, path = place.open_fs()
+        with storage_errors(place):
+            fs.get(path, str(local), recursive=fs.isdir(path))
+        yield local

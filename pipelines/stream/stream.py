@@ -1,0 +1,270 @@
+"""The sample plan as a Ray Data stream: a unit of work, one block, is a rank's batch of some steps.
+
+Blocks of equal size, in order, are dealt to the ranks round robin: block `number * ranks + rank`
+reaches `rank`. So each rank gets whole batches, without copies, and the stream is the same for any
+number of render workers. Read by Ray's documentation and source at 2.60; tests/integration hold it
+to that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from pipelines.background import in_background
+from pipelines.config.settings import ScalingConfig
+from pipelines.stream.batch import PreparedBatch, StreamSpec, prepare_batch
+from pipelines.stream.scheduling import WaitForAnyTask
+from pipelines.stream.wire import from_block, to_block
+
+Batch = TypeVar("Batch")
+
+DATASET = "pairs"
+#: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
+NO_PROGRESS_TIMEOUT_S = 24 * 3600
+#: A block holds the batches of several steps where they are small: up to so many bytes, and steps.
+#: Between a worker's tasks pass some hundredths of a second, so short ones leave its core idle.
+FULL_BLOCK_BYTES = 128 * 2**20
+MAX_STEPS_PER_UNIT = 16
+
+
+@dataclass(frozen=True)
+class StreamRange:
+    """The part of a run that a stream delivers, and over how many ranks.
+
+    Ray Data plans all units of an iteration before the first batch, about 1 ms each; so a run is
+    delivered in segments of whole steps, one iteration each, which costs 0.2 s between them.
+
+    A unit of work covers a rank's batches of `steps_per_unit` steps: a task costs Ray about 30 ms
+    of CPU time whatever it does, more than a small batch takes to prepare.
+    """
+
+    start_step: int
+    total_steps: int
+    num_ranks: int
+    units_per_segment: int = 1024
+    steps_per_unit: int = 1
+
+    def segment(self, number: int) -> list[Unit]:
+        """Units of the segment: every step of it, every rank.
+
+        The first of all are small, so that a run's first step does not wait for the next ones.
+        """
+        length = max(self.units_per_segment // self.num_ranks, 1) * self.steps_per_unit
+        step = self.start_step + number * length
+        end = min(step + length, self.total_steps)
+        size = self.steps_per_unit if number else 1
+        units = []
+        while step < end:
+            steps = range(step, min(step + size, end))
+            units += [Unit(steps, rank) for rank in range(self.num_ranks)]
+            step, size = steps.stop, min(2 * size, self.steps_per_unit)
+        return units
+
+
+class Unit(NamedTuple):
+    """What one render task makes: a rank's batches of consecutive steps."""
+
+    steps: range
+    rank: int
+
+
+def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = None) -> int:
+    """As many as `wanted`, else as fill a block."""
+    if wanted is not None:
+        return wanted
+    return max(1, min(MAX_STEPS_PER_UNIT, FULL_BLOCK_BYTES // batch_bytes(spec, num_ranks)))
+
+
+def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
+    """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
+    size = spec.render.image_size_px
+    tokens = 0 if spec.vocabulary is None else spec.vocabulary.max_tokens
+    targets = 0 if spec.labels is None else spec.labels.num_outputs
+    return spec.plan.batch_size // num_ranks * (size * (size * 3 + 4 * 2) + 4 * (tokens + targets))
+
+
+class PlannedBatches(Datasource):
+    """Ray Data's view of a stream: one read task per unit, in the plan's order."""
+
+    def __init__(self, spec: StreamSpec, steps: StreamRange, *, beside_ranks: bool = True):
+        super().__init__()
+        self._spec = spec
+        self._steps = steps
+        self._beside_ranks = beside_ranks
+
+    def get_name(self) -> str:
+        """What Ray calls the operator."""
+        return "RenderPairs"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown, and of no use for a stream."""
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - the plan decides
+        per_task_row_limit: int | None = None,  # noqa: ARG002
+        data_context: DataContext | None = None,
+    ) -> list[ReadTask]:
+        """The units of the segment that this execution delivers.
+
+        Every iteration over the dataset is one execution; Ray counts them in `_execution_idx`,
+        which its own shuffles use in the same way. Without a context Ray is only planning.
+        """
+        segment = getattr(data_context, "_execution_idx", 0) if data_context is not None else 0
+        spec, num_ranks = self._spec, self._steps.num_ranks
+        rows, size_bytes = spec.plan.batch_size // num_ranks, batch_bytes(spec, num_ranks)
+        return [
+            ReadTask(
+                functools.partial(
+                    _read_unit, spec, unit, num_ranks, beside_ranks=self._beside_ranks
+                ),
+                BlockMetadata(
+                    num_rows=len(unit.steps) * rows,
+                    size_bytes=len(unit.steps) * size_bytes,
+                    input_files=None,
+                    exec_stats=None,
+                ),
+            )
+            for unit in self._steps.segment(segment)
+        ]
+
+
+def _read_unit(
+    spec: StreamSpec, unit: Unit, num_ranks: int, *, beside_ranks: bool
+) -> Iterator[pa.Table]:
+    node = ray.get_runtime_context().get_node_id()
+    if beside_ranks:
+        yield in_background(make_block, spec, unit, num_ranks, node=node)
+    else:
+        yield make_block(spec, unit, num_ranks, node=node)
+
+
+def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:
+    """A unit's batches, one after the other.
+
+    Args:
+        spec: of the stream.
+        unit: which steps, and whose part of them.
+        num_ranks: that the batches are divided over.
+        node: of the cluster, for the batches' notes.
+    """
+    rows = spec.plan.batch_size // num_ranks
+    mine = slice(unit.rank * rows, (unit.rank + 1) * rows)
+    batches = [prepare_batch(spec, spec.plan.batch(step)[mine], step=step) for step in unit.steps]
+    now = time.time()
+    tables = []
+    for batch in batches:
+        effort = dataclasses.replace(batch.effort, node=node, finished_at=now)
+        tables.append(to_block(dataclasses.replace(batch, effort=effort)))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def stream_dataset(
+    spec: StreamSpec,
+    steps: StreamRange,
+    scaling: ScalingConfig,
+    *,
+    selector: Mapping[str, str] | None = None,
+    beside_ranks: bool = True,
+) -> ray.data.Dataset:
+    """The dataset to hand to a trainer; each iteration over it delivers the next segment.
+
+    Args:
+        spec: of the stream.
+        steps: what to deliver.
+        scaling: how many render tasks there may be, and of how many CPUs.
+        selector: labels of the nodes that render; None: any node.
+        beside_ranks: whether ranks may be on the same cores, to which render tasks then yield.
+    """
+    context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [WaitForAnyTask]
+    # Here as well as in what a trainer is given: helper tasks of Ray Data look here.
+    context.execution_options = execution_options(selector)
+    block_bytes = steps.steps_per_unit * batch_bytes(spec, steps.num_ranks)
+    # A block above 1.5 times this size would be split, and its batch with it.
+    context.target_max_block_size = max(2 * block_bytes, 128 * 2**20)
+    return ray.data.read_datasource(
+        PlannedBatches(spec, steps, beside_ranks=beside_ranks),
+        override_num_blocks=1,
+        num_cpus=scaling.renderer_cpus,
+        compute=TaskPoolStrategy(size=scaling.max_renderers),
+    )
+
+
+def execution_options(selector: Mapping[str, str] | None = None) -> ExecutionOptions:
+    """What a trainer's `DataConfig` needs: batches keep their order, tasks keep to their nodes."""
+    return ExecutionOptions(
+        preserve_order=True, label_selector=None if selector is None else dict(selector)
+    )
+
+
+def iterate_batches(
+    shard: ray.data.DataIterator, spec: StreamSpec, steps: StreamRange
+) -> Iterator[PreparedBatch]:
+    """A rank's batches, from `steps.start_step` to the end of the run.
+
+    Args:
+        shard: this rank's part of `stream_dataset`.
+        spec: of the stream.
+        steps: of the stream.
+
+    Raises:
+        RuntimeError: if a batch arrives out of turn, which would be a bug.
+    """
+    batch_size = spec.plan.batch_size // steps.num_ranks
+    step = steps.start_step
+    while step < steps.total_steps:
+        arrived = shard.iter_batches(
+            batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1, drop_last=True
+        )
+        before = step
+        for block in arrived:
+            batch = from_block(block, spec.render, spec.vocabulary)
+            if batch.step != step:
+                raise RuntimeError(f"the stream delivered step {batch.step} in place of {step}")
+            yield batch
+            step += 1
+        if step == before:
+            raise RuntimeError(f"the stream ended at step {step} of {steps.total_steps}")
+
+
+def begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, but the first is asked for at once, in a thread: a stream takes seconds to start.
+
+    Args:
+        batches: not asked for any yet; what it raises is raised where it would have been.
+    """
+    first: Future[list[Batch]] = Future()
+
+    def ask() -> None:
+        try:
+            first.set_result(list(itertools.islice(batches, 1)))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            first.set_exception(error)
+
+    # A daemon: a process that fails meanwhile does not wait for its stream.
+    threading.Thread(target=ask, name="first batch", daemon=True).start()
+
+    def all_of_them() -> Iterator[Batch]:
+        yield from first.result()
+        yield from batches
+
+    return all_of_them()

@@ -1,0 +1,395 @@
+"""A training run from the outside: start it, follow it, evaluate its checkpoints, end it."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import ray
+import torch
+from tqdm import tqdm
+
+from clippo_core.config import to_json
+from clippo_core.errors import ClippoError, ConfigError, StorageError
+from clippo_core.training.precision import has_bfloat16
+from pipelines.config.resolution import RUN_FILE, ResolvedRun, derive, flatten, validate
+from pipelines.config.settings import RunConfig
+from pipelines.evaluation.results import EvaluationOptions
+from pipelines.evaluation.tasks import EvaluationReport, EvaluationTasks
+from pipelines.reporting.stored import write_report
+from pipelines.runtime.placement import ClusterWatch, await_capacity
+from pipelines.runtime.progress import progress
+from pipelines.runtime.ray_session import needed_cpus, ray_session
+from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
+from pipelines.runtime.storage import Location, take_over
+from pipelines.stream.stream import batch_bytes, steps_per_unit
+from pipelines.tracking.mlflow_run import (
+    PATIENCE_AT_END_S,
+    TRACKED_FILE,
+    DataSet,
+    RunTracker,
+    TrackedRun,
+)
+from pipelines.tracking.run_events import RunRecord
+from pipelines.tracking.run_tags import run_tags
+from pipelines.training.bottleneck import StreamFigures, verdict
+from pipelines.training.job import WorkerJob
+from pipelines.training.monitor import Progress, start_monitor
+from pipelines.training.rank import HOPELESS, spool_path
+from pipelines.training.token_vocabulary import with_vocabulary
+from pipelines.training.trainer import make_trainer
+
+_POLL_S = 0.5
+
+
+class StoppedError(ClippoError):
+    """The run was asked to stop; a checkpoint was written first."""
+
+    exit_code = 130
+
+
+@dataclass
+class RunSummary:
+    """What a run made."""
+
+    run: Location
+    checkpoint: Location
+    tracked: TrackedRun
+    evaluations: list[EvaluationReport] = field(default_factory=list)
+    bottleneck: str = ""
+    """Which part of the run held up the rest, and what to raise; "" where no step was made."""
+
+
+def train(
+    resolved: ResolvedRun, *, is_resumed: bool = False, tags: Mapping[str, str] | None = None
+) -> RunSummary:
+    """Train from the newest whole checkpoint, or from the start, to the end.
+
+    Args:
+        resolved: the run.
+        is_resumed: whether the run's folder is expected to be there, or not to be.
+        tags: more of a new run, for MLflow.
+
+    Raises:
+        ConfigError: if a new run's folder is there already, or the machines do not suffice.
+        SampleError: if the data cannot be used.
+        StorageError: if the cluster, the storage or MLflow fails.
+        DivergedError: if the loss is no number any more.
+        StoppedError: after Ctrl-C or SIGTERM, once the checkpoint is written.
+    """
+    if not is_resumed and (resolved.run / RUN_FILE).exists():
+        raise ConfigError(
+            f"{resolved.run.uri} is a run already; go on with it by\n"
+            f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
+        )
+    validate(resolved)
+    _warn_of_slow_products(resolved.config)
+    resolved = with_vocabulary(resolved)
+    with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
+        watch = _await_nodes(resolved)
+        attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        driver = RunDriver(resolved, attempt, watch)
+        return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
+
+
+def _warn_of_slow_products(config: RunConfig) -> None:
+    is_native = config.scaling.use_gpu or has_bfloat16(torch.device("cpu"))
+    if config.train.precision == "bfloat16" and not is_native:
+        tqdm.write(
+            "train.precision=bfloat16: the CPU of this machine has no instructions for it; such "
+            "products take tens of times as long as float32's. auto, the default, avoids that"
+        )
+
+
+def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
+    config, spec = resolved.config, resolved.stream
+    ranks = config.scaling.num_ranks
+    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task)
+    placement = await_capacity(config, block_bytes=steps * batch_bytes(spec, ranks), say=tqdm.write)
+    return ClusterWatch(config.scaling, placement)
+
+
+class RunDriver:
+    """Follows one attempt at a run."""
+
+    _record: RunRecord
+
+    def __init__(self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch) -> None:
+        """Only the monitor is started yet."""
+        self._watch, self._bottleneck = watch, ""
+        self._resolved = resolved
+        self._config, self._run = resolved.config, resolved.run
+        self._monitor = start_monitor()
+        evaluation = self._config.evaluation
+        self._evaluations = EvaluationTasks(
+            resolved.benchmarks,
+            EvaluationOptions.of(evaluation),
+            cpus=evaluation.cpus,
+            gpus=evaluation.gpus,
+            timeout_s=evaluation.timeout_s,
+        )
+        self._reports: list[EvaluationReport] = []
+        self._num_followed = 0
+        self._judged: StreamFigures | None = None
+        self._job = WorkerJob(
+            self._config, self._run, attempt, resolved.stream, self._monitor, resolved.classifier
+        )
+
+    def run(self, open_tracker: Callable[[], RunTracker]) -> RunSummary:
+        """Train, and wait for the evaluations; the MLflow run gets its true end.
+
+        Args:
+            open_tracker: opens the MLflow run, or opens it again.
+        """
+        _take_over(self._resolved, self._job.attempt)
+        # MLflow takes seconds to import, and longer to make its database; ranks start meanwhile.
+        training = _Result(make_trainer(self._job, self._watch.placement).fit)
+        tracked = self._open(open_tracker)
+        status, state = "FAILED", "failed"
+        try:
+            outcome = self._fit(training)
+            self._record.training_ended(spool_path(self._run))
+            if outcome["state"] == "completed":
+                self._wait_for_evaluations()
+            summary = self._conclude(outcome, tracked)
+            status, state = "FINISHED", "completed"
+            return summary
+        except (StoppedError, KeyboardInterrupt):
+            status, state = "KILLED", "interrupted"
+            raise
+        except BaseException as error:
+            state = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            _tell_unsent(self._record.finish(status, state), self._run)
+
+    def _open(self, open_tracker: Callable[[], RunTracker]) -> TrackedRun:
+        """Open the MLflow run, which rank 0 waits for; from here on the folder is a run."""
+        announced: TrackedRun | str = "the driver did not open the MLflow run"
+        try:
+            tracker = open_tracker()
+            self._record = RunRecord(self._resolved, tracker)
+            (self._run / RUN_FILE).write_bytes(to_json(self._config).encode())
+            (self._run / TRACKED_FILE).write_json(dataclasses.asdict(tracker.run))
+            announced = tracker.run
+            return announced
+        finally:
+            self._monitor.announce.remote(announced)
+
+    def _fit(self, training: _Result) -> dict[str, Any]:
+        """Follow the trainer from here, where signals arrive."""
+        self._record.note("clippo.placement", str(self._watch.placement))
+        self._start_missing_evaluations()
+        bar = progress("training", unit="step", total=self._config.train.steps)
+        with bar, stop_on_signals(self._request_stop):
+            while not training.wait(_POLL_S):
+                self._follow(bar)
+            self._follow(bar)
+        return _outcome_of(training)
+
+    def _follow(self, bar: Any) -> None:
+        """Take in what rank 0 reported and which evaluations ended, and act on it."""
+        self._watch.poll()
+        said = cast("Progress", ray.get(self._monitor.progress.remote()))
+        if said.stream is not None and said.stream != self._judged:
+            self._judge(said.stream)
+        if said.step > bar.n:
+            bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
+            bar.update(said.step - bar.n)
+        new = said.checkpoints[self._num_followed :]
+        self._num_followed += len(new)
+        for uri in new:
+            self._evaluations.start(uri)
+            self._record.checkpoint_committed(uri)
+        ended = self._evaluations.finished()
+        self._collect(ended)
+        self._record.follow(said.step)
+        if new or ended:
+            self._prune()
+
+    def _judge(self, figures: StreamFigures) -> None:
+        """Say what limits the run, where that changed."""
+        self._judged = figures
+        found = verdict(figures, self._config.scaling, self._watch.capacity)
+        stage = found.partition(":")[0]
+        if stage != self._bottleneck.partition(":")[0]:
+            self._record.note("clippo.bottleneck", found)
+        self._bottleneck = found
+
+    def _start_missing_evaluations(self) -> None:
+        """Of checkpoints whose evaluations ended with the attempt before."""
+        for _, place in whole_checkpoints(self._run):
+            if not (self._run / "evaluations" / place.name).names():
+                self._evaluations.start(place.uri)
+
+    def _request_stop(self) -> None:
+        self._monitor.request_stop.remote()
+
+    def _collect(self, reports: list[EvaluationReport]) -> None:
+        for report in reports:
+            self._reports.append(report)
+            folder = Location.of(report.checkpoint).name
+            write_report(report, self._run / "evaluations" / folder)
+            self._record.evaluation_ended(report)
+            if report.status != "ok":
+                tqdm.write(
+                    f"evaluation {report.name} of {folder}: {report.status}: {report.message}"
+                )
+
+    def _prune(self) -> None:
+        """Remove all but the newest checkpoints, and those under evaluation."""
+        whole = whole_checkpoints(self._run)
+        in_use = self._evaluations.checkpoints_in_use | self._record.checkpoints_in_use
+        for _, place in whole[: -self._config.storage.keep_checkpoints]:
+            if place.uri not in in_use:
+                remove_checkpoint(place)
+                self._record.checkpoint_removed(place.uri)
+
+    def _wait_for_evaluations(self) -> None:
+        left = self._evaluations.num_running
+        with progress("evaluating", unit="task", total=left) as bar:
+            while self._evaluations.num_running:
+                ended = self._evaluations.finished(wait_s=_POLL_S)
+                self._collect(ended)
+                bar.update(len(ended))
+        while self._record.num_running:
+            self._record.follow(self._config.train.steps)
+            time.sleep(_POLL_S / 10)
+        # What is being copied to MLflow could not be removed, and nobody would do so later.
+        deadline = time.monotonic() + PATIENCE_AT_END_S
+        while self._record.checkpoints_in_use and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 10)
+        self._prune()
+
+    def _conclude(self, outcome: dict[str, Any], tracked: TrackedRun) -> RunSummary:
+        state = outcome["state"]
+        if self._bottleneck:
+            self._record.note("clippo.bottleneck", self._bottleneck)
+        if state == "failed":
+            raise HOPELESS[outcome["error"]](outcome["message"])
+        checkpoint = whole_checkpoints(self._run)[-1][1]
+        if state == "interrupted":
+            raise StoppedError(
+                f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
+                f"  python -m pipelines resume {self._run.uri}"
+            )
+        return RunSummary(self._run, checkpoint, tracked, self._reports, self._bottleneck)
+
+
+class _Result:
+    """A call in a thread of its own, and how it ended."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _work(self, call: Callable[[], Any]) -> None:
+        try:
+            self.value = call()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self.error = error
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Whether it has ended, after waiting for at most `timeout_s`; None: for its end."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+def _outcome_of(thread: _Result) -> dict[str, Any]:
+    if thread.error is None:
+        return thread.value.return_value
+    # What a rank raises before it trains comes out of Ray Train's controller.
+    failure = getattr(thread.error, "controller_failure", thread.error)
+    original = getattr(failure, "cause", failure)
+    if isinstance(original, ClippoError):
+        raise original
+    raise StorageError(
+        f"the training workers failed: {thread.error}\nRay's logs: /tmp/ray/session_latest/logs"
+    ) from thread.error
+
+
+def _open_tracker(
+    resolved: ResolvedRun, *, is_resumed: bool, tags: Mapping[str, str]
+) -> RunTracker:
+    config, run = resolved.config, resolved.run
+    if is_resumed:
+        tracker = RunTracker(TrackedRun(**(run / TRACKED_FILE).read_json()))
+        tracker.set_running()
+        return tracker
+    assert config.tracking.uri is not None
+    known = {
+        "clippo.run": run.uri,
+        "clippo.preset": config.preset,
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": f"pipelines {_command_of(config)}",
+        "mlflow.source.type": "LOCAL",
+        "clippo.font_sha256": resolved.renderer.font.sha256,
+        **run_tags(),
+        **tags,
+    }
+    tracker = RunTracker.open(
+        config.tracking.uri,
+        experiment=config.tracking.experiment,
+        name=run.name,
+        artifacts=run.parent / "mlartifacts",
+        tags=known,
+    )
+    tracker.log_params(flatten(config))
+    tracker.log_params({f"derived.{name}": value for name, value in derive(resolved).items()})
+    read = [DataSet(s.name, s.manifest.digest, s.folder.uri) for s in resolved.sources]
+    tracker.log_inputs(read, context="training")
+    return tracker
+
+
+def _command_of(config: RunConfig) -> str:
+    task = config.finetune.task
+    return f"train {config.preset}" if task is None else f"finetune {task}"
+
+
+def _tell_unsent(unsent: list[str], run: Location) -> None:
+    """Say what MLflow does not know of a run that has ended."""
+    if spool_path(run).is_file():
+        unsent = [*unsent, f"python -m pipelines resume {run.uri} sends the steps"]
+    if unsent:
+        lines = "\n  ".join(unsent)
+        tqdm.write(f"MLflow did not take, and does not show:\n  {lines}", file=sys.stderr)
+
+
+def _take_over(resolved: ResolvedRun, attempt: str) -> None:
+    run = resolved.run
+    take_over(run, attempt)
+    if (font := resolved.config.model.render.font) is not None:
+        Location.of(font).write_bytes(resolved.renderer.font.to_bytes())
+    remove_leftovers(run)
+
+
+@contextmanager
+def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """While this lasts, the first Ctrl-C or SIGTERM calls `stop`; the second interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: Any) -> None:
+        signal.signal(number, signal.default_int_handler)
+        tqdm.write("stopping after a checkpoint; once more to stop at once", file=sys.stderr)
+        stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, handle) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
