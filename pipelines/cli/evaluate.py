@@ -13,9 +13,9 @@ from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli.arguments import parse, take_first
 from pipelines.config.resolution import RUN_FILE, read_run_config
-from pipelines.config.settings import EvaluationConfig
-from pipelines.evaluation.results import Blank, EvaluationOptions
-from pipelines.evaluation.tasks import Benchmark, EvaluationReport, EvaluationTasks
+from pipelines.config.settings import Blank, EvaluationConfig, EvaluationOptions
+from pipelines.evaluation.tasks import EvaluationTasks, parse_benchmark
+from pipelines.reporting.reports import Benchmark, EvaluationReport
 from pipelines.reporting.stored import file_name, result_lines, stored_report, write_report
 from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import ray_session
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> None:
     if not config.tasks:
         raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")
     options = EvaluationOptions.of(config, blank=arguments.blank)
-    benchmarks = [Benchmark.parse(text) for text in config.tasks]
+    benchmarks = [parse_benchmark(text) for text in config.tasks]
     if arguments.blank is not None:
         _require_questions(benchmarks)
     results = results_folder(name, checkpoint)
@@ -76,7 +76,7 @@ def evaluate_checkpoint(
     checkpoint: Location, config: EvaluationConfig, folder: Location
 ) -> list[EvaluationReport]:
     """Run a config's benchmarks on a checkpoint; results are written to a folder and printed."""
-    benchmarks = [Benchmark.parse(text) for text in config.tasks]
+    benchmarks = [parse_benchmark(text) for text in config.tasks]
     options = EvaluationOptions.of(config)
     return _evaluate(checkpoint, benchmarks, options, config, folder, run_of(checkpoint))
 

@@ -37,7 +37,8 @@ from pipelines.config.settings import RunConfig
 from pipelines.datasets.labels import find_labels, label_spec, require_task_kind
 from pipelines.datasets.manifest import TRAINABLE_KINDS
 from pipelines.datasets.sources import Source, locate_source, open_source
-from pipelines.evaluation.tasks import Benchmark
+from pipelines.evaluation.tasks import parse_benchmark
+from pipelines.reporting.reports import Benchmark
 from pipelines.runtime.run_checkpoints import fetched, find_checkpoint, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import (
@@ -107,7 +108,7 @@ class ResolvedRun:
     @property
     def benchmarks(self) -> list[Benchmark]:
         """What every checkpoint is evaluated on."""
-        return [Benchmark.parse(text) for text in self.config.evaluation.tasks]
+        return [parse_benchmark(text) for text in self.config.evaluation.tasks]
 
 
 def resolve(config: RunConfig) -> ResolvedRun:
@@ -123,7 +124,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
             "them with python -m pipelines prepare"
         )
     for text in config.evaluation.tasks:
-        Benchmark.parse(text)
+        parse_benchmark(text)
     sources, weights = _weighted_sources(config)
     renderer = open_renderer(config.model.render, config.model.render.font)
     run = config.storage.run or f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -7,6 +7,7 @@ the rest. The resolved config is stored beside the checkpoints and as MLflow par
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from clippo_core.config import (
     ClippoConfig,
@@ -17,6 +18,9 @@ from clippo_core.config import (
     require,
 )
 from clippo_core.errors import ConfigError
+
+#: What a visual question may be asked without.
+Blank = Literal["picture", "question"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +263,28 @@ class EvaluationConfig(Config):
         require(self.cpus > 0, f"evaluation.cpus={self.cpus}; expected above 0")
         require(0 <= self.gpus <= 1, f"evaluation.gpus={self.gpus}; expected 0 to 1")
         require(self.timeout_s > 0, f"evaluation.timeout_s={self.timeout_s}; expected above 0")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation may be told.
+
+    Attributes:
+        templates: prompts of pictures' classes; {} is the class name.
+        text_templates: prompts of texts' classes, or names of sets of `prompts.TEMPLATES`.
+        limit: take the first so many samples; None: all.
+        blank: side of visual questions that is left out.
+    """
+
+    templates: tuple[str, ...] = ("a photo of a {}",)
+    text_templates: tuple[str, ...] = ("{}",)
+    limit: int | None = None
+    blank: Blank | None = None
+
+    @staticmethod
+    def of(config: EvaluationConfig, *, blank: Blank | None = None) -> EvaluationOptions:
+        """What a run's config, or the command line, says."""
+        return EvaluationOptions(config.templates, config.text_templates, config.limit, blank)
 
 
 @dataclass(frozen=True, kw_only=True)

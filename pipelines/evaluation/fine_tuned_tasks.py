@@ -25,6 +25,7 @@ from clippo_core.evaluation.vqa import (
 from clippo_core.evaluation.zero_shot import ZeroShotResult
 from clippo_core.modeling import PairModel
 from clippo_core.modeling.classifier import Classifier
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.labels import Labels, glue_task_of, require_task_kind, text_of
 from pipelines.datasets.manifest import RawSample, is_prepared
 from pipelines.datasets.sources import Source, open_source
@@ -36,13 +37,7 @@ from pipelines.evaluation.embedded import (
     decoded_batches,
     full_texts,
 )
-from pipelines.evaluation.results import (
-    EvaluationOptions,
-    Floors,
-    TaskResult,
-    class_names_of,
-    labels_of,
-)
+from pipelines.evaluation.results import Floors, TaskResult, class_names_of, labels_of
 from pipelines.figures.sheets import label_sheet
 
 #: The set beside a test set that a checkpoint was fine-tuned on, for what is frequent there.

@@ -9,9 +9,10 @@ from clippo_core.evaluation.modality_gap import modality_gap
 from clippo_core.evaluation.patch_filters import patch_filters
 from clippo_core.evaluation.uncertainty import bootstrap_interval
 from clippo_core.modeling import PairModel
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source
 from pipelines.evaluation.embedded import BATCH_SIZE, captions_of, embed_source
-from pipelines.evaluation.results import EvaluationOptions, TaskResult
+from pipelines.evaluation.results import TaskResult
 from pipelines.figures.charts import scatter
 from pipelines.figures.sheets import label_sheet
 

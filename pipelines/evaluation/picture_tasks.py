@@ -15,6 +15,7 @@ from clippo_core.evaluation.typographic import AttackResult, typographic_attack
 from clippo_core.evaluation.uncertainty import proportion_interval
 from clippo_core.evaluation.zero_shot import class_embeddings, classify
 from clippo_core.modeling import PairModel
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import is_prepared
 from pipelines.datasets.sources import Source, open_source
 from pipelines.evaluation.classification import classified
@@ -25,13 +26,7 @@ from pipelines.evaluation.embedded import (
     embed_samples,
     embed_source,
 )
-from pipelines.evaluation.results import (
-    EvaluationOptions,
-    TaskResult,
-    class_names_of,
-    labels_of,
-    require_pictures,
-)
+from pipelines.evaluation.results import TaskResult, class_names_of, labels_of, require_pictures
 from pipelines.figures.sheets import label_sheet
 
 #: Of each class, as in the paper; drawn several times, since much depends on which they are.

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from clippo_core.errors import ConfigError
 from clippo_core.modeling import PairModel
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source
 from pipelines.evaluation.fine_tuned_tasks import glue, text_classification, vqa
 from pipelines.evaluation.model_tasks import modality_gap_of_pairs, patch_filters_of
 from pipelines.evaluation.picture_tasks import few_shot_linear, typographic, zero_shot
-from pipelines.evaluation.results import EvaluationOptions, TaskResult
+from pipelines.evaluation.results import TaskResult
 from pipelines.evaluation.retrieval_tasks import (
     behaviour,
     bitext_retrieval,

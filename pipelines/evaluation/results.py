@@ -4,44 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.uncertainty import Interval
-from pipelines.config.settings import EvaluationConfig
 from pipelines.datasets.manifest import SampleKind
 from pipelines.datasets.sources import Source
 
 #: By metric, then by what knows nothing, such as {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
-#: What a visual question may be asked without.
-Blank = Literal["picture", "question"]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What an evaluation may be told.
-
-    Attributes:
-        templates: prompts of pictures' classes; {} is the class name.
-        text_templates: prompts of texts' classes, or names of sets of `prompts.TEMPLATES`.
-        limit: take the first so many samples; None: all.
-        blank: side of visual questions that is left out.
-    """
-
-    templates: tuple[str, ...] = ("a photo of a {}",)
-    text_templates: tuple[str, ...] = ("{}",)
-    limit: int | None = None
-    blank: Blank | None = None
-
-    @staticmethod
-    def of(config: EvaluationConfig, *, blank: Blank | None = None) -> EvaluationOptions:
-        """What a run's config, or the command line, says."""
-        return EvaluationOptions(config.templates, config.text_templates, config.limit, blank)
 
 
 @dataclass(frozen=True, eq=False)

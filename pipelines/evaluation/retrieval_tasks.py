@@ -15,9 +15,10 @@ from clippo_core.evaluation.retrieval import retrieval_chance, retrieval_recall
 from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval, proportion_interval
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source
 from pipelines.evaluation.embedded import BATCH_SIZE, EmbeddedSource, captions_of, embed_source
-from pipelines.evaluation.results import EvaluationOptions, TaskResult, require_kind
+from pipelines.evaluation.results import TaskResult, require_kind
 from pipelines.figures.sheets import gallery
 
 #: Fewer make no test of a language.

@@ -6,8 +6,8 @@ A missing data set, a crash or a hang fails that task and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
@@ -16,86 +16,40 @@ import ray.exceptions
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
 from pipelines.background import BackgroundTask
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import locate_source, open_source
 from pipelines.evaluation.registry import WITHOUT_DATA, find_evaluation
-from pipelines.evaluation.results import EvaluationOptions, TaskResult
+from pipelines.evaluation.results import TaskResult
 from pipelines.figures.sheets import encode_pngs
+from pipelines.reporting.reports import (
+    RESULT_FORMAT,
+    WEIGHTS,
+    Benchmark,
+    EvaluationReport,
+    options_json,
+    short_digest,
+)
 from pipelines.runtime.devices import task_device
 from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
 
-#: What stands for the data set where there is none.
-WEIGHTS = "weights"
-#: Names that folders of many data sets have.
-_SPLITS = ("train", "val", "dev", "test")
-#: Of results; those of another one are not compared, and measured anew.
-RESULT_FORMAT = 2
 
+def parse_benchmark(text: str) -> Benchmark:
+    """Read a benchmark from TASK:SOURCE; the source becomes a place that any machine can find.
 
-@dataclass(frozen=True)
-class Benchmark:
-    """An evaluation on a data set, as "zero_shot:fashion_mnist/test" names it.
-
-    Attributes:
-        task: the evaluation's name.
-        source: folder or URI of the data set; "" where the model alone is looked at.
+    Raises:
+        ConfigError: if there is no such task, or it needs a data set and has none, or has one and
+            needs none.
     """
-
-    task: str
-    source: str
-
-    @property
-    def place_name(self) -> str:
-        """What to call the data set by its place alone, since it may not be there."""
-        place = Location(self.source)
-        if place.name in _SPLITS:
-            return f"{place.parent.name}-{place.name}"
-        return place.name or WEIGHTS
-
-    @staticmethod
-    def parse(text: str) -> Benchmark:
-        """From TASK:SOURCE; the source becomes a place that any machine can find.
-
-        Raises:
-            ConfigError: if there is no such task, or it needs a data set and has none, or has one
-                and needs none.
-        """
-        task, _, source = text.partition(":")
-        if task in WITHOUT_DATA:
-            if source:
-                raise ConfigError(f"{task} looks at the model alone; name it without {source!r}")
-            return Benchmark(task, "")
-        find_evaluation(task)
-        if not source:
-            raise ConfigError(f"{task} needs a data set: {task}:DATA_SET")
-        return Benchmark(task, locate_source(source).uri)
-
-
-@dataclass(frozen=True)
-class EvaluationReport:
-    """How an evaluation ended.
-
-    Attributes:
-        status: "ok", or what went wrong.
-        result: numbers and what they rest on, as JSON; empty unless ok.
-        message: of the failure.
-        seconds: from its start to its end, waiting for a CPU included.
-        pictures: PNG files to look at, by name.
-    """
-
-    checkpoint: str
-    benchmark: Benchmark
-    status: Literal["ok", "failed", "timeout"]
-    result: dict[str, Any]
-    message: str = ""
-    seconds: float = 0.0
-    pictures: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
-
-    @property
-    def name(self) -> str:
-        """Such as "zero_shot/fashion_mnist-test", for files and charts."""
-        data_set = self.result.get("source") or self.benchmark.place_name
-        return f"{self.benchmark.task}/{data_set}"
+    task, _, source = text.partition(":")
+    if task in WITHOUT_DATA:
+        if source:
+            raise ConfigError(f"{task} looks at the model alone; name it without {source!r}")
+        return Benchmark(task, "")
+    find_evaluation(task)
+    if not source:
+        raise ConfigError(f"{task} needs a data set: {task}:DATA_SET")
+    return Benchmark(task, locate_source(source).uri)
 
 
 def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:
@@ -127,19 +81,6 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
     }
     pictures = encode_pngs(found.pictures)
     return EvaluationReport(checkpoint, benchmark, "ok", result, seconds=seconds, pictures=pictures)
-
-
-def options_json(options: EvaluationOptions) -> dict[str, Any]:
-    """Options as they come back from JSON; `blank` only where a side was left out."""
-    found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    if options.blank is None:
-        del found["blank"]
-    return found
-
-
-def short_digest(identity: str) -> str:
-    """A model's identity, as short as the digest of a data set."""
-    return identity.removeprefix("sha256:")[:16]
 
 
 def _numbers(found: TaskResult) -> dict[str, Any]:

@@ -18,17 +18,12 @@ from clippo_core.evaluation.text_pairs import text_similarities
 from clippo_core.evaluation.uncertainty import bootstrap_interval
 from clippo_core.modeling import PairModel
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import Source
 from pipelines.evaluation.classification import classified
 from pipelines.evaluation.embedded import BATCH_SIZE, captions_of, full_texts
-from pipelines.evaluation.results import (
-    EvaluationOptions,
-    TaskResult,
-    class_names_of,
-    labels_of,
-    require_kind,
-)
+from pipelines.evaluation.results import TaskResult, class_names_of, labels_of, require_kind
 from pipelines.figures.charts import bars
 
 #: What a tokenizer's name counts, where that is no token of its own.

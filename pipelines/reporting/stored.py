@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from clippo_core.errors import SampleError, StorageError
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import read_manifest
-from pipelines.evaluation.results import EvaluationOptions
-from pipelines.evaluation.tasks import (
+from pipelines.reporting.reports import (
     RESULT_FORMAT,
     WEIGHTS,
     Benchmark,

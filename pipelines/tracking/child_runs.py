@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.evaluation.tasks import EvaluationReport
+from pipelines.reporting.reports import EvaluationReport
 from pipelines.reporting.stored import file_name
 from pipelines.runtime.storage import Location
 from pipelines.tracking.mlflow_run import (

@@ -14,8 +14,8 @@ import ray.exceptions
 from pipelines.background import BackgroundTask
 from pipelines.config.resolution import ResolvedRun, flatten
 from pipelines.config.settings import RunConfig
-from pipelines.evaluation.tasks import EvaluationReport
 from pipelines.figures.batch_sheets import draw_batch
+from pipelines.reporting.reports import EvaluationReport
 from pipelines.runtime.run_checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import StreamSpec

@@ -22,9 +22,9 @@ from clippo_core.config import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
 from clippo_core.training.precision import has_bfloat16
 from pipelines.config.resolution import RUN_FILE, ResolvedRun, derive, flatten, validate
-from pipelines.config.settings import RunConfig
-from pipelines.evaluation.results import EvaluationOptions
-from pipelines.evaluation.tasks import EvaluationReport, EvaluationTasks
+from pipelines.config.settings import EvaluationOptions, RunConfig
+from pipelines.evaluation.tasks import EvaluationTasks
+from pipelines.reporting.reports import EvaluationReport
 from pipelines.reporting.stored import write_report
 from pipelines.runtime.placement import ClusterWatch, await_capacity
 from pipelines.runtime.progress import progress

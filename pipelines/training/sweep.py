@@ -27,7 +27,7 @@ from pipelines.config.settings import RunConfig, SweepSettings
 from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.datasets.prepare.splits import is_held_out
 from pipelines.datasets.sources import Source, locate_source, open_source
-from pipelines.evaluation.tasks import Benchmark
+from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.reporting.stored import stored_results
 from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import SWEEP_FILE, whole_checkpoints
@@ -348,7 +348,7 @@ def held_out_score(run: Location, config: RunConfig) -> tuple[float, str, int]:
     """
     last = whole_checkpoints(run)[-1][1]
     results = stored_results(run / "evaluations" / last.name)
-    wanted = [Benchmark.parse(text) for text in config.evaluation.tasks]
+    wanted = [parse_benchmark(text) for text in config.evaluation.tasks]
     names = {f"{b.task}/{open_source(b.source).name}" for b in wanted}
     good = [results[name] for name in names if results.get(name, {}).get("status") == "ok"]
     if len(good) < len(names):

@@ -28,11 +28,10 @@ from clippo_core.training.step import PairBatch, train_step
 from pipelines.cli.finetune import base_config, completed, model_of
 from pipelines.config.presets import registry_small
 from pipelines.config.resolution import resolve
-from pipelines.config.settings import RunConfig
+from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.datasets.sources import locate_source, open_source
 from pipelines.evaluation.registry import find_evaluation
-from pipelines.evaluation.results import EvaluationOptions
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import as_drawn, prepare_batch
 from tests.benchmarks import report

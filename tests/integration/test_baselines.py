@@ -19,12 +19,11 @@ from clippo_core.training.step import PairBatch, train_step
 from clippo_core.vocabulary import TokenTexts, Vocabulary, train_vocabulary
 from pipelines.cli import main
 from pipelines.config.resolution import read_run_config, resolve, validate
-from pipelines.config.settings import RunConfig
+from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
 from pipelines.evaluation.model_tasks import patch_filters_of
 from pipelines.evaluation.registry import find_evaluation
-from pipelines.evaluation.results import EvaluationOptions
 from pipelines.runtime.storage import Location
 from pipelines.serving.application import embed_queries
 from pipelines.stream.batch import open_vocabulary, prepare_batch

@@ -16,10 +16,11 @@ from clippo_core.checkpoints import load_checkpoint
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli import main
 from pipelines.config.resolution import resolve
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import open_source
-from pipelines.evaluation.results import EvaluationOptions
 from pipelines.evaluation.retrieval_tasks import multilingual_retrieval, retrieval
-from pipelines.evaluation.tasks import Benchmark, EvaluationReport, EvaluationTasks
+from pipelines.evaluation.tasks import EvaluationTasks, parse_benchmark
+from pipelines.reporting.reports import Benchmark, EvaluationReport
 from pipelines.reporting.stored import stored_results, write_report
 from pipelines.runtime.storage import Location
 from pipelines.training.run import train
@@ -44,7 +45,7 @@ def start(benchmarks: list[Benchmark], *, timeout_s: float, cpus: float = 1) -> 
 
 
 def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
-    benchmarks = [Benchmark.parse(f"{task}:{colours}") for task in ("zero_shot", "retrieval")]
+    benchmarks = [parse_benchmark(f"{task}:{colours}") for task in ("zero_shot", "retrieval")]
     reports = {report.benchmark.task: report for report in ends(start(benchmarks, timeout_s=60))}
     assert {report.status for report in reports.values()} == {"ok"}
     floors = {"chance": 0.25, "most frequent class": 0.25}
@@ -57,14 +58,14 @@ def test_a_big_vision_checkpoint_is_evaluated_as_it_is(local_ray, colours):
 
 def test_an_evaluation_that_hangs_is_stopped_at_its_time(local_ray, colours):
     # More CPUs than there are: the task waits for ever.
-    tasks = start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=1, cpus=99)
+    tasks = start([parse_benchmark(f"zero_shot:{colours}")], timeout_s=1, cpus=99)
     (report,) = ends(tasks)
     assert (report.status, "not done after 1 s" in report.message) == ("timeout", True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(local_ray, colours):
-    benchmark = Benchmark.parse(f"zero_shot:{colours}")
+    benchmark = parse_benchmark(f"zero_shot:{colours}")
     tasks = EvaluationTasks([benchmark], EvaluationOptions(), cpus=1, gpus=0.5, timeout_s=60)
     tasks.start(str(CHECKPOINT))
     (report,) = ends(tasks)
@@ -73,7 +74,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(local_ray, col
 
 
 def test_missing_data_is_told_by_the_task_that_misses_it(local_ray, tmp_path):
-    (report,) = ends(start([Benchmark.parse(f"zero_shot:{tmp_path}")], timeout_s=60))
+    (report,) = ends(start([parse_benchmark(f"zero_shot:{tmp_path}")], timeout_s=60))
     assert report.status == "failed"
     assert "is no prepared data set" in report.message
 
@@ -87,7 +88,7 @@ def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkey
         os._exit(1)
 
     monkeypatch.setattr(module, "evaluate", die)
-    (report,) = ends(start([Benchmark.parse(f"zero_shot:{colours}")], timeout_s=60))
+    (report,) = ends(start([parse_benchmark(f"zero_shot:{colours}")], timeout_s=60))
     assert report.status == "failed"
     assert "died" in report.message.lower() or "crash" in report.message.lower()
     assert ray.is_initialized()
@@ -95,7 +96,7 @@ def test_an_evaluation_whose_process_dies_fails_alone(local_ray, colours, monkey
 
 def test_an_unknown_evaluation_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"no evaluation is called 'zero'.*zero_shot"):
-        Benchmark.parse("zero:somewhere")
+        parse_benchmark("zero:somewhere")
 
 
 def test_each_language_is_a_retrieval_of_its_own(tmp_path):

@@ -18,11 +18,12 @@ from clippo_core.errors import ConfigError, SampleError
 from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
 from pipelines.evaluation.registry import EVALUATIONS, WITHOUT_DATA
-from pipelines.evaluation.results import EvaluationOptions, TaskResult
-from pipelines.evaluation.tasks import Benchmark
+from pipelines.evaluation.results import TaskResult
+from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.runtime.storage import Location
 from tests.integration.colours import COLOURS, colour_samples, write_samples
 
@@ -224,11 +225,11 @@ def test_filters_need_no_data(trained):
     result = check(WITHOUT_DATA["patch_filters"](trained))
     floors = result.floors["explained_by_10"]
     assert result.metrics["explained_by_10"] > floors["all components alike"]
-    assert Benchmark.parse("patch_filters").source == ""
+    assert parse_benchmark("patch_filters").source == ""
     with pytest.raises(ConfigError, match="looks at the model alone"):
-        Benchmark.parse("patch_filters:somewhere")
+        parse_benchmark("patch_filters:somewhere")
     with pytest.raises(ConfigError, match="zero_shot needs a data set"):
-        Benchmark.parse("zero_shot")
+        parse_benchmark("zero_shot")
 
 
 @pytest.mark.parametrize("task", sorted(EVALUATIONS))

@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.config.resolution import resolve
-from pipelines.evaluation.results import EvaluationOptions
-from pipelines.evaluation.tasks import Benchmark, EvaluationReport
+from pipelines.config.settings import EvaluationOptions
+from pipelines.reporting.reports import Benchmark, EvaluationReport
 from pipelines.reporting.stored import stored_results
 from pipelines.training.run import train
 

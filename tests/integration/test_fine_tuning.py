@@ -41,6 +41,7 @@ from pipelines.cli.finetune import (
 from pipelines.config.resolution import read_run_config, resolve, validate
 from pipelines.config.settings import (
     DataConfig,
+    EvaluationOptions,
     RunConfig,
     ScalingConfig,
     StorageConfig,
@@ -51,8 +52,7 @@ from pipelines.datasets.labels import find_labels
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
 from pipelines.evaluation.registry import EVALUATIONS
-from pipelines.evaluation.results import EvaluationOptions
-from pipelines.evaluation.tasks import Benchmark, evaluate
+from pipelines.evaluation.tasks import evaluate, parse_benchmark
 from pipelines.figures.batch_sheets import draw_batch
 from pipelines.reporting.stored import file_name, stored_report, write_report
 from pipelines.runtime.run_checkpoints import whole_checkpoints
@@ -251,7 +251,7 @@ def answering(local_ray, place: Path) -> RunSummary:
 
 def test_questions_are_answered_and_need_picture_and_question(answering, place, tmp_path):
     checkpoint = answering.checkpoint
-    benchmark = Benchmark.parse(f"vqa:{place / 'questions/test'}")
+    benchmark = parse_benchmark(f"vqa:{place / 'questions/test'}")
     found = {}
     for blank in (None, "picture", "question"):
         options = EvaluationOptions(blank=blank)

@@ -25,9 +25,9 @@ from clippo_core.rendering import TextRenderer
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
 from pipelines.config.resolution import resolve
+from pipelines.config.settings import EvaluationOptions
 from pipelines.embedding import EmbeddingJob, embed
-from pipelines.evaluation.results import EvaluationOptions
-from pipelines.evaluation.tasks import Benchmark, EvaluationTasks
+from pipelines.evaluation.tasks import EvaluationTasks, parse_benchmark
 from pipelines.training.run import train
 from tests.benchmarks.captions import captions
 from tests.benchmarks.memory_probe import estimated_bytes
@@ -124,7 +124,7 @@ def test_embeddings_and_evaluations_are_those_of_a_cpu(local_ray, colours, tmp_p
         job = EmbeddingJob(str(tmp_path / "model"), "data set", str(colours), str(out))
         embed(job, cpus=1, gpus=gpus, max_tasks=2)
         vectors.append(np.stack(pq.read_table(out)["embedding"].to_numpy()))
-        benchmarks = [Benchmark.parse(f"zero_shot:{colours}")]
+        benchmarks = [parse_benchmark(f"zero_shot:{colours}")]
         tasks = EvaluationTasks(benchmarks, EvaluationOptions(), cpus=1, gpus=gpus, timeout_s=300)
         tasks.start(str(tmp_path / "model"))
         while not (reports := tasks.finished(wait_s=1)):
