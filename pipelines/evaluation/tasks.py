@@ -5,6 +5,7 @@ A missing data set, a crash or a hang fails that task and nothing else.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
-from pipelines.background import BackgroundTask
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import locate_source, open_source
 from pipelines.evaluation.registry import WITHOUT_DATA, find_evaluation
@@ -29,7 +29,7 @@ from pipelines.reporting.reports import (
     options_json,
     short_digest,
 )
-from pipelines.runtime.devices import task_device
+from pipelines.runtime.devices import NICE_BESIDE_RANKS, task_device
 from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
 
@@ -96,6 +96,14 @@ def _numbers(found: TaskResult) -> dict[str, Any]:
     }
 
 
+def _evaluate_beside(
+    checkpoint: str, benchmark: Benchmark, options: EvaluationOptions
+) -> EvaluationReport:
+    """Evaluate in a process of its own, which takes the CPU time that ranks leave."""
+    os.nice(NICE_BESIDE_RANKS)
+    return evaluate(checkpoint, benchmark, options)
+
+
 @dataclass
 class _Running:
     checkpoint: str
@@ -118,13 +126,16 @@ class EvaluationTasks:
     ) -> None:
         """Of the benchmarks that every checkpoint gets."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
-        self._task = BackgroundTask(evaluate, num_cpus=cpus, num_gpus=gpus)
+        # One retry, for a worker that is killed; an exception would only come again.
+        self._task = ray.remote(_evaluate_beside).options(
+            name="evaluate", num_cpus=cpus, num_gpus=gpus, max_retries=1, max_calls=1
+        )
         self._running: dict[Any, _Running] = {}
 
     def start(self, checkpoint: str) -> None:
         """Start all benchmarks on a checkpoint."""
         for benchmark in self._benchmarks:
-            reference = self._task.start(checkpoint, benchmark, self._options)
+            reference = self._task.remote(checkpoint, benchmark, self._options)
             now = time.monotonic()
             deadline = now + self._timeout_s
             self._running[reference] = _Running(checkpoint, benchmark, now, deadline)

@@ -1,4 +1,4 @@
-"""Where a Ray task computes."""
+"""Where a Ray task computes, and at which priority."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import ray
 import torch
 
 from clippo_core.errors import ConfigError
+
+#: What work that shares a machine with ranks adds to its niceness: the ranks' threads wait for each
+#: other at every product, so that whatever takes a core from one holds up all of them.
+NICE_BESIDE_RANKS = 10
 
 
 def task_device() -> torch.device:

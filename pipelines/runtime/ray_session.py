@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -43,16 +42,8 @@ _RECOVERY = {
 _ALONE = {
     # Nobody takes this machine away with notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Ray's own, 15, weighs so little that threads which are to take left-over time alone
-    # (pipelines.background) took a tenth of the ranks' (tests/benchmarks/evaluating.py).
-    "RAY_worker_niceness": "0",
     # Two that are started beforehand would be no forks (pipelines.forking).
     "RAY_prestart_worker_first_driver": "0",
-    # A rank's threads wait in a loop for the next product. Left to itself, OpenMP ends the loop
-    # after ten milliseconds or more, and render tasks hardly ever find a core idle; after a
-    # sixtieth of that, waking threads up costs more than they gain (EXPERIMENTS.md). A turn of the
-    # loop lasts long enough on x86 alone.
-    **({"GOMP_SPINCOUNT": "50000"} if platform.machine() == "x86_64" else {}),
 }
 
 

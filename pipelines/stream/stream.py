@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,6 @@ from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.background import in_background
 from pipelines.config.settings import ScalingConfig
 from pipelines.stream.batch import PreparedBatch, StreamSpec, prepare_batch
 from pipelines.stream.scheduling import WaitForAnyTask
@@ -148,11 +148,10 @@ class PlannedBatches(Datasource):
 def _read_unit(
     spec: StreamSpec, unit: Unit, num_ranks: int, *, beside_ranks: bool
 ) -> Iterator[pa.Table]:
-    node = ray.get_runtime_context().get_node_id()
     if beside_ranks:
-        yield in_background(make_block, spec, unit, num_ranks, node=node)
-    else:
-        yield make_block(spec, unit, num_ranks, node=node)
+        # Absolute, since Ray uses the process again. A rank's threads wait for each other.
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    yield make_block(spec, unit, num_ranks, node=ray.get_runtime_context().get_node_id())
 
 
 def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.background import yield_to_others
 from pipelines.tracking.mlflow_run import TrackedRun, connect, metric_points
 
 if TYPE_CHECKING:
@@ -30,16 +29,14 @@ _METRICS_PER_CALL = 1000
 class NodeMetrics:
     """Measures one machine from a thread, and sends what it measured."""
 
-    def __init__(self, run: TrackedRun, node: str, *, is_yielding: bool = False) -> None:
+    def __init__(self, run: TrackedRun, node: str) -> None:
         """Start the thread.
 
         Args:
             run: that the metrics go to.
             node: the machine's name in them.
-            is_yielding: take only CPU time that is left over; in a process with other work that
-                would hold up the others, which wait for Python's lock.
         """
-        self._run, self._node, self._is_yielding = run, node, is_yielding
+        self._run, self._node = run, node
         self._waiting: deque[Metric] = deque(maxlen=_MAX_WAITING)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="node-metrics", daemon=True)
@@ -51,8 +48,6 @@ class NodeMetrics:
         self._thread.join(timeout=SAMPLE_EVERY_S)
 
     def _work(self) -> None:
-        if self._is_yielding:
-            yield_to_others()
         client = connect(self._run.uri)
         started_ms = self._begin(client)
         monitors = _monitors()
@@ -136,7 +131,7 @@ class ClusterMetrics:
     def _start(self, address: str, node_id: str) -> Any:
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
         actor = ray.remote(NodeMetrics).options(num_cpus=0, scheduling_strategy=where)
-        return actor.remote(self._run, address, is_yielding=True)
+        return actor.remote(self._run, address)
 
     def stop(self) -> None:
         """End all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from pipelines.background import BackgroundTask
 from pipelines.config.resolution import ResolvedRun, flatten
 from pipelines.config.settings import RunConfig
 from pipelines.figures.batch_sheets import draw_batch
 from pipelines.reporting.reports import EvaluationReport
+from pipelines.runtime.devices import NICE_BESIDE_RANKS
 from pipelines.runtime.run_checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import StreamSpec
@@ -163,7 +164,9 @@ class _PictureTasks:
     def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
         self._spec, self._config = spec, config
         # No CPU of their own: they must not wait for one where training has taken them all.
-        self._task = BackgroundTask(draw_batch, num_cpus=0)
+        self._task = ray.remote(_draw_beside).options(
+            name="draw_batch", num_cpus=0, max_retries=1, max_calls=1
+        )
         self._running: dict[Any, str | None] = {}
         self._next: list[str | None] = []
 
@@ -184,7 +187,7 @@ class _PictureTasks:
 
     def _start_next(self) -> None:
         for checkpoint in self._next:
-            self._running[self._task.start(self._spec, self._config, checkpoint)] = checkpoint
+            self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
         self._next = []
 
     def finished(self) -> list[tuple[str | None, Mapping[str, bytes] | str]]:
@@ -196,6 +199,12 @@ class _PictureTasks:
         if not self._running:
             self._start_next()
         return ended
+
+
+def _draw_beside(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> dict[str, bytes]:
+    """Draw in a process of its own, which takes the CPU time that ranks leave."""
+    os.nice(NICE_BESIDE_RANKS)
+    return draw_batch(spec, config, checkpoint)
 
 
 def _outcome_of(reference: Any) -> Mapping[str, bytes] | str:
