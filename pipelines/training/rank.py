@@ -36,7 +36,6 @@ from clippo_core.training.step import PairBatch, Shard, StepMemory, train_step
 from pipelines.config.resolution import chance_of
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.sources import open_source
-from pipelines.heap import keep_freed_memory
 from pipelines.runtime.run_checkpoints import (
     checkpoint_name,
     commit_checkpoint,
@@ -151,8 +150,6 @@ class Rank:
         self._batches = self._start_stream()
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
-        if self._device.type == "cpu":
-            keep_freed_memory()
         self.state, self._rejected = _restored_state(job, self._device)
         self._forward = self._exchanging_model()
         part = f"{job.attempt}-rank{self._rank}"
