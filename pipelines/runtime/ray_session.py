@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -103,23 +102,6 @@ def needed_cpus(config: RunConfig) -> float:
     evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
     renderers = scaling.min_renderers * scaling.renderer_cpus
     return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
-
-
-@contextmanager
-def session_beside(work: Callable[[], T], *, cpus: float) -> Iterator[T]:
-    """A session that waits for nodes, started while `work` goes on in a thread.
-
-    Args:
-        work: imports and checks that take as long as Ray's start; its errors are raised here.
-        cpus: as `ray_session` has them.
-
-    Yields:
-        What `work` returned.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(work)
-        with ray_session(cpus=cpus, may_wait=True):
-            yield result.result()
 
 
 def _init(address: str | None, cpus: float) -> None:
