@@ -1,8 +1,5 @@
 """A checkpoint's embeddings for MTEB (`encode`) and scikit-learn (`fit`, `transform`)."""
 
-# scikit-learn leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUntypedBaseClass=false
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence

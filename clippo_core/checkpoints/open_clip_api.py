@@ -6,9 +6,6 @@ bfloat16 or float16 and numbers differ in the third digit from those of `pipelin
 `amp=False` they are the same.
 """
 
-# torch leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence

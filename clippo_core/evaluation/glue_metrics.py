@@ -1,8 +1,5 @@
 """GLUE's metrics, and those of any other labelled or scored texts; the average over its tasks."""
 
-# scikit-learn and SciPy leave types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TEXT, IMAGE = "text", "image"
 
 
-def _load_pyfunc(data_path: str) -> ClippoFunction:
+def _load_pyfunc(data_path: str) -> ClippoFunction:  # pyright: ignore[reportUnusedFunction] - MLflow calls it
     return ClippoFunction(load_checkpoint(data_path))
 
 

@@ -158,9 +158,7 @@ def config_of(
         optim=OptimConfig(name="adamw", learning_rate=3e-3, schedule=schedule),
         data=DataConfig(sources=(str(place / source / "train"),), run_length=4, record_keys=True),
         train=dataclasses.replace(base.train, global_batch_size=16, **changes),
-        scaling=ScalingConfig(
-            threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
-        ),
+        scaling=ScalingConfig(renderer_cpus=0.5, max_renderers=2, max_failures=1),
         storage=StorageConfig(root=str(place / "runs"), run=run),
         tracking=TrackingConfig(pictures=False),
     )
