@@ -47,8 +47,8 @@ def test_what_is_submitted_could_be(words: list[str], monkeypatch, tmp_path: Pat
 
 def test_the_doctor_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "MACHINE_CHECKS", ())
-    monkeypatch.setattr(doctor, "check_place", lambda uri: None)
-    monkeypatch.setattr(doctor, "_ask_cluster", lambda address, check: None)
+    monkeypatch.setattr(doctor, "check_place", lambda uri: [])
+    monkeypatch.setattr(doctor, "_ask_cluster", lambda address, check: [])
     monkeypatch.delenv("CLIPPO_DATA")
     for words in commands("python", "-m", "cluster.doctor"):
         assert doctor.main(words[3:]) == 0
