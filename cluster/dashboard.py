@@ -1,4 +1,4 @@
-"""Ray's dashboard, the door of a cluster: where it is, the token that opens it, who is behind."""
+"""Ray's dashboard, by which a cluster is reached: its address, its token, the nodes behind it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from compose_spec import PyCompose
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERNETES = "1.33"
-#: Of KubeRay's own; tests/deployment/kuberay/make_definitions.py says where from.
+#: KubeRay's definitions; tests/deployment/kuberay/make_definitions.py says where from.
 DEFINITIONS = Path(__file__).parent / "kuberay" / "definitions.json.gz"
 
 
@@ -39,7 +39,7 @@ def document(name: str, kind: str) -> dict[str, Any]:
 
 
 def unknown_fields(value: Any, schema: dict[str, Any], where: str) -> list[str]:
-    """Fields that the definition does not list: the API server would drop them in silence."""
+    """Return fields that the definition lacks: the API server would drop them in silence."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or where == "metadata":
         return []
     if isinstance(value, list):
@@ -189,7 +189,7 @@ def test_rays_launcher_takes_the_aws_cluster():
 
 
 def compose() -> dict[str, Any]:
-    """The Compose file, with its variables filled in by Compose's rules."""
+    """Return the Compose file, with its variables filled in by Compose's rules."""
     pattern = r"\$\{\w+(?::([-?])([^}]*))?\}"
     text = (CLUSTER / "mlflow-compose.yaml").read_text()
     filled = re.sub(pattern, lambda match: match[2] if match[1] == "-" else "secret", text)

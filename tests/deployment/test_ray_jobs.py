@@ -19,7 +19,7 @@ def details(status: str, *, run: str = "", code: int | None = None) -> SimpleNam
 
 
 class FlakyClient:
-    """Its connections break after so many parts of the log; the job ends with the last."""
+    """A client whose connections break after some parts of the log; the job ends with the last."""
 
     parts = ("one\n", "two\n", "three\n")
 
