@@ -47,11 +47,6 @@ class JobPlan:
     notes: tuple[str, ...] = ()
 
     @property
-    def is_resume(self) -> bool:
-        """Return true if it goes on with a run: each attempt is a job of its own."""
-        return self.words[0] == "resume"
-
-    @property
     def metadata(self) -> dict[str, str]:
         """Return what Ray keeps with the job."""
         command = {"clippo.command": self.words[0]}

@@ -95,7 +95,8 @@ def submit_or_attach(client: JobSubmissionClient, job: Job, named: str | None) -
     if at_work is not None and at_work != submission_id:
         print(f"job {at_work} is at work on {plan.metadata['clippo.run']}; attaching to it")
         return at_work
-    if plan.is_resume and named is None:
+    if plan.words[0] == "resume" and named is None:
+        # Each attempt to go on with a run is a job of its own.
         submission_id = _next_attempt(submission_id, jobs)
     known = jobs.get(submission_id)
     if known is None:
