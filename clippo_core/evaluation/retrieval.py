@@ -1,21 +1,20 @@
 """Retrieval: recall@k between images and texts, several texts per image allowed."""
 
 # NumPy leaves types of shapes unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.scores import require_finite
 
-#: Rows of a slice of queries -> their similarity to every candidate.
+#: Returns the similarity of a slice of the queries to every candidate.
 SimilarityOf = Callable[[slice], Float[np.ndarray, "query candidate"]]
-#: Rows of a slice of queries -> which candidates are right for each.
-RightOf = Callable[[slice], Bool[np.ndarray, "query candidate"]]
 
 
 def retrieval_recall(
@@ -26,14 +25,14 @@ def retrieval_recall(
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
 ) -> dict[str, float]:
-    """Recall@k in both directions.
+    """Compute recall@k in both directions.
 
     An image counts as found if any of its texts is among the `k` nearest texts; a text, if its
     image is among the `k` nearest images. Of equal similarities the earlier candidate is nearer.
 
     Args:
-        image_embeddings: unit-length embeddings.
-        text_embeddings: unit-length embeddings.
+        image_embeddings: unit length.
+        text_embeddings: unit length.
         image_of_text: the image that each text describes.
         ks: how many candidates count.
         block_rows: queries compared at a time; memory grows with it, not with the square of all.
@@ -54,7 +53,6 @@ def retrieval_recall(
         lambda rows: images[rows] @ texts.T,
         lambda rows: texts[rows] @ images.T,
         image_of_text,
-        num_images=len(images),
         ks=ks,
         block_rows=block_rows,
     )
@@ -67,14 +65,13 @@ def recall_of_similarity(
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
 ) -> dict[str, float]:
-    """`retrieval_recall` for a similarity matrix that is at hand."""
+    """Compute what `retrieval_recall` does, for a similarity matrix that is at hand."""
     num_images, num_texts = similarity.shape
     _check(image_of_text, num_images=num_images, num_texts=num_texts)
     return _both_directions(
         lambda rows: similarity[rows],
         lambda rows: similarity.T[rows],
         image_of_text,
-        num_images=num_images,
         ks=ks,
         block_rows=block_rows,
     )
@@ -83,7 +80,7 @@ def recall_of_similarity(
 def retrieval_chance(
     image_of_text: Int[np.ndarray, " text"], *, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What a random order of the candidates gets, by the names that `retrieval_recall` gives.
+    """Return the recalls of a random order of the candidates, named as by `retrieval_recall`.
 
     Args:
         image_of_text: the image that each text describes; every image has a text.
@@ -105,43 +102,32 @@ def _both_directions(
     images_of: SimilarityOf,
     image_of_text: Int[np.ndarray, " text"],
     *,
-    num_images: int,
     ks: Sequence[int],
     block_rows: int,
 ) -> dict[str, float]:
-    images = np.arange(num_images)
-
-    def is_right_text(rows: slice) -> Bool[np.ndarray, "image text"]:
-        return images[rows, None] == image_of_text
-
-    def is_right_image(rows: slice) -> Bool[np.ndarray, "text image"]:
-        return image_of_text[rows, None] == images
-
-    directions = {
-        "image_to_text": (texts_of, is_right_text, num_images),
-        "text_to_image": (images_of, is_right_image, len(image_of_text)),
+    images = np.arange(image_of_text.max() + 1)
+    ranks = {
+        "image_to_text": _best_ranks(texts_of, images, image_of_text, block_rows),
+        "text_to_image": _best_ranks(images_of, image_of_text, images, block_rows),
     }
-    recalls: dict[str, float] = {}
-    for name, (similarity_of, right_of, num_queries) in directions.items():
-        ranks = _best_ranks(similarity_of, right_of, num_queries, block_rows)
-        recalls |= {f"{name}_recall@{k}": float((ranks < k).mean()) for k in ks}
-    return recalls
+    return {f"{name}_recall@{k}": float((r < k).mean()) for name, r in ranks.items() for k in ks}
 
 
 def _best_ranks(
-    similarity_of: SimilarityOf, right_of: RightOf, num_queries: int, block_rows: int
+    similarity_of: SimilarityOf,
+    image_of_query: Int[np.ndarray, " query"],
+    image_of_candidate: Int[np.ndarray, " candidate"],
+    block_rows: int,
 ) -> Int[np.ndarray, " query"]:
-    """How many candidates come before the nearest right one, for each query."""
-    ranks = np.empty(num_queries, np.int64)
-    for start in range(0, num_queries, block_rows):
-        rows = slice(start, min(start + block_rows, num_queries))
+    """Count the candidates before the nearest one of the same image, for each query."""
+    ranks = np.empty(len(image_of_query), np.int64)
+    for start in range(0, len(ranks), block_rows):
+        rows = slice(start, min(start + block_rows, len(ranks)))
         similarity = similarity_of(rows)
-        if not np.isfinite(similarity).all():
-            # A comparison with NaN is false, so that a broken model would find everything.
-            raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
+        require_finite(similarity)
+        is_right = image_of_query[rows, None] == image_of_candidate
         # argmax takes the first of equals, which is the order of nearness here.
-        of_right = np.where(right_of(rows), similarity, -np.inf)
-        nearest = of_right.argmax(axis=1)[:, None]
+        nearest = np.where(is_right, similarity, -np.inf).argmax(axis=1)[:, None]
         best = np.take_along_axis(similarity, nearest, axis=1)
         is_earlier = np.arange(similarity.shape[1]) < nearest
         ranks[rows] = ((similarity > best) | ((similarity == best) & is_earlier)).sum(axis=1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from PIL import Image
 
 from clippo_core.config import ImageConfig
@@ -41,7 +41,7 @@ def draw_questions(
     nothing of it is hidden.
 
     Args:
-        pictures: of any size; None is a blank canvas, for what the question alone tells.
+        pictures: pictures of any size; None is a blank canvas, for what the question alone tells.
         questions: one for each; an empty one takes no room. Rows past `MAX_QUESTION_SHARE` of the
             canvas are left out (`share_cut` says of how many).
         renderer: draws text as the model was trained with, and names the canvas.
@@ -68,7 +68,7 @@ def draw_questions(
 
 
 def share_cut(questions: Sequence[str], renderer: TextRenderer) -> float:
-    """Share of questions that need more rows than they get.
+    """Return the share of questions that need more rows than they get.
 
     Above a percent, use a larger canvas (`load_checkpoint(..., image_size_px=)`).
     """
@@ -89,7 +89,7 @@ def _squeeze(
 def vqa_accuracies(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Float64[np.ndarray, " question"]:
-    """VQA accuracy of each question: `min(people who said so / 3, 1)`.
+    """Compute the VQA accuracy of each question: `min(people who said so / 3, 1)`.
 
     It is averaged over all ways of leaving one of the people out, and spelling is normalised where
     people disagree, as in the official code (visualqa.org/evaluation.html; big_vision's
@@ -97,7 +97,7 @@ def vqa_accuracies(
 
     Args:
         predictions: an answer to each question.
-        answers: what people said, ten for each question of VQAv2.
+        answers: people's answers, ten for each question of VQAv2.
 
     Raises:
         ConfigError: if a question has fewer than four answers, from which three cannot agree.
@@ -123,7 +123,7 @@ def _agreement(prediction: str, said: Sequence[str]) -> float:
 def exact_matches(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Bool[np.ndarray, " question"]:
-    """Whether each prediction is the answer that most people gave (the first of several)."""
+    """Tell for each prediction if it is the answer that most people gave (the first of several)."""
     most = [Counter(map(normalize_answer, said)).most_common(1)[0][0] for said in answers]
     found = [normalize_answer(p) == a for p, a in zip(predictions, most, strict=True)]
     return np.array(found, bool)
@@ -132,7 +132,7 @@ def exact_matches(
 def most_frequent_answers(
     train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
 ) -> list[str]:
-    """The floor: to each question the answer that it has most often in training, picture unseen.
+    """Answer each question as it is most often answered in training: a floor, picture unseen.
 
     A question that training does not have gets the most frequent answer of all.
     """
@@ -148,7 +148,7 @@ def most_frequent_answers(
 def answer_targets(
     answers: Sequence[Sequence[str]], vocabulary: Sequence[str]
 ) -> Float64[np.ndarray, "question answer"]:
-    """What to train on: the VQA accuracy that each answer of the vocabulary would get.
+    """Return what to train on: the VQA accuracy that each answer of the vocabulary would get.
 
     For single answers the target is 1 at the answer. Answers outside the vocabulary are left out.
     """
@@ -160,19 +160,13 @@ def answer_targets(
     return targets
 
 
-def class_answers(
-    predictions: Int[np.ndarray, " question"], vocabulary: Sequence[str]
-) -> list[str]:
-    """The answers that class numbers stand for."""
-    return [vocabulary[int(number)] for number in predictions]
-
-
 def normalize_answer(text: str) -> str:
-    """An answer in the spelling that VQA compares.
+    """Bring an answer into the spelling that VQA compares.
 
-    Lower case, without articles and most punctuation, digits for number words, apostrophes in
-    their place. The official code's oddities are kept: a punctuation mark vanishes if it stands
-    beside a space or the answer has a comma between digits, and becomes a space otherwise.
+    That is lower case, without articles and most punctuation, with digits for number words, and
+    with apostrophes in their place. The official code's oddities are kept: a punctuation mark
+    vanishes if it stands beside a space or the answer has a comma between digits, and becomes a
+    space otherwise.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     has_digit_comma = re.search(r"\d,\d", text) is not None

@@ -159,7 +159,7 @@ def test_what_is_there_is_not_measured_again(local_ray, tmp_path, capsys, monkey
         """The tasks that would be started."""
         asked: list[str] = []
 
-        def note(_place, wanted, *_: object) -> list[EvaluationReport]:
+        def note(_evaluated, wanted) -> list[EvaluationReport]:
             asked.extend(benchmark.task for benchmark in wanted)
             return []
 

@@ -21,9 +21,8 @@ from clippo_core.rendering import TextRenderer
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
-from pipelines.evaluation.registry import EVALUATIONS, WITHOUT_DATA
 from pipelines.evaluation.results import TaskResult
-from pipelines.evaluation.tasks import parse_benchmark
+from pipelines.evaluation.tasks import EVALUATIONS, WITHOUT_DATA, parse_benchmark
 from pipelines.runtime.storage import Location
 from tests.integration.colours import COLOURS, colour_samples, write_samples
 

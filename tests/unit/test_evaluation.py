@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clippo_core.errors import ConfigError, SampleError
-from clippo_core.evaluation.prompts import TEMPLATES, fill
 from clippo_core.evaluation.retrieval import (
     recall_of_similarity,
     retrieval_chance,
     retrieval_recall,
 )
-from clippo_core.evaluation.zero_shot import class_embeddings, classify
+from clippo_core.evaluation.zero_shot import TEMPLATES, class_embeddings, classify, fill
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -9,12 +9,10 @@ from PIL import Image
 
 from clippo_core.config import ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError
-from clippo_core.evaluation.modality_gap import modality_gap
-from clippo_core.evaluation.patch_filters import patch_filters
+from clippo_core.evaluation.representation import modality_gap, patch_filters
 from clippo_core.evaluation.typographic import draw_words, typographic_attack
 from clippo_core.evaluation.vqa import (
     answer_targets,
-    class_answers,
     draw_questions,
     exact_matches,
     most_frequent_answers,
@@ -87,7 +85,6 @@ def test_targets_are_the_scores_that_answers_would_get():
         [agreement_slowly("dog", said[0]), agreement_slowly("cat", said[0])]
     )
     assert targets[1].tolist() == [1, 0]
-    assert class_answers(np.array([1, 0]), ["dog", "cat"]) == ["cat", "dog"]
 
 
 def test_the_floor_knows_the_question_but_not_the_picture():
