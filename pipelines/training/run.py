@@ -31,6 +31,7 @@ from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.runtime.storage import Location, take_over
+from pipelines.stream.batch import prepare_batch
 from pipelines.stream.stream import batch_bytes, steps_per_unit
 from pipelines.tracking.mlflow_run import (
     PATIENCE_AT_END_S,
@@ -42,13 +43,14 @@ from pipelines.tracking.mlflow_run import (
 from pipelines.tracking.run_events import RunRecord
 from pipelines.tracking.run_tags import run_tags
 from pipelines.training.bottleneck import StreamFigures, verdict
-from pipelines.training.job import WorkerJob
 from pipelines.training.monitor import Progress, start_monitor
-from pipelines.training.rank import HOPELESS, spool_path
+from pipelines.training.rank import HOPELESS, spool_path, train_on_rank
 from pipelines.training.token_vocabulary import with_vocabulary
-from pipelines.training.trainer import make_trainer
+from pipelines.training.trainer import RankJob, make_trainer
 
 _POLL_S = 0.5
+#: Rows on which the driver measures how long render workers take.
+_MEASURED_ROWS = 64
 
 
 class StoppedError(ClippoError):
@@ -94,10 +96,11 @@ def train(
     validate(resolved)
     _warn_of_slow_products(resolved.config)
     resolved = with_vocabulary(resolved)
+    row_s = _seconds_per_row(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
-        watch = _await_nodes(resolved)
+        watch = _await_nodes(resolved, row_s)
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        driver = RunDriver(resolved, attempt, watch)
+        driver = RunDriver(resolved, attempt, watch, row_s=row_s)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
 
 
@@ -110,10 +113,19 @@ def _warn_of_slow_products(config: RunConfig) -> None:
         )
 
 
-def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
+def _seconds_per_row(resolved: ResolvedRun) -> float:
+    """Measure what a render worker takes to prepare a row, on some rows of the first batch."""
+    spec = resolved.stream
+    planned = spec.plan.batch(0)[:_MEASURED_ROWS]
+    started = time.perf_counter()
+    prepare_batch(spec, planned, step=0)
+    return (time.perf_counter() - started) / len(planned)
+
+
+def _await_nodes(resolved: ResolvedRun, row_s: float) -> ClusterWatch:
     config, spec = resolved.config, resolved.stream
     ranks = config.scaling.num_ranks
-    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task)
+    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task, row_s=row_s)
     placement = await_capacity(config, block_bytes=steps * batch_bytes(spec, ranks), say=tqdm.write)
     return ClusterWatch(config.scaling, placement)
 
@@ -123,7 +135,9 @@ class RunDriver:
 
     _record: RunRecord
 
-    def __init__(self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch) -> None:
+    def __init__(
+        self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch, *, row_s: float
+    ) -> None:
         """Only the monitor is started yet."""
         self._watch, self._bottleneck = watch, ""
         self._resolved = resolved
@@ -140,8 +154,14 @@ class RunDriver:
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
         self._judged: StreamFigures | None = None
-        self._job = WorkerJob(
-            self._config, self._run, attempt, resolved.stream, self._monitor, resolved.classifier
+        self._job = RankJob(
+            self._config,
+            self._run,
+            attempt,
+            resolved.stream,
+            row_s,
+            self._monitor,
+            resolved.classifier,
         )
 
     def run(self, open_tracker: Callable[[], RunTracker]) -> RunSummary:
@@ -152,7 +172,7 @@ class RunDriver:
         """
         _take_over(self._resolved, self._job.attempt)
         # MLflow takes seconds to import, and longer to make its database; ranks start meanwhile.
-        training = _Result(make_trainer(self._job, self._watch.placement).fit)
+        training = _Result(make_trainer(self._job, self._watch.placement, train_on_rank).fit)
         tracked = self._open(open_tracker)
         status, state = "FAILED", "failed"
         try:
