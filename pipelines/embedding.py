@@ -102,7 +102,17 @@ def embed(
             total, model = total + row["num_embeddings"], row["model"]
             rejects += json.loads(row["rejects"])
             bar.update()
-    return _conclude(job, EmbeddingSummary(total, len(rejects), model), rejects)
+    if rejects:
+        lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects]
+        (out / REJECTS_FILE).write_bytes("".join(lines).encode())
+    if not total:
+        raise SampleError(
+            f"{job.input}: nothing of it could be embedded, see {out.uri}/{REJECTS_FILE}"
+        )
+    summary = EmbeddingSummary(total, len(rejects), model)
+    asked = {"checkpoint": job.checkpoint, "precision": job.precision, "input": job.input}
+    (out / SUMMARY_FILE).write_json(asked | asdict(summary))
+    return summary
 
 
 def input_kind(name: str) -> tuple[InputKind, Location]:
@@ -241,27 +251,3 @@ def loaded_model(checkpoint: str) -> tuple[PairModel, str]:
         model = load_checkpoint(path)
     identity = model_identity(model)
     return model.to(task_device()), identity
-
-
-def _conclude(
-    job: EmbeddingJob, summary: EmbeddingSummary, rejects: Sequence[dict[str, str]]
-) -> EmbeddingSummary:
-    out = Location.of(job.out)
-    if rejects:
-        lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects]
-        (out / REJECTS_FILE).write_bytes("".join(lines).encode())
-    if not summary.num_embeddings:
-        raise SampleError(
-            f"{job.input}: nothing of it could be embedded, see {out.uri}/{REJECTS_FILE}"
-        )
-    (out / SUMMARY_FILE).write_json(
-        {
-            "model": summary.model,
-            "checkpoint": job.checkpoint,
-            "precision": job.precision,
-            "input": job.input,
-            "num_embeddings": summary.num_embeddings,
-            "num_rejected": summary.num_rejected,
-        }
-    )
-    return summary

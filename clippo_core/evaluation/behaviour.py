@@ -82,7 +82,6 @@ def changed_captions(
     image_embeddings: Float32[np.ndarray, "image embed"],
     captions: Sequence[str],
     *,
-    num_typos: int = 1,
     seed: int = 0,
 ) -> dict[str, ChangedCaptions]:
     """Find images by their captions, and captions by their images, as they are and changed.
@@ -91,8 +90,7 @@ def changed_captions(
         model: encodes texts.
         image_embeddings: unit length.
         captions: one for each image; images may share one.
-        num_typos: how many each caption of "typos" gets.
-        seed: decides which typos these are.
+        seed: decides where the typos of "typos" are.
 
     Returns:
         An outcome for each change. "none", "upper_case" and "typos" should find as much or nearly
@@ -110,7 +108,7 @@ def changed_captions(
             f"{len(captions)} captions, {len(texts)} of them different, for "
             f"{len(image_embeddings)} images; expected one for each, and two different ones"
         )
-    typos = [with_typos(text, num_typos=num_typos, seed=seed + i) for i, text in enumerate(texts)]
+    typos = [with_typos(text, seed=seed + i) for i, text in enumerate(texts)]
     prepared = model.prepare_texts(texts)
     turned = {"upside_down": upside_down(prepared)} if isinstance(prepared, TextRasters) else {}
     changes: dict[str, Sequence[str] | PreparedTexts] = {

@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 
 from clippo_core.errors import ConfigError
 from clippo_core.evaluation.scores import require_finite
 
-#: Returns the similarity of a slice of the queries to every candidate.
-SimilarityOf = Callable[[slice], Float[np.ndarray, "query candidate"]]
+
+class _Numbered(NamedTuple):
+    """Embeddings, and the number of the image that each belongs to."""
+
+    embeddings: Float32[np.ndarray, "item embed"]
+    images: Int[np.ndarray, " item"]
 
 
 def retrieval_recall(
@@ -48,33 +53,13 @@ def retrieval_recall(
     shown in tests/parity/test_retrieval.py.
     """
     _check(image_of_text, num_images=len(image_embeddings), num_texts=len(text_embeddings))
-    images, texts = image_embeddings, text_embeddings
-    return _both_directions(
-        lambda rows: images[rows] @ texts.T,
-        lambda rows: texts[rows] @ images.T,
-        image_of_text,
-        ks=ks,
-        block_rows=block_rows,
-    )
-
-
-def recall_of_similarity(
-    similarity: Float[np.ndarray, "image text"],
-    image_of_text: Int[np.ndarray, " _"],
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    block_rows: int = 512,
-) -> dict[str, float]:
-    """Compute what `retrieval_recall` does, for a similarity matrix that is at hand."""
-    num_images, num_texts = similarity.shape
-    _check(image_of_text, num_images=num_images, num_texts=num_texts)
-    return _both_directions(
-        lambda rows: similarity[rows],
-        lambda rows: similarity.T[rows],
-        image_of_text,
-        ks=ks,
-        block_rows=block_rows,
-    )
+    images = _Numbered(image_embeddings, np.arange(len(image_embeddings)))
+    texts = _Numbered(text_embeddings, image_of_text)
+    ranks = {
+        "image_to_text": _best_ranks(images, texts, block_rows),
+        "text_to_image": _best_ranks(texts, images, block_rows),
+    }
+    return {f"{name}_recall@{k}": float((r < k).mean()) for name, r in ranks.items() for k in ks}
 
 
 def retrieval_chance(
@@ -97,35 +82,16 @@ def retrieval_chance(
     return chance | {f"text_to_image_recall@{k}": min(k / num_images, 1.0) for k in ks}
 
 
-def _both_directions(
-    texts_of: SimilarityOf,
-    images_of: SimilarityOf,
-    image_of_text: Int[np.ndarray, " text"],
-    *,
-    ks: Sequence[int],
-    block_rows: int,
-) -> dict[str, float]:
-    images = np.arange(image_of_text.max() + 1)
-    ranks = {
-        "image_to_text": _best_ranks(texts_of, images, image_of_text, block_rows),
-        "text_to_image": _best_ranks(images_of, image_of_text, images, block_rows),
-    }
-    return {f"{name}_recall@{k}": float((r < k).mean()) for name, r in ranks.items() for k in ks}
-
-
 def _best_ranks(
-    similarity_of: SimilarityOf,
-    image_of_query: Int[np.ndarray, " query"],
-    image_of_candidate: Int[np.ndarray, " candidate"],
-    block_rows: int,
+    queries: _Numbered, candidates: _Numbered, block_rows: int
 ) -> Int[np.ndarray, " query"]:
     """Count the candidates before the nearest one of the same image, for each query."""
-    ranks = np.empty(len(image_of_query), np.int64)
+    ranks = np.empty(len(queries.images), np.int64)
     for start in range(0, len(ranks), block_rows):
-        rows = slice(start, min(start + block_rows, len(ranks)))
-        similarity = similarity_of(rows)
+        rows = slice(start, start + block_rows)
+        similarity = queries.embeddings[rows] @ candidates.embeddings.T
         require_finite(similarity)
-        is_right = image_of_query[rows, None] == image_of_candidate
+        is_right = queries.images[rows, None] == candidates.images
         # argmax takes the first of equals, which is the order of nearness here.
         nearest = np.where(is_right, similarity, -np.inf).argmax(axis=1)[:, None]
         best = np.take_along_axis(similarity, nearest, axis=1)

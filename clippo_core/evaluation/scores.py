@@ -30,9 +30,10 @@ def require_finite(*arrays: Shaped[np.ndarray, "..."], what: str = "embeddings")
         raise SampleError(f"{what} hold NaN or infinite numbers; the model is broken")
 
 
-def majority_share(labels: Int[np.ndarray, " sample"]) -> float:
-    """Return the accuracy of always naming the most frequent class."""
-    return float(np.bincount(labels).max() / len(labels))
+def class_floors(labels: Int[np.ndarray, " sample"], num_classes: int) -> dict[str, float]:
+    """Return accuracies without a look at the samples: of guessing, and of one class for all."""
+    majority = float(np.bincount(labels).max() / len(labels))
+    return {"chance": 1 / num_classes, "most frequent class": majority}
 
 
 def proportion_interval(proportion: float, count: int) -> Interval:

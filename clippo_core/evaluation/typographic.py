@@ -20,6 +20,9 @@ from clippo_core.rendering.unifont import GLYPH_PX
 
 #: Blank pixels around the word.
 _MARGIN_PX = 2
+#: Pixels that a pixel of a glyph takes along each side; fewer where the label would cover more than
+#: half of the height or does not fit the width.
+_SCALE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,6 @@ def draw_words(
     words: Sequence[str],
     renderer: TextRenderer,
     *,
-    scale: int = 2,
     is_blank: bool = False,
 ) -> UInt8[np.ndarray, "image height_px width_px 3"]:
     """Stick a label with a word on the lower left of each picture.
@@ -63,9 +65,7 @@ def draw_words(
     Args:
         images: pictures of the canvas' size.
         words: one for each.
-        renderer: draws the word as the model knows text.
-        scale: how many pixels a pixel of a glyph takes along each side; less where the label would
-            cover more than half of the height or does not fit the width.
+        renderer: draws the word as the model knows text, but larger.
         is_blank: leave the label empty.
 
     Raises:
@@ -84,7 +84,7 @@ def draw_words(
         inked = np.flatnonzero((text != background).any(axis=0))
         width = min(int(inked.max(initial=0)) + 1 + _MARGIN_PX, size)
         label = text[: max(int(rows), 1) * GLYPH_PX, :width]
-        factor = max(min(scale, size // width, size // 2 // len(label)), 1)
+        factor = max(min(_SCALE, size // width, size // 2 // len(label)), 1)
         label = label.repeat(factor, axis=0).repeat(factor, axis=1)[:size]
         canvas[size - len(label) :, : label.shape[1]] = background if is_blank else label[..., None]
     return drawn

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
@@ -31,14 +30,12 @@ def draw_questions(
     questions: Sequence[str],
     renderer: TextRenderer,
     image: ImageConfig,
-    *,
-    layout: Literal["above", "over"] = "above",
 ) -> UInt8[np.ndarray, "question height_px width_px 3"]:
     """Render each question at the top of its picture, as CLIPPO reads both at once.
 
-    The paper renders "the question at the top" of the picture and prints no more of it. By default
-    the question's text rows come first and the picture, squeezed, fills what is below, so that
-    nothing of it is hidden.
+    The paper renders "the question at the top" of the picture and prints no more of it. Here the
+    question's text rows come first and the picture, squeezed, fills what is below, so that nothing
+    of it is hidden.
 
     Args:
         pictures: pictures of any size; None is a blank canvas, for what the question alone tells.
@@ -46,7 +43,6 @@ def draw_questions(
             canvas are left out (`share_cut` says of how many).
         renderer: draws text as the model was trained with, and names the canvas.
         image: how pictures are resized.
-        layout: "above" the squeezed picture, or "over" the top of the whole one.
 
     Raises:
         ConfigError: if there are not as many questions as pictures.
@@ -59,10 +55,9 @@ def draw_questions(
     canvases = np.full((len(pictures), size, size, 3), renderer.config.background, np.uint8)
     for canvas, picture, text, height in zip(canvases, pictures, texts, heights, strict=True):
         if picture is not None:
-            fitted = fit_image(picture, image, image_size_px=size)
-            canvas[:] = fitted
-            if layout == "above":
-                canvas[height:] = _squeeze(fitted, height_px=size - int(height))
+            fitted = Image.fromarray(fit_image(picture, image, image_size_px=size))
+            below = (size, size - int(height))
+            canvas[height:] = np.asarray(fitted.resize(below, Image.Resampling.BILINEAR))
         canvas[:height] = text[:height, :, None]
     return canvases
 
@@ -77,13 +72,6 @@ def share_cut(questions: Sequence[str], renderer: TextRenderer) -> float:
 
 def _max_rows(renderer: TextRenderer) -> int:
     return max(int(renderer.config.image_size_px * MAX_QUESTION_SHARE) // GLYPH_PX, 1)
-
-
-def _squeeze(
-    picture: UInt8[np.ndarray, "height_px width_px 3"], *, height_px: int
-) -> UInt8[np.ndarray, "lower_px width_px 3"]:
-    size = (picture.shape[1], height_px)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def vqa_accuracies(

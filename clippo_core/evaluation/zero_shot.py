@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int
 from clippo_core.errors import ConfigError
 from clippo_core.evaluation.scores import (
     Interval,
-    majority_share,
+    class_floors,
     proportion_interval,
     require_finite,
 )
@@ -163,8 +163,7 @@ class ZeroShotResult:
     @property
     def floors(self) -> dict[str, float]:
         """Accuracies without a look at the samples: of guessing, and of the most frequent class."""
-        majority = majority_share(self.labels)
-        return {"chance": 1 / self.num_classes, "most frequent class": majority}
+        return class_floors(self.labels, self.num_classes)
 
     @property
     def confusion(self) -> Int[np.ndarray, "label prediction"]:

@@ -15,7 +15,7 @@ from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.modeling import PairModel
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import Source
-from pipelines.evaluation.results import require_pictures
+from pipelines.evaluation.results import WITH_PICTURES, require_kind
 
 IMAGES_IN_PICTURE = 40
 
@@ -61,7 +61,7 @@ def embed_source(
     Raises:
         SampleError: if it has no pictures, or none that can be decoded.
     """
-    require_pictures(source, "an evaluation of pictures")
+    require_kind(source, "an evaluation of pictures", WITH_PICTURES)
     encode = encode or (lambda canvases: model.encode_images(canvases, batch_size=BATCH_SIZE))
     shown: list[Canvases] = []
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 
 from clippo_core.config import FineTuningTask
 from clippo_core.encoding import BATCH_SIZE, Canvases, decoded_batches
 from clippo_core.errors import CheckpointError, Rejected, SampleError
 from clippo_core.evaluation.glue_metrics import GLUE_TASKS, score_texts
-from clippo_core.evaluation.scores import Interval, mean_interval, proportion_interval
+from clippo_core.evaluation.scores import mean_interval, proportion_interval
 from clippo_core.evaluation.vqa import (
     answer_targets,
     draw_questions,
@@ -43,6 +43,7 @@ from pipelines.evaluation.results import (
     class_names_of,
     classified,
     labels_of,
+    scores_of,
 )
 from pipelines.figures.sheets import label_sheet
 
@@ -112,10 +113,8 @@ def glue(model: PairModel, source: Source, options: EvaluationOptions) -> TaskRe
     texts = _texts(source, samples)
     outputs = classifier.outputs_of_texts(texts, batch_size=BATCH_SIZE)
     if config.is_regression:
-        scores = [sample.score for sample in samples if sample.score is not None]
-        if len(scores) < len(samples):
-            raise SampleError(f"{source.name} has samples without a score")
-        predictions, wanted = outputs[:, 0].astype(np.float64), np.array(scores, np.float64)
+        wanted = scores_of(source, [sample.score for sample in samples])
+        predictions = outputs[:, 0].astype(np.float64)
     else:
         predictions, wanted = outputs.argmax(axis=1), known_labels(source, samples, classifier)
     found = score_texts(predictions, wanted, GLUE_TASKS[name])
@@ -146,26 +145,27 @@ def vqa(model: PairModel, source: Source, options: EvaluationOptions) -> TaskRes
     answers = captions_of(source, found.samples)
     scores = _scores(found.said, answers)
     floors, also_read = _vqa_floors(source, questions, answers)
-    labels = [
-        (f"{question} {answer}", bool(is_right))
-        for question, answer, is_right in zip(
-            questions, found.said, scores["accuracy"], strict=True
-        )
-    ]
+    pairs = zip(questions, found.said, scores["accuracy"], found.shown, strict=False)
+    labels = [(f"{question} {answer}", bool(is_right)) for question, answer, is_right, _ in pairs]
     answerable = answer_targets(answers, vocabulary).max(axis=1) > 0
     return TaskResult(
         metrics={name: float(values.mean()) for name, values in scores.items()},
         num_samples=len(found.samples),
         num_rejected=found.num_rejected,
         floors=floors,
-        intervals={name: _interval(name, values) for name, values in scores.items()},
+        intervals={
+            name: proportion_interval(float(values.mean()), len(values))
+            if name == "accuracy"
+            else mean_interval(values)
+            for name, values in scores.items()
+        },
         details={
             "blank": options.blank,
             "answers": len(vocabulary),
             "share_with_an_answer_in_the_vocabulary": float(answerable.mean()),
             "share_of_questions_cut": share_cut(questions, classifier.renderer),
         },
-        pictures={"predictions": label_sheet(found.shown, labels[: len(found.shown)])},
+        pictures={"predictions": label_sheet(found.shown, labels)},
         also_read=also_read,
     )
 
@@ -242,12 +242,6 @@ def _scores(
     if min(map(len, answers)) < _VQA_ANSWERS:
         return {"accuracy": exact}
     return {"vqa_accuracy": vqa_accuracies(said, answers), "accuracy": exact}
-
-
-def _interval(name: str, values: Float[np.ndarray, " question"]) -> Interval:
-    if name == "accuracy":
-        return proportion_interval(float(values.mean()), len(values))
-    return mean_interval(values)
 
 
 def _vqa_floors(

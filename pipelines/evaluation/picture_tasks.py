@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from clippo_core.encoding import BATCH_SIZE, decoded_batches
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.few_shot import FewShotResult, choose_shots, few_shot, pooled_features
-from clippo_core.evaluation.scores import majority_share, proportion_interval
+from clippo_core.evaluation.scores import class_floors, proportion_interval
 from clippo_core.evaluation.typographic import AttackResult, typographic_attack
 from clippo_core.evaluation.zero_shot import classify, embed_classes
 from clippo_core.modeling import PairModel
@@ -25,11 +25,12 @@ from pipelines.evaluation.embedded import (
     require_some,
 )
 from pipelines.evaluation.results import (
+    WITH_PICTURES,
     TaskResult,
     class_names_of,
     classified,
     labels_of,
-    require_pictures,
+    require_kind,
 )
 from pipelines.figures.sheets import label_sheet
 
@@ -54,8 +55,8 @@ def zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> T
     result = classify(embedded.images, classes, labels)
     captions = [
         (names[predicted], bool(predicted == label))
-        for predicted, label in zip(result.predictions, labels, strict=True)
-    ][: len(embedded.shown)]
+        for predicted, label, _ in zip(result.predictions, labels, embedded.shown, strict=False)
+    ]
     return classified(
         result,
         source,
@@ -97,7 +98,7 @@ def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions
 
     draws = [fit(rows) for rows in chosen]
     accuracy = float(np.mean([draw.accuracy for draw in draws]))
-    floors = {"chance": 1 / len(names), "most frequent class": majority_share(test_labels)}
+    floors = class_floors(test_labels, len(names))
     return TaskResult(
         metrics={
             "accuracy": accuracy,
@@ -138,7 +139,7 @@ def typographic(model: PairModel, source: Source, options: EvaluationOptions) ->
     Raises:
         SampleError: if the data set has no classes.
     """
-    require_pictures(source, "typographic")
+    require_kind(source, "typographic", WITH_PICTURES)
     names = class_names_of(source, "typographic")
     classes = embed_classes(model, names, options.templates, batch_size=BATCH_SIZE)
     attacks: list[AttackResult] = []
@@ -170,7 +171,7 @@ def _attacked(
     def mean(name: str) -> float:
         return float(np.average([getattr(attack, name) for attack in attacks], weights=sizes))
 
-    floors = {"chance": 1 / len(names), "most frequent class": majority_share(labels)}
+    floors = class_floors(labels, len(names))
     shares = {name: mean(name) for name in ("flip_rate", "attacked_accuracy", "accuracy")}
     first = attacks[0]
     shown = [

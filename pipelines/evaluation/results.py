@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.scores import Interval, mean_interval
@@ -19,6 +19,8 @@ from pipelines.figures.sheets import confusion_matrix
 #: Scores of what knows nothing, by metric, such as {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
+#: Kinds of data sets that have pictures.
+WITH_PICTURES: Sequence[SampleKind] = ("image-text", "image-question")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,15 +116,6 @@ def require_kind(source: Source, task: str, kinds: Sequence[SampleKind]) -> None
         raise SampleError(f"{source.name} holds {kind} samples; {task} needs {' or '.join(kinds)}")
 
 
-def require_pictures(source: Source, task: str) -> None:
-    """Make sure that a data set has pictures.
-
-    Raises:
-        SampleError: if it is one of texts.
-    """
-    require_kind(source, task, ("image-text", "image-question"))
-
-
 def class_names_of(source: Source, task: str) -> tuple[str, ...]:
     """Return the names of a data set's classes.
 
@@ -135,14 +128,30 @@ def class_names_of(source: Source, task: str) -> tuple[str, ...]:
     return names
 
 
-def labels_of(source: Source, class_ids: Sequence[int | None]) -> np.ndarray[Any, Any]:
+def labels_of(source: Source, class_ids: Sequence[int | None]) -> Int64[np.ndarray, " sample"]:
     """Return the samples' classes as an array.
 
     Raises:
         SampleError: if a sample has none.
     """
-    known = [class_id for class_id in class_ids if class_id is not None]
-    if len(known) < len(class_ids):
-        missing = len(class_ids) - len(known)
-        raise SampleError(f"{source.name} has samples without a class, {missing} of them")
-    return np.array(known, np.int64)
+    return np.array(_known(source, class_ids, "class"), np.int64)
+
+
+def scores_of(source: Source, scores: Sequence[float | None]) -> Float64[np.ndarray, " sample"]:
+    """Return the samples' scores as an array.
+
+    Raises:
+        SampleError: if a sample has none.
+    """
+    hint = "; expected how alike people find the texts of each"
+    return np.array(_known(source, scores, "score", hint), np.float64)
+
+
+def _known(
+    source: Source, values: Sequence[float | None], what: str, hint: str = ""
+) -> list[float]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        missing = f"{len(values) - len(known)} of them{hint}"
+        raise SampleError(f"{source.name} has samples without a {what}, {missing}")
+    return known

@@ -166,7 +166,8 @@ def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> T
     if len(counts) < 2:
         raise SampleError(f"{source.name}: all pictures have the caption {captions[0]!r}")
     found = changed_captions(model, embedded.images, captions)
-    metrics = {_metric(change): outcome.accuracy for change, outcome in found.items()}
+    names = {change: "accuracy" if change == "none" else f"{change}_accuracy" for change in found}
+    metrics = {names[change]: outcome.accuracy for change, outcome in found.items()}
     floors = {
         "chance": 1 / len(counts),
         "most frequent caption": max(counts.values()) / len(captions),
@@ -185,10 +186,6 @@ def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> T
             "caption_to_picture_recall@1": {change: o.recall for change, o in found.items()},
         },
     )
-
-
-def _metric(change: str) -> str:
-    return "accuracy" if change == "none" else f"{change}_accuracy"
 
 
 def bitext_retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:

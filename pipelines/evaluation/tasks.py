@@ -149,12 +149,15 @@ def _evaluate_beside(
     return evaluate(checkpoint, benchmark, options)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Running:
     checkpoint: str
     benchmark: Benchmark
     started: float
-    deadline: float
+
+    def failed(self, status: Literal["failed", "timeout"], message: str) -> EvaluationReport:
+        seconds = time.monotonic() - self.started
+        return EvaluationReport(self.checkpoint, self.benchmark, status, {}, message, seconds)
 
 
 class EvaluationTasks:
@@ -169,15 +172,7 @@ class EvaluationTasks:
         gpus: float = 0,
         timeout_s: float,
     ) -> None:
-        """Say what each checkpoint is evaluated on, and what an evaluation may take.
-
-        Args:
-            benchmarks: what every checkpoint is evaluated on.
-            options: what each evaluation is told.
-            cpus: CPUs that Ray sets aside for an evaluation.
-            gpus: GPUs that Ray sets aside for an evaluation.
-            timeout_s: seconds after which it is stopped.
-        """
+        """Say what every checkpoint is evaluated on, and what one evaluation may take."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
         # One retry, for a worker that is killed; an exception would only come again.
         self._task = ray.remote(max_calls=1)(_evaluate_beside).options(
@@ -189,9 +184,7 @@ class EvaluationTasks:
         """Start all benchmarks on a checkpoint."""
         for benchmark in self._benchmarks:
             reference = self._task.remote(checkpoint, benchmark, self._options)
-            now = time.monotonic()
-            deadline = now + self._timeout_s
-            self._running[reference] = _Running(checkpoint, benchmark, now, deadline)
+            self._running[reference] = _Running(checkpoint, benchmark, time.monotonic())
 
     @property
     def checkpoints_in_use(self) -> set[str]:
@@ -213,13 +206,13 @@ class EvaluationTasks:
         return reports + self._stop_overdue()
 
     def _stop_overdue(self) -> list[EvaluationReport]:
-        now, reports = time.monotonic(), []
+        message = f"not done after {self._timeout_s:g} s (evaluation.timeout-s)"
+        latest_start, reports = time.monotonic() - self._timeout_s, []
         for reference, running in list(self._running.items()):
-            if now > running.deadline:
+            if running.started < latest_start:
                 ray.cancel(reference, force=True)
                 del self._running[reference]
-                message = f"not done after {self._timeout_s:g} s (evaluation.timeout-s)"
-                reports.append(_failure(running, "timeout", message))
+                reports.append(running.failed("timeout", message))
         return reports
 
 
@@ -227,13 +220,6 @@ def _report_of(reference: Any, running: _Running) -> EvaluationReport:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        return _failure(running, "failed", str(error.cause or error))
+        return running.failed("failed", str(error.cause or error))
     except ray.exceptions.RayError as error:
-        return _failure(running, "failed", f"{type(error).__name__}: {error}")
-
-
-def _failure(
-    running: _Running, status: Literal["failed", "timeout"], message: str
-) -> EvaluationReport:
-    seconds = time.monotonic() - running.started
-    return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message, seconds)
+        return running.failed("failed", f"{type(error).__name__}: {error}")

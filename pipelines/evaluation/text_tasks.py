@@ -27,6 +27,7 @@ from pipelines.evaluation.results import (
     labels_of,
     language_means,
     require_kind,
+    scores_of,
 )
 from pipelines.figures.charts import bars
 
@@ -64,18 +65,12 @@ def text_similarity(model: PairModel, source: Source, options: EvaluationOptions
     require_kind(source, "text_similarity", ("labelled-text",))
     samples = list(itertools.islice(source, options.limit))
     pairs = _texts(source, samples, number=2)
-    scores = [sample.score for sample in samples if sample.score is not None]
-    if len(scores) < len(samples):
-        raise SampleError(
-            f"{source.name} has samples without a score, {len(samples) - len(scores)} of them; "
-            "text_similarity needs how alike people find each pair"
-        )
+    human = scores_of(source, [sample.score for sample in samples])
     firsts, seconds = (
         model.encode_texts([pair[side] for pair in pairs], batch_size=BATCH_SIZE) for side in (0, 1)
     )
     cosine = (firsts * seconds).sum(axis=1)
     task = GlueTask(metrics={"spearman": spearman, "pearson": pearson}, is_regression=True)
-    human = np.array(scores, np.float64)
     found = score_texts(cosine.astype(np.float64), human, task)
     shared = np.array([_shared_letters(*pair) for pair in pairs])
     return TaskResult(
@@ -122,25 +117,16 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
     Raises:
         SampleError: if there are fewer than two samples with a text.
     """
-    texts: list[dict[str, list[str]]] = []
-    for sample in itertools.islice(source, options.limit):
-        captions = [text for text in sample.captions or () if text]
-        known = sample.languages if len(sample.languages or ()) == len(captions) else None
-        of_sample: dict[str, list[str]] = defaultdict(list)
-        for language, text in zip(known or ["und"] * len(captions), captions, strict=True):
-            of_sample[language].append(text)
-        if of_sample:
-            texts.append(of_sample)
-    if len(texts) < 2:
+    rows = [row for sample in itertools.islice(source, options.limit) if (row := _tagged(sample))]
+    if len(rows) < 2:
         raise SampleError(
-            f"{source.name} has {len(texts)} samples with texts; sequence_length needs two or "
-            "more: a vocabulary is trained on every other one"
+            f"{source.name} has {len(rows)} samples with texts; sequence_length needs two or more: "
+            "a vocabulary is trained on every other one"
         )
-    training = [text for found in texts[1::2] for of in found.values() for text in of]
+    training = [text for row in rows[1::2] for _, text in row]
     measured: dict[str, list[str]] = defaultdict(list)
-    for found in texts[::2]:
-        for language, of in found.items():
-            measured[language] += of
+    for language, text in itertools.chain(*rows[::2]):
+        measured[language].append(text)
     vocabulary = Vocabulary(train_vocabulary(training, max_texts=_VOCABULARY_TEXTS))
     lengths = sequence_lengths(
         dict(sorted(measured.items())),
@@ -149,6 +135,14 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
         patch_size_px=model.config.vit.patch_size_px,
     )
     return _compared(source, lengths, vocabulary.size)
+
+
+def _tagged(sample: RawSample) -> list[tuple[str, str]]:
+    """Return the texts of a sample, each after its language or "und"."""
+    texts = [text for text in sample.captions or () if text]
+    languages = sample.languages or ()
+    is_known = len(languages) == len(texts)
+    return list(zip(languages if is_known else ["und"] * len(texts), texts, strict=True))
 
 
 def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:

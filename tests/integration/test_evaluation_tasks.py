@@ -132,6 +132,21 @@ def test_the_gap_has_a_floor_and_a_picture(trained, named):
     assert len(colours) >= 4, "white, axes, pictures and captions"
 
 
+def test_pictures_that_cannot_be_decoded_are_left_out_and_counted(trained, named, tmp_path):
+    """The others keep their captions, and the gallery finds their files again."""
+    samples = list(named)
+    broken = [samples[0]._replace(image=b"no picture"), samples[1]._replace(image=None)]
+    source = open_source(str(write_samples(tmp_path / "some", [*broken, *samples])))
+    found, whole = (EVALUATIONS["retrieval"](trained, data, OPTIONS) for data in (source, named))
+    assert (found.num_rejected, found.num_samples) == (2, len(samples))
+    assert found.metrics == whole.metrics
+    np.testing.assert_array_equal(found.pictures["gallery"], whole.pictures["gallery"])
+    only = open_source(str(write_samples(tmp_path / "none", broken)))
+    for task in ("zero_shot", "typographic"):
+        with pytest.raises(SampleError, match="not one of 2 pictures can be decoded"):
+            EVALUATIONS[task](trained, only, OPTIONS)
+
+
 def test_chance_of_retrieval_is_what_random_embeddings_get(trained, named):
     result = check(EVALUATIONS["retrieval"](trained, named, OPTIONS))
     assert result.floors["text_to_image_recall@5"] == {"chance": pytest.approx(5 / 60)}
