@@ -275,7 +275,7 @@ class EvaluationOptions:
 
     Attributes:
         templates: prompts of pictures' classes; {} is the class name.
-        text_templates: prompts of texts' classes, or names of sets of `prompts.TEMPLATES`.
+        text_templates: prompts of texts' classes, or names of sets of `zero_shot.TEMPLATES`.
         limit: take the first so many samples; None: all.
         blank: side of visual questions that is left out.
     """

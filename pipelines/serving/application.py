@@ -28,7 +28,7 @@ from starlette.routing import Route
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.checkpoints.native import STATE_FILE
 from clippo_core.errors import ConfigError, Rejected, StorageError
-from clippo_core.evaluation.text_pairs import share_full
+from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.images import decode_image, decode_thumbnail
 from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRasters

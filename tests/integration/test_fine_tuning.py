@@ -51,8 +51,7 @@ from pipelines.config.settings import (
 from pipelines.datasets.labels import find_labels
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
-from pipelines.evaluation.registry import EVALUATIONS
-from pipelines.evaluation.tasks import evaluate, parse_benchmark
+from pipelines.evaluation.tasks import EVALUATIONS, evaluate, parse_benchmark
 from pipelines.figures.batch_sheets import draw_batch
 from pipelines.reporting.stored import file_name, stored_report, write_report
 from pipelines.runtime.run_checkpoints import whole_checkpoints
