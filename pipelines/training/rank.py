@@ -57,7 +57,7 @@ from pipelines.stream.batch import (
     open_vocabulary,
 )
 from pipelines.stream.stream import DATASET, StreamRange, begun, iterate_batches
-from pipelines.tracking.step_logger import StepLogger
+from pipelines.tracking.mlflow_queue import MlflowQueue
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.gauges import Gauges, shares_of_sources
 from pipelines.training.job import WorkerJob
@@ -405,7 +405,7 @@ class Reporter:
         self._job, self._gauges, self._num_ranks = job, gauges, num_ranks
         self._sources = [open_source(source.uri).name for source in job.stream.sources]
         self._monitor = MonitorClient(job.monitor)
-        self._logger = StepLogger(self._monitor.tracked_run(), spool=spool_path(job.run))
+        self._logger = MlflowQueue(self._monitor.tracked_run(), spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit: Future[None] | None = None
         self._window, self._all = StreamWindow(), StreamWindow()

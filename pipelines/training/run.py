@@ -32,14 +32,9 @@ from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.runtime.storage import Location, take_over
 from pipelines.stream.stream import batch_bytes, steps_per_unit
-from pipelines.tracking.mlflow_run import (
-    PATIENCE_AT_END_S,
-    TRACKED_FILE,
-    DataSet,
-    RunTracker,
-    TrackedRun,
-)
-from pipelines.tracking.run_events import RunRecord
+from pipelines.tracking.mlflow_client import DataSet, TrackedRun
+from pipelines.tracking.mlflow_run import PATIENCE_AT_END_S, TRACKED_FILE, RunTracker
+from pipelines.tracking.run_events import RunEvents
 from pipelines.tracking.run_tags import run_tags
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.job import WorkerJob
@@ -121,7 +116,7 @@ def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
 class RunDriver:
     """Follows one attempt at a run."""
 
-    _record: RunRecord
+    _record: RunEvents
 
     def __init__(self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch) -> None:
         """Only the monitor is started yet."""
@@ -177,7 +172,7 @@ class RunDriver:
         announced: TrackedRun | str = "the driver did not open the MLflow run"
         try:
             tracker = open_tracker()
-            self._record = RunRecord(self._resolved, tracker)
+            self._record = RunEvents(self._resolved, tracker)
             (self._run / RUN_FILE).write_bytes(to_json(self._config).encode())
             (self._run / TRACKED_FILE).write_json(dataclasses.asdict(tracker.run))
             announced = tracker.run

@@ -30,7 +30,7 @@ from pipelines.config.settings import (
 )
 from pipelines.forking import forked_workers
 from pipelines.runtime.ray_session import ray_environment
-from pipelines.tracking.mlflow_run import reach
+from pipelines.tracking.mlflow_client import reach
 from tests.integration.colours import colour_samples, write_samples
 
 

@@ -16,6 +16,7 @@ from clippo_core.checkpoints import load_checkpoint
 from pipelines.config.resolution import resolve
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import Location
+from pipelines.tracking import mlflow_run
 from pipelines.tracking.models import CHAMPION
 from pipelines.training.run import train
 from tests.integration.mlflow_server import MlflowServer
