@@ -57,7 +57,9 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
         storage={"keep_checkpoints": 2},
     )
     resolved = resolve(config)
-    outage = threading.Thread(target=away_for_a_checkpoint, args=(server, resolved.run))
+    outage = threading.Thread(
+        target=away_for_a_checkpoint, args=(server, resolved.run), daemon=True
+    )
     outage.start()
     summary = train(resolved)
     outage.join()
