@@ -37,7 +37,6 @@ bench: install
 	$(RUN) -m tests.benchmarks.simulation
 	$(RUN) -m tests.benchmarks.images --quick
 	$(RUN) -m tests.benchmarks.step --quick
-	$(RUN) -m tests.benchmarks.step_parts --quick
 	$(RUN) -m tests.benchmarks.big_batch --quick
 	$(RUN) -m tests.benchmarks.embed --quick
 	$(RUN) -m tests.benchmarks.startup --rounds 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -38,23 +36,10 @@ def run(argv: list[str]) -> None:
 
         print_plan(resolve(arguments.config))
         return
-    from pipelines.runtime.ray_session import needed_cpus, session_beside
-
-    load = functools.partial(_load, arguments.config)
-    with session_beside(load, cpus=needed_cpus(arguments.config)) as finish:
-        finish()
-
-
-def _load(config: RunConfig) -> Callable[[], None]:
-    """Import what trains, and check the config; what is left to do."""
     from pipelines.cli.output import print_summary
     from pipelines.config.resolution import resolve
     from pipelines.training.run import train
 
-    resolved = resolve(config)
-
-    def finish() -> None:
-        print(f"run {resolved.run.uri}")
-        print_summary(train(resolved))
-
-    return finish
+    resolved = resolve(arguments.config)
+    print(f"run {resolved.run.uri}")
+    print_summary(train(resolved))

@@ -37,8 +37,8 @@ class DataConfig(Config):
     run_length: int = 64
     """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
     steps_per_task: int | None = None
-    """Steps whose part of a rank's batch one render task makes; None: as many as fill 128 MiB, at
-    most 16. More of them cost less per sample, and let the first batch wait longer."""
+    """Steps whose part of a rank's batch one render task makes; None: two seconds of its work, and
+    256 MiB at most. More of them cost less per sample."""
     max_reject_ratio: float = 0.05
     """Abort when more than this share of the samples could not be used."""
     record_keys: bool = False
@@ -155,8 +155,8 @@ class ScalingConfig(Config):
     renderer_cpus: float = 1
     """CPUs that Ray sets aside for one render task; fractions let several share a core."""
     min_renderers: int = 1
-    """Render tasks at a time that the autoscaler is asked to keep room for, and that training waits
-    for before it starts."""
+    """Render tasks at a time that training waits for before it starts, and that the autoscaler is
+    asked for until then."""
     max_renderers: int | None = None
     """At most so many render tasks at a time; None: as many as there are free CPUs."""
     start_timeout_s: float = 600

@@ -127,8 +127,8 @@ class EvaluationTasks:
         """Of the benchmarks that every checkpoint gets."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
         # One retry, for a worker that is killed; an exception would only come again.
-        self._task = ray.remote(_evaluate_beside).options(
-            name="evaluate", num_cpus=cpus, num_gpus=gpus, max_retries=1, max_calls=1
+        self._task = ray.remote(max_calls=1)(_evaluate_beside).options(
+            name="evaluate", num_cpus=cpus, num_gpus=gpus, max_retries=1
         )
         self._running: dict[Any, _Running] = {}
 

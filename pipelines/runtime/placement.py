@@ -14,11 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler import (
-    ResourceRequestPriority,
-    get_or_create_autoscaling_coordinator,
-)
-from ray.data._internal.cluster_autoscaler.util import is_autoscaling_enabled
 
 from clippo_core.errors import ConfigError
 from pipelines.config.settings import RunConfig, ScalingConfig
@@ -28,9 +23,6 @@ RENDERER = {"ray-subcluster": "renderer"}
 TRAINER = {"clippo.role": "trainer"}
 #: Ray Data keeps some blocks of each rank in flight; fewer would stall the stream.
 BLOCKS_PER_RANK = 4
-_REQUESTER = "clippo-min-renderers"
-_REQUEST_EXPIRES_S = 120.0
-_RENEW_EVERY_S = 20.0
 _POLL_S = 1.0
 
 
@@ -161,7 +153,7 @@ def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], 
         ConfigError: naming what is missing: at once where no node can come (Ray on this machine
             alone), else after `scaling.start_timeout_s`.
     """
-    can_grow = cluster_address() is not None or is_autoscaling_enabled()
+    can_grow = cluster_address() is not None
     deadline = time.monotonic() + (config.scaling.start_timeout_s if can_grow else 0.0)
     is_told = False
     while True:
@@ -198,49 +190,21 @@ def _ask_for_machines(config: RunConfig, placement: Placement) -> None:
 
 
 class ClusterWatch:
-    """Keeps Ray Data up to date about nodes, and the autoscaler about the fewest renderers.
-
-    Ray Data's coordinator looks at the cluster every 20 s, so that an added node would idle and a
-    dead one be counted for as long; it looks at once when it is asked to recompute.
-    """
+    """Knows what the cluster has for a run, while nodes come and go."""
 
     def __init__(self, scaling: ScalingConfig, placement: Placement) -> None:
-        """Of a run; nothing is asked yet."""
+        """Count the nodes that are there now."""
         self._scaling, self.placement = scaling, placement
         self._nodes: frozenset[str] = frozenset()
-        self._renew_at = 0.0
         self.capacity = Capacity.of(ray.nodes(), placement, scaling)
 
     def poll(self) -> None:
-        """Look at the nodes; to be called every second or so."""
+        """Count anew where nodes came or went; to be called every second or so."""
         nodes = ray.nodes()
         alive = frozenset(node["NodeID"] for node in nodes if node["Alive"])
-        is_due = time.monotonic() >= self._renew_at
-        if alive == self._nodes and not is_due:
-            return
-        coordinator: Any = get_or_create_autoscaling_coordinator()
-        if is_due:
-            self._renew_at = time.monotonic() + _RENEW_EVERY_S
-            self._hold_renderers(coordinator)
         if alive != self._nodes:
             self._nodes = alive
             self.capacity = Capacity.of(nodes, self.placement, self._scaling)
-            coordinator.get_reserved_resources.remote(_REQUESTER, recompute=True)
-
-    def _hold_renderers(self, coordinator: Any) -> None:
-        if self.placement.renderer is None:
-            return
-        # The selector goes with the bundles and not with the requester: the autoscaler acts on it,
-        # while the coordinator sets no CPUs of renderer nodes aside, which would be lost to the
-        # stream that they are meant for.
-        count = self._scaling.min_renderers
-        coordinator.request_resources.remote(
-            requester_id=_REQUESTER,
-            resources=[{"CPU": self._scaling.renderer_cpus}] * count,
-            label_selectors=[dict(self.placement.renderer)] * count,
-            expire_after_s=_REQUEST_EXPIRES_S,
-            priority=ResourceRequestPriority.LOW,
-        )
 
 
 def _matches(node: Mapping[str, Any], selector: Mapping[str, str] | None) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
 
 from clippo_core.errors import ConfigError, StorageError
 from pipelines.config.settings import RunConfig
-from pipelines.forking import forked_workers
 
 T = TypeVar("T")
 
@@ -42,8 +40,6 @@ _RECOVERY = {
 _ALONE = {
     # Nobody takes this machine away with notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Two that are started beforehand would be no forks (pipelines.forking).
-    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -67,10 +63,9 @@ def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iter
         yield
         return
     address = cluster_address()
-    forks = nullcontext({}) if address else forked_workers()
-    with ray_environment(is_cluster=bool(address)), forks as runtime_env:
+    with ray_environment(is_cluster=bool(address)):
         try:
-            _init(address, cpus, runtime_env)
+            _init(address, cpus)
         except (ConnectionError, RuntimeError, OSError, ValueError) as error:
             where = f"the cluster at {address}" if address else "Ray on this machine"
             raise StorageError(f"{where} does not start or answer: {error}") from error
@@ -109,32 +104,14 @@ def needed_cpus(config: RunConfig) -> float:
     return scaling.num_ranks * scaling.cpus_per_rank + renderers + evaluation
 
 
-@contextmanager
-def session_beside(work: Callable[[], T], *, cpus: float) -> Iterator[T]:
-    """A session that waits for nodes, started while `work` goes on in a thread.
-
-    Args:
-        work: imports and checks that take as long as Ray's start; its errors are raised here.
-        cpus: as `ray_session` has them.
-
-    Yields:
-        What `work` returned.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(work)
-        with ray_session(cpus=cpus, may_wait=True):
-            yield result.result()
-
-
-def _init(address: str | None, cpus: float, runtime_env: dict[str, Any]) -> None:
+def _init(address: str | None, cpus: float) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address, **options)
         return
     cores = len(os.sched_getaffinity(0))
     declared = max(cores, math.ceil(cpus))
-    options |= {"include_dashboard": False, "runtime_env": runtime_env}
-    ray.init("local", num_cpus=declared, **options)
+    ray.init("local", num_cpus=declared, include_dashboard=False, **options)
 
 
 def _quiet_ray_data() -> None:

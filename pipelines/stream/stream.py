@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow as pa
 import ray
@@ -27,19 +24,19 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.config.settings import ScalingConfig
+from pipelines.ray_compat import execution_index
 from pipelines.stream.batch import PreparedBatch, StreamSpec, prepare_batch
-from pipelines.stream.scheduling import WaitForAnyTask
 from pipelines.stream.wire import from_block, to_block
-
-Batch = TypeVar("Batch")
 
 DATASET = "pairs"
 #: Ray's guard against stalls also kills a trainer that pauses; a day is no stall.
 NO_PROGRESS_TIMEOUT_S = 24 * 3600
-#: A block holds the batches of several steps where they are small: up to so many bytes, and steps.
-#: Between a worker's tasks pass some hundredths of a second, so short ones leave its core idle.
-FULL_BLOCK_BYTES = 128 * 2**20
-MAX_STEPS_PER_UNIT = 16
+#: Seconds of work in a render task: Ray takes about 0.1 s between two tasks of a worker.
+TASK_S = 2.0
+#: Largest block of a task, so that a few for each rank fit into an object store.
+MAX_BLOCK_BYTES = 256 * 2**20
+#: Seconds to prepare a row where nobody has measured: a photograph brought to 224 px.
+TYPICAL_ROW_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,22 @@ class Unit(NamedTuple):
     rank: int
 
 
-def steps_per_unit(spec: StreamSpec, num_ranks: int, *, wanted: int | None = None) -> int:
-    """As many as `wanted`, else as fill a block."""
+def steps_per_unit(
+    spec: StreamSpec, num_ranks: int, *, wanted: int | None = None, row_s: float = TYPICAL_ROW_S
+) -> int:
+    """Return how many steps a render task works for: about `TASK_S` seconds, one block at most.
+
+    Args:
+        spec: the stream.
+        num_ranks: ranks over which each batch is divided.
+        wanted: the answer where a person has given it.
+        row_s: seconds that a render worker takes to prepare a row.
+    """
     if wanted is not None:
         return wanted
-    return max(1, min(MAX_STEPS_PER_UNIT, FULL_BLOCK_BYTES // batch_bytes(spec, num_ranks)))
+    rows = spec.plan.batch_size // num_ranks
+    of_time = round(TASK_S / (rows * row_s))
+    return max(1, min(of_time, MAX_BLOCK_BYTES // batch_bytes(spec, num_ranks)))
 
 
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
@@ -123,10 +131,9 @@ class PlannedBatches(Datasource):
     ) -> list[ReadTask]:
         """The units of the segment that this execution delivers.
 
-        Every iteration over the dataset is one execution; Ray counts them in `_execution_idx`,
-        which its own shuffles use in the same way. Without a context Ray is only planning.
+        Every iteration over the dataset is one execution, and Ray counts them.
         """
-        segment = getattr(data_context, "_execution_idx", 0) if data_context is not None else 0
+        segment = execution_index(data_context)
         spec, num_ranks = self._spec, self._steps.num_ranks
         rows, size_bytes = spec.plan.batch_size // num_ranks, batch_bytes(spec, num_ranks)
         return [
@@ -194,7 +201,6 @@ def stream_dataset(
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [WaitForAnyTask]
     # Here as well as in what a trainer is given: helper tasks of Ray Data look here.
     context.execution_options = execution_options(selector)
     block_bytes = steps.steps_per_unit * batch_bytes(spec, steps.num_ranks)
@@ -243,27 +249,3 @@ def iterate_batches(
             step += 1
         if step == before:
             raise RuntimeError(f"the stream ended at step {step} of {steps.total_steps}")
-
-
-def begun(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, but the first is asked for at once, in a thread: a stream takes seconds to start.
-
-    Args:
-        batches: not asked for any yet; what it raises is raised where it would have been.
-    """
-    first: Future[list[Batch]] = Future()
-
-    def ask() -> None:
-        try:
-            first.set_result(list(itertools.islice(batches, 1)))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            first.set_exception(error)
-
-    # A daemon: a process that fails meanwhile does not wait for its stream.
-    threading.Thread(target=ask, name="first batch", daemon=True).start()
-
-    def all_of_them() -> Iterator[Batch]:
-        yield from first.result()
-        yield from batches
-
-    return all_of_them()

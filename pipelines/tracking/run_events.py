@@ -161,8 +161,8 @@ class _PictureTasks:
     def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
         self._spec, self._config = spec, config
         # No CPU of their own: they must not wait for one where training has taken them all.
-        self._task = ray.remote(_draw_beside).options(
-            name="draw_batch", num_cpus=0, max_retries=1, max_calls=1
+        self._task = ray.remote(max_calls=1)(_draw_beside).options(
+            name="draw_batch", num_cpus=0, max_retries=1
         )
         # Checkpoints; None is the start of training.
         self._running: dict[Any, str | None] = {}

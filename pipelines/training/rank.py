@@ -36,13 +36,11 @@ from clippo_core.training.step import PairBatch, Shard, StepMemory, train_step
 from pipelines.config.resolution import chance_of
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.sources import open_source
-from pipelines.heap import keep_freed_memory
 from pipelines.runtime.run_checkpoints import (
     checkpoint_name,
     commit_checkpoint,
     fetched,
     find_checkpoint,
-    first_step,
     whole_checkpoints,
 )
 from pipelines.runtime.storage import (
@@ -56,11 +54,10 @@ from pipelines.stream.batch import (
     open_renderer,
     open_vocabulary,
 )
-from pipelines.stream.stream import DATASET, StreamRange, begun, iterate_batches
+from pipelines.stream.stream import DATASET, StreamRange, iterate_batches
 from pipelines.tracking.mlflow_queue import MlflowQueue
 from pipelines.training.bottleneck import StreamFigures, StreamWindow, effort_of
 from pipelines.training.gauges import Gauges, shares_of_sources
-from pipelines.training.job import WorkerJob
 from pipelines.training.monitor import MonitorClient
 from pipelines.training.parallel import (
     collect_objects,
@@ -71,6 +68,7 @@ from pipelines.training.parallel import (
     this_shard,
     whole_tensor,
 )
+from pipelines.training.trainer import RankJob
 
 #: Below this many samples a few bad ones are no verdict on the data.
 MIN_SAMPLES_BEFORE_ABORT = 1000
@@ -111,7 +109,7 @@ def train_on_rank(settings: dict[str, Any]) -> dict[str, Any]:
 
     Hopeless errors are returned, not raised: Ray would retry what is raised.
     """
-    job: WorkerJob = settings["job"]
+    job: RankJob = settings["job"]
     try:
         rank = Rank(job)
         try:
@@ -141,18 +139,15 @@ def hopeless_cause(error: BaseException) -> BaseException | None:
 class Rank:
     """One training process: its state, its part of the stream, and what it reports."""
 
-    def __init__(self, job: WorkerJob) -> None:
+    def __init__(self, job: RankJob) -> None:
         """Restore the newest whole checkpoint, or start afresh."""
         self._job, self._config = job, job.config
         context = ray.train.get_context()
         self._rank, self._num_ranks = context.get_world_rank(), context.get_world_size()
         self._is_first = self._rank == 0
         check_owner(job.run, job.attempt)
-        self._batches = self._start_stream()
         _set_threads(self._config, context.get_local_world_size())
         self._device = ray.train.torch.get_device()
-        if self._device.type == "cpu":
-            keep_freed_memory()
         self.state, self._rejected = _restored_state(job, self._device)
         self._forward = self._exchanging_model()
         part = f"{job.attempt}-rank{self._rank}"
@@ -168,11 +163,8 @@ class Rank:
         """Make steps until the run is complete, or the driver wants it to stop."""
         train = self._config.train
         start_step, is_stop_wanted = self.state.step, False
-        for batch, wait_s in _timed(self._batches):
+        for batch, wait_s in _timed(self._batches()):
             started = time.perf_counter()
-            if batch.step != self.state.step:
-                # The stream was begun before the state was read: a checkpoint came in between.
-                raise RuntimeError(f"the stream is at step {batch.step}, not {self.state.step}")
             if batch.step == start_step:
                 if self._reporter is not None:
                     self._reporter.first_batch_came(wait_s)
@@ -196,16 +188,12 @@ class Rank:
         if self._reporter is not None:
             self._reporter.close()
 
-    def _start_stream(self) -> Iterator[PreparedBatch]:
-        """This rank's batches; the processes that make them start while the state is made."""
-        steps = StreamRange(first_step(self._job.run), self._config.train.steps, self._num_ranks)
-
-        def batches() -> Iterator[PreparedBatch]:
-            shard = ray.train.get_dataset_shard(DATASET)
-            assert shard is not None
-            yield from iterate_batches(shard, self._job.stream, steps)
-
-        return begun(batches())
+    def _batches(self) -> Iterator[PreparedBatch]:
+        """Yield this rank's part of each batch from the state's step on."""
+        steps = StreamRange(self.state.step, self._config.train.steps, self._num_ranks)
+        shard = ray.train.get_dataset_shard(DATASET)
+        assert shard is not None
+        return iterate_batches(shard, self._job.stream, steps)
 
     def _common_precision(self) -> Precision:
         """That of this run's matrix products; with "auto", one that every rank's device has."""
@@ -400,7 +388,7 @@ class PreemptionNotice:
 class Reporter:
     """Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
 
-    def __init__(self, job: WorkerJob, gauges: Gauges, num_ranks: int) -> None:
+    def __init__(self, job: RankJob, gauges: Gauges, num_ranks: int) -> None:
         """Start the logging thread."""
         self._job, self._gauges, self._num_ranks = job, gauges, num_ranks
         self._sources = [open_source(source.uri).name for source in job.stream.sources]
@@ -501,7 +489,7 @@ def _set_threads(config: RunConfig, ranks_on_machine: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _restored_state(job: WorkerJob, device: torch.device) -> tuple[TrainState, Counter[str]]:
+def _restored_state(job: RankJob, device: torch.device) -> tuple[TrainState, Counter[str]]:
     """The state to go on from, and how many samples were rejected on the way to it."""
     config, whole = job.config, whole_checkpoints(job.run)
     renderer = open_renderer(job.stream.render, job.stream.font_uri)

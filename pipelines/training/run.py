@@ -31,19 +31,21 @@ from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.runtime.storage import Location, take_over
+from pipelines.stream.batch import prepare_batch
 from pipelines.stream.stream import batch_bytes, steps_per_unit
 from pipelines.tracking.mlflow_client import DataSet, TrackedRun
 from pipelines.tracking.mlflow_run import PATIENCE_AT_END_S, TRACKED_FILE, RunTracker
 from pipelines.tracking.run_events import RunEvents
 from pipelines.tracking.run_tags import run_tags
 from pipelines.training.bottleneck import StreamFigures, verdict
-from pipelines.training.job import WorkerJob
 from pipelines.training.monitor import Progress, start_monitor
-from pipelines.training.rank import HOPELESS, spool_path
+from pipelines.training.rank import HOPELESS, spool_path, train_on_rank
 from pipelines.training.token_vocabulary import with_vocabulary
-from pipelines.training.trainer import make_trainer
+from pipelines.training.trainer import RankJob, make_trainer
 
 _POLL_S = 0.5
+#: Rows on which the driver measures how long render workers take.
+_MEASURED_ROWS = 64
 
 
 class StoppedError(ClippoError):
@@ -89,10 +91,11 @@ def train(
     validate(resolved)
     _warn_of_slow_products(resolved.config)
     resolved = with_vocabulary(resolved)
+    row_s = _seconds_per_row(resolved)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
-        watch = _await_nodes(resolved)
+        watch = _await_nodes(resolved, row_s)
         attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        driver = RunDriver(resolved, attempt, watch)
+        driver = RunDriver(resolved, attempt, watch, row_s=row_s)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
 
 
@@ -105,10 +108,19 @@ def _warn_of_slow_products(config: RunConfig) -> None:
         )
 
 
-def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
+def _seconds_per_row(resolved: ResolvedRun) -> float:
+    """Measure what a render worker takes to prepare a row, on some rows of the first batch."""
+    spec = resolved.stream
+    planned = spec.plan.batch(0)[:_MEASURED_ROWS]
+    started = time.perf_counter()
+    prepare_batch(spec, planned, step=0)
+    return (time.perf_counter() - started) / len(planned)
+
+
+def _await_nodes(resolved: ResolvedRun, row_s: float) -> ClusterWatch:
     config, spec = resolved.config, resolved.stream
     ranks = config.scaling.num_ranks
-    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task)
+    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task, row_s=row_s)
     placement = await_capacity(config, block_bytes=steps * batch_bytes(spec, ranks), say=tqdm.write)
     return ClusterWatch(config.scaling, placement)
 
@@ -118,7 +130,9 @@ class RunDriver:
 
     _record: RunEvents
 
-    def __init__(self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch) -> None:
+    def __init__(
+        self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch, *, row_s: float
+    ) -> None:
         """Only the monitor is started yet."""
         self._watch, self._bottleneck = watch, ""
         self._resolved = resolved
@@ -135,8 +149,14 @@ class RunDriver:
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
         self._judged: StreamFigures | None = None
-        self._job = WorkerJob(
-            self._config, self._run, attempt, resolved.stream, self._monitor, resolved.classifier
+        self._job = RankJob(
+            self._config,
+            self._run,
+            attempt,
+            resolved.stream,
+            row_s,
+            self._monitor,
+            resolved.classifier,
         )
 
     def run(self, open_tracker: Callable[[], RunTracker]) -> RunSummary:
@@ -147,7 +167,7 @@ class RunDriver:
         """
         _take_over(self._resolved, self._job.attempt)
         # MLflow takes seconds to import, and longer to make its database; ranks start meanwhile.
-        training = _Result(make_trainer(self._job, self._watch.placement).fit)
+        training = _Result(make_trainer(self._job, self._watch.placement, train_on_rank).fit)
         tracked = self._open(open_tracker)
         status, state = "FAILED", "failed"
         try:

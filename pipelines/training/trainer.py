@@ -1,38 +1,74 @@
-"""Ray Train's part: places the ranks, forms their group, splits the stream, restarts what fails."""
+"""Ray Train's part: it places the ranks, forms their group, feeds them, and restarts what fails."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray.data
 import ray.train
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.execution.preemption import _get_draining_nodes
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from clippo_core.config import ClassifierConfig
+from pipelines.config.settings import RunConfig
+from pipelines.ray_compat import divide_whole_batches
 from pipelines.runtime.placement import Placement
-from pipelines.runtime.ray_session import cluster_address
-from pipelines.stream.stream import DATASET
-from pipelines.training.job import StreamDataConfig, WorkerJob
-from pipelines.training.rank import train_on_rank
-from pipelines.training.rank_group import RankGroup
+from pipelines.runtime.run_checkpoints import first_step
+from pipelines.runtime.storage import Location
+from pipelines.stream.batch import StreamSpec
+from pipelines.stream.stream import (
+    DATASET,
+    StreamRange,
+    execution_options,
+    steps_per_unit,
+    stream_dataset,
+)
 
-#: How often a run that could use more ranks looks for them. A resize restarts the ranks from the
-#: last checkpoint, so that it should not happen for every node of many that come.
+#: Seconds between two looks for more ranks, where a run could use more. A resize restarts the ranks
+#: from the last checkpoint, so that it should not happen for every node of many that come.
 RESIZE_EVERY_S = 60.0
-#: Longer than any step or checkpoint: gloo's and NCCL's own bound for a rank that never comes.
+#: Seconds that gloo and NCCL wait for a rank; longer than any step or checkpoint.
 _GROUP_TIMEOUT_S = 1800
 
 
-def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
-    """The trainer of one attempt; `fit` runs it to the end.
+@dataclass(frozen=True)
+class RankJob:
+    """What the driver gives to every rank of an attempt.
+
+    Attributes:
+        config: the run's settings, resolved.
+        run: the run's folder.
+        attempt: the attempt's name, unique over all restarts.
+        stream: what render workers are given.
+        row_s: seconds that a render worker takes to prepare a row, as the driver measured it.
+        monitor: the actor through which driver and rank 0 talk.
+        classifier: the head of fine-tuning; None: pairs.
+    """
+
+    config: RunConfig
+    run: Location
+    attempt: str
+    stream: StreamSpec
+    row_s: float
+    monitor: Any
+    classifier: ClassifierConfig | None = None
+
+    def steps_per_unit(self, num_ranks: int) -> int:
+        """Return how many steps a render task works for, with so many ranks."""
+        wanted = self.config.data.steps_per_task
+        return steps_per_unit(self.stream, num_ranks, wanted=wanted, row_s=self.row_s)
+
+
+def make_trainer(
+    job: RankJob, placement: Placement, train_on_rank: Callable[[dict[str, Any]], Any]
+) -> TorchTrainer:
+    """Make the trainer of one attempt; its `fit` runs to the end.
 
     Args:
         job: what each rank is given.
         placement: which nodes are for what.
+        train_on_rank: what each rank runs.
     """
     config, scaling = job.config, job.config.scaling
     fewest = scaling.min_ranks or scaling.num_ranks
@@ -41,7 +77,7 @@ def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
     resources = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
     settings: dict[str, Any] = {
         "train_loop_config": {"job": job},
-        "torch_config": RankGroup("nccl" if scaling.use_gpu else "gloo", _GROUP_TIMEOUT_S),
+        "torch_config": TorchConfig(timeout_s=_GROUP_TIMEOUT_S),
         # A stand-in: the stream depends on the number of ranks, which only `configure` knows.
         "datasets": {DATASET: lambda: ray.data.range(1)},
         "dataset_config": StreamDataConfig(job, placement),
@@ -60,64 +96,34 @@ def make_trainer(job: WorkerJob, placement: Placement) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
         ),
     }
+    trainer = TorchTrainer(train_on_rank, **settings)
     if is_elastic:
-        return _ElasticTrainer(train_on_rank, config.train.global_batch_size, **settings)
-    return Trainer(train_on_rank, **settings)
+        divide_whole_batches(trainer, config.train.global_batch_size)
+    return trainer
 
 
-class Trainer(TorchTrainer):
-    """Does without what only matters where Ray outlives the run.
+class StreamDataConfig(ray.train.DataConfig):
+    """Makes the stream at each start of the ranks, from the step where they are."""
 
-    Ray has no public hook for it.
-    """
+    def __init__(self, job: RankJob, placement: Placement) -> None:
+        """Take the attempt, and the nodes that render."""
+        super().__init__(execution_options=execution_options(placement.renderer))
+        self._job, self._placement = job, placement
 
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if cluster_address() is not None:
-            return callbacks
-        # Gives back the ranks' places if the controller dies: an actor, 2 s of CPU time to start.
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
-class _ElasticTrainer(Trainer):
-    """Uses numbers of ranks that divide the batch alone."""
-
-    def __init__(self, train_loop: Any, global_batch_size: int, **settings: Any) -> None:
-        super().__init__(train_loop, **settings)
-        self._global_batch_size = global_batch_size
-
-    def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        policy = WholeBatchPolicy(self.scaling_config, self._global_batch_size)
-        return super()._initialize_and_run_controller(**settings | {"scaling_policy": policy})
-
-
-class WholeBatchPolicy(ElasticScalingPolicy):
-    """Ray's policy, but the number of ranks always divides the global batch.
-
-    Ray has no public hook for it; tests/integration/multinode hold this to the release.
-    """
-
-    def __init__(self, scaling_config: ray.train.ScalingConfig, global_batch_size: int) -> None:
-        """Of a run."""
-        super().__init__(scaling_config)
-        self._global_batch_size = global_batch_size
-        self._leaving: set[str] = set()
-
-    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Leave out the nodes that are about to be taken away, which Ray counts on."""
-        self._leaving = set(_get_draining_nodes())
-        try:
-            return super().make_decision_for_non_running_worker_group()
-        finally:
-            # Ranks that run stay on such a node to the end: they save first.
-            self._leaving = set()
-
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        staying = {n: found for n, found in reserved_resources.items() if n not in self._leaving}
-        possible = super()._count_possible_workers(staying)
-        return whole_batch_ranks(possible, self._global_batch_size)
-
-
-def whole_batch_ranks(possible: int, global_batch_size: int) -> int:
-    """The largest number of ranks up to `possible` that divides the batch; 0 for 0."""
-    return max((n for n in range(1, possible + 1) if global_batch_size % n == 0), default=0)
+    def configure(
+        self,
+        datasets: Any,  # noqa: ARG002 - a stand-in
+        world_size: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Split the stream over the ranks; Ray calls this for each new group of them."""
+        job, config, renderer = self._job, self._job.config, self._placement.renderer
+        units = job.steps_per_unit(world_size)
+        steps = StreamRange(
+            first_step(job.run), config.train.steps, world_size, steps_per_unit=units
+        )
+        dataset = stream_dataset(
+            job.stream, steps, config.scaling, selector=renderer, beside_ranks=renderer is None
+        )
+        return super().configure({DATASET: dataset}, world_size, *args, **kwargs)

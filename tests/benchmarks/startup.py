@@ -1,14 +1,12 @@
 """From the command to the first step: `python -m tests.benchmarks.startup [--rounds 3]`.
 
 Trains `demo` for a few steps and prints the seconds until its first step had been made, and the CPU
-time that its processes had taken by then; in turns with a run whose workers are no forks
-(`pipelines.forking`).
+time that its processes had taken by then.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import tempfile
@@ -19,7 +17,6 @@ from typing import NamedTuple
 import psutil
 
 from pipelines.datasets.prepare.registry import prepare_missing
-from pipelines.forking import SWITCH
 from pipelines.tracking.mlflow_client import connect
 from tests.benchmarks import report
 from tests.integration.processes import start_command
@@ -31,8 +28,6 @@ ROLES = {
     "ray::": "other tasks and actors",
     "ray::IDLE": "idle workers of Ray",
 }
-FORKING = "pipelines.forking.server"
-WAYS = {"forked workers": "1", "workers that import": "0"}
 
 
 class Sample(NamedTuple):
@@ -45,8 +40,6 @@ class Sample(NamedTuple):
 def role_of(command_line: str, *, is_driver: bool) -> str:
     if is_driver:
         return "command"
-    if FORKING in command_line:
-        return "server that forks"
     fitting = [title for title in ROLES if command_line.startswith(title)]
     return ROLES[max(fitting, key=len)] if fitting else "Ray itself"
 
@@ -72,8 +65,7 @@ def watch(process: subprocess.Popen[str]) -> list[Sample]:
     return samples
 
 
-def start_up(root: str, run: str, *, forks: str) -> dict[str, float]:
-    os.environ[SWITCH] = forks
+def start_up(root: str, run: str) -> dict[str, float]:
     started = time.time()
     process = start_command(
         *("train", "demo", "--train.steps", "20", "--train.checkpoint-every", "1000"),
@@ -101,25 +93,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     prepare_missing(["fashion_mnist/train", "fashion_mnist/test"])
-    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    rounds: list[dict[str, float]] = []
     for number in range(arguments.rounds):
-        for way, forks in WAYS.items():
-            # A folder for each: the first run of one makes MLflow's database.
-            with tempfile.TemporaryDirectory() as root:
-                rounds[way].append(start_up(root, f"run-{number}", forks=forks))
-    first = {way: [found["first_step_s"] for found in rounds[way]] for way in WAYS}
-    ratios = [ours / other for ours, other in zip(*first.values(), strict=True)]
+        # A folder for each: the first run of one makes MLflow's database.
+        with tempfile.TemporaryDirectory() as root:
+            rounds.append(start_up(root, f"run-{number}"))
+    names = dict.fromkeys(name for found in rounds for name in found)
     figures = {
-        way: {key: statistics.median(one.get(key, 0.0) for one in found) for key in found[0]}
-        for way, found in rounds.items()
+        "median": {n: statistics.median(one.get(n, 0.0) for one in rounds) for n in names},
+        **{f"round {n}": {"first_step_s": one["first_step_s"]} for n, one in enumerate(rounds)},
     }
-    figures |= {
-        f"first_step_s of each round: {way}": {
-            str(number): seconds for number, seconds in enumerate(first[way])
-        }
-        for way in WAYS
-    }
-    figures["ratio of the first step"] = {"median": statistics.median(ratios)}
     report.show(figures)
     report.write("startup", figures)
 

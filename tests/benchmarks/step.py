@@ -35,7 +35,6 @@ from clippo_core.training.step import (
     accumulate_gradients,
     train_step,
 )
-from pipelines.heap import keep_freed_memory
 from tests.benchmarks import report
 from tests.benchmarks.captions import captions
 
@@ -212,7 +211,6 @@ def main() -> None:
         "--precision", choices=get_args(Precision), help="default: bfloat16 if supported"
     )
     arguments = parser.parse_args()
-    keep_freed_memory()  # as ranks do, for both
     if arguments.one_core:
         torch.set_num_threads(1)
     clock = time.process_time if arguments.one_core else time.perf_counter

@@ -28,7 +28,6 @@ from pipelines.config.settings import (
     TrackingConfig,
     TrainConfig,
 )
-from pipelines.forking import forked_workers
 from pipelines.runtime.ray_session import ray_environment
 from pipelines.tracking.mlflow_client import reach
 from tests.integration.colours import colour_samples, write_samples
@@ -98,7 +97,6 @@ def local_ray() -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, visible),
         ray_environment(is_cluster=False),
-        forked_workers() as runtime_env,
     ):
         ray.init(
             num_cpus=4,
@@ -107,7 +105,6 @@ def local_ray() -> Iterator[None]:
             object_store_memory=300_000_000,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env=runtime_env,
         )
         yield
         ray.shutdown()

@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import uuid
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    _AutoscalingCoordinatorActor,
-)
 
 from pipelines.config.settings import RunConfig, ScalingConfig
+from pipelines.ray_compat import whole_batch_ranks
 from pipelines.runtime import placement
 from pipelines.runtime.placement import Capacity, ClusterWatch, Placement, await_capacity
 from pipelines.training.bottleneck import StreamFigures, verdict
-from pipelines.training.trainer import whole_batch_ranks
 
 RENDERER = {"ray-subcluster": "renderer", "clippo.role": "renderer"}
 TRAINER = {"clippo.role": "trainer"}
@@ -121,7 +117,6 @@ def test_nodes_that_come_in_time_are_waited_for(make_config, monkeypatch):
     asked, said = [], []
     monkeypatch.setattr(placement.ray, "nodes", lambda: next(looks))
     monkeypatch.setattr(placement, "_ask_for_machines", lambda *words: asked.append(words))
-    monkeypatch.setattr(placement, "is_autoscaling_enabled", lambda: False)
     monkeypatch.setattr(placement, "_POLL_S", 0.0)
     config = make_config(scaling={"renderer_cpus": 1})
     await_capacity(config, block_bytes=1000, say=said.append)
@@ -174,58 +169,14 @@ def test_the_verdict_names_the_stage_and_what_to_raise(changes, cap, expected):
     assert re.search(expected, found), found
 
 
-class Handle:
-    """Of an actor that is an object in this process."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self._target, name))
-
-
-@pytest.fixture
-def watched(monkeypatch):
-    """Ray Data's own coordinator over nodes of our making, what it sends, and a watch of it."""
+def test_a_node_that_comes_or_goes_counts_at_the_next_look(monkeypatch):
     nodes = [node(2, TRAINER), node(4, RENDERER)]
-    sent: list[Any] = []
-    coordinator = _AutoscalingCoordinatorActor(
-        send_resources_request=lambda bundles, label_selectors=None: sent.append(
-            (bundles, label_selectors)
-        ),
-        get_cluster_nodes=lambda: nodes,
-    )
-    coordinator.request_resources(
-        "data", [], 100.0, ["CPU"], subcluster_selector=dict(placement.RENDERER)
-    )
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(
-        placement, "get_or_create_autoscaling_coordinator", lambda: Handle(coordinator)
-    )
-    watch = ClusterWatch(ScalingConfig(min_renderers=8), Placement.of(nodes))
-    return nodes, sent, coordinator, watch
-
-
-def cpus_of_stream(coordinator: Any) -> float:
-    reserved = coordinator.get_reserved_resources("data")
-    return sum(resources["CPU"] for resources in reserved.values())
-
-
-def test_the_fewest_renderers_are_asked_of_the_autoscaler_and_cost_the_stream_no_cpu(watched):
-    _, sent, coordinator, watch = watched
-    watch.poll()
-    assert sent[-1] == ([{"CPU": 1}] * 8, [placement.RENDERER] * 8)
-    assert cpus_of_stream(coordinator) == 4
-
-
-def test_a_node_that_comes_or_goes_counts_at_the_next_look(watched):
-    nodes, _, coordinator, watch = watched
+    watch = ClusterWatch(ScalingConfig(), Placement.of(nodes))
     watch.poll()
     nodes.append(node(4, RENDERER))
-    assert cpus_of_stream(coordinator) == 4, "by itself it would look in 20 s"
     watch.poll()
-    assert cpus_of_stream(coordinator) == 8
     assert watch.capacity.render_tasks == 8
     nodes[1]["Alive"] = False
     watch.poll()
-    assert cpus_of_stream(coordinator) == 4
+    assert watch.capacity.render_tasks == 4
