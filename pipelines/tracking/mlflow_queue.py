@@ -32,8 +32,9 @@ STEP_METRIC = "train/loss"
 RETRY_EVERY_S = 5.0
 #: Attempts at a call that fails though the server answers.
 MAX_ATTEMPTS = 3
-#: Seconds for which metrics gather, so that those of many short steps go in one call.
-_GATHER_S = 1.0
+#: Seconds for which metrics gather, so that those of many short steps go in one call; not where so
+#: many wait already.
+_GATHER_S, _MANY = 1.0, 100
 #: MLflow's own limit.
 _METRICS_PER_CALL = 1000
 _logger = logging.getLogger(__name__)
@@ -99,7 +100,6 @@ class MlflowQueue:
         # Held for moments only, never while the server or the disk is waited for.
         self._changed = threading.Condition()
         self._spooling = threading.Lock()
-        self._num_done = self._num_urgent = 0
         self._is_away = False
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -135,11 +135,11 @@ class MlflowQueue:
 
     def flush(self) -> None:
         """Return once all that was added is in MLflow or, while that is away, in the spool."""
+        reached = threading.Event()
+        self.add("", reached.set)
         with self._changed:
-            added = self._num_urgent = self._num_done + len(self._waiting)
-            self._changed.notify_all()
             self._changed.wait_for(
-                lambda: self._num_done >= added or self._is_away or self._deadline is not None
+                lambda: reached.is_set() or self._is_away or self._deadline is not None
             )
         self._write_spool()
 
@@ -158,7 +158,7 @@ class MlflowQueue:
             self._changed.notify_all()
         self._thread.join()
         self._write_spool()
-        return self._given_up + [entry.what for entry in self._waiting]
+        return self._given_up + [entry.what for entry in self._waiting if entry.what]
 
     def _work(self) -> None:
         if self._spool is not None:
@@ -169,7 +169,6 @@ class MlflowQueue:
             with self._changed:
                 for _ in range(call.num_entries):
                     self._waiting.popleft()
-                self._num_done += call.num_entries
                 self._is_away = False
                 self._changed.notify_all()
 
@@ -180,10 +179,7 @@ class MlflowQueue:
             first = self._waiting[0] if self._waiting else None
             if not isinstance(first, StepMetrics):
                 return first
-            self._changed.wait_for(
-                lambda: self._num_urgent > self._num_done or self._deadline is not None,
-                timeout=_GATHER_S,
-            )
+            self._changed.wait_for(self._is_urgent, timeout=_GATHER_S)
             steps, room = [first], _METRICS_PER_CALL - len(first.metrics)
             for entry in itertools.islice(self._waiting, 1, None):
                 if isinstance(entry, _Call) or len(entry.metrics) > room:
@@ -194,6 +190,11 @@ class MlflowQueue:
         what = first.what if is_one else f"metrics of steps {first.step} to {steps[-1].step}"
         send = functools.partial(self._send_steps, steps)
         return _Call(what, send, len(steps), may_be_given_up=self._spool is None)
+
+    def _is_urgent(self) -> bool:
+        """Tell whether a call waits behind the metrics, or many wait, or the queue is closing."""
+        last = self._waiting[-1]
+        return isinstance(last, _Call) or len(self._waiting) > _MANY or self._deadline is not None
 
     def _deliver(self, call: _Call) -> bool:
         """Make a call until it succeeds or is given up; False once there is no time left."""

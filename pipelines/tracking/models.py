@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,9 +34,6 @@ from pipelines.runtime.storage import Location
 from pipelines.tracking import clippo_pyfunc
 from pipelines.tracking.mlflow_client import DataSet, connect, metric_name
 from pipelines.tracking.mlflow_run import RunTracker
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
 
 CHAMPION = "champion"
 STEP_TAG = "clippo.step"
@@ -190,13 +187,13 @@ class CheckpointModels:
     def _compare(self, step: int, metric: str, data_set: DataSet) -> None:
         """Move the alias to the model of a step if its metric, on the same data, is better."""
         version = self._version_of(step)
-        value = self._value(self._models().get(step), metric, data_set)
+        value = self._value(self._models().get(step, ""), metric, data_set)
         if version is None or value is None:
             return
         note = f"version {version}: {metric} {value:.6g} at step {step}"
         if CHAMPION in self._client.get_registered_model(self._name).aliases:
             held_by = self._client.get_model_version_by_alias(self._name, CHAMPION)
-            best = self._value(held_by.tags.get(MODEL_TAG), metric, data_set)
+            best = self._value(held_by.tags.get(MODEL_TAG, ""), metric, data_set)
             if best is not None and not is_better(metric, value, best):
                 return
             if best is None:
@@ -205,10 +202,8 @@ class CheckpointModels:
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
         self._client.set_tag(self._run.run_id, f"clippo.{CHAMPION}", note)
 
-    def _value(self, model_id: str | None, metric: str, data_set: DataSet) -> float | None:
-        if model_id is None:
-            return None
-        found = self._client.get_logged_model(model_id).metrics or []
+    def _value(self, model_id: str, metric: str, data_set: DataSet) -> float | None:
+        found = (self._client.get_logged_model(model_id).metrics or []) if model_id else []
         of_data = [m.value for m in found if (m.key, m.dataset_digest) == (metric, data_set.digest)]
         return of_data[-1] if of_data else None
 
@@ -257,8 +252,9 @@ def write_model(
         # MLflow warns of type hints of its own.
         warnings.simplefilter("ignore", UserWarning)
         import mlflow.pyfunc
-    from mlflow.models import Model
+    from mlflow.models import Model, infer_signature
 
+    example, embeddings = _input_example(), np.zeros((2, config.vit.embed_dim), np.float32)
     # Given, since finding them out would load the model in a process of its own; a local version
     # such as 2.13.0+cpu is on no index.
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
@@ -274,26 +270,15 @@ def write_model(
             loader_module=clippo_pyfunc.__name__.rpartition(".")[2],
             data_path=str(data),
             code_paths=[clippo_core.__path__[0], str(Path(clippo_pyfunc.__file__))],
-            signature=_signature(config),
-            input_example=_input_example(),
+            signature=infer_signature(example, embeddings),
+            input_example=example,
             pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
         )
 
 
-def _signature(config: ClippoConfig) -> ModelSignature:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec("string", clippo_pyfunc.TEXT, required=False),
-        ColSpec("binary", clippo_pyfunc.IMAGE, required=False),
-    ]
-    embeddings = TensorSpec(np.dtype(np.float32), (-1, config.vit.embed_dim))
-    return ModelSignature(inputs=Schema(columns), outputs=Schema([embeddings]))
-
-
 def _input_example() -> Any:
+    """Return a table with a text and a picture, from which MLflow sees that either may lack."""
     import pandas as pd
 
     buffer = io.BytesIO()
