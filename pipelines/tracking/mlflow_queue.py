@@ -32,9 +32,10 @@ STEP_METRIC = "train/loss"
 RETRY_EVERY_S = 5.0
 #: Attempts at a call that fails though the server answers.
 MAX_ATTEMPTS = 3
-#: Seconds for which metrics gather, so that those of many short steps go in one call; not where so
-#: many wait already.
-_GATHER_S, _MANY = 1.0, 100
+#: Seconds for which metrics gather, so that those of many short steps go in one call.
+_GATHER_S = 1.0
+#: Entries that wait, above which nothing more is gathered.
+_MANY = 100
 #: MLflow's own limit.
 _METRICS_PER_CALL = 1000
 _logger = logging.getLogger(__name__)
@@ -218,8 +219,8 @@ class MlflowQueue:
     def _note_away(self, what: str, failure: Exception) -> None:
         if not self._is_away:
             self._warn(f"{what}: {failure}; training goes on, and what MLflow misses is sent later")
-        # Flushing and closing say so if the disk is full.
-        with suppress(OSError):
+        # Flushing and closing raise it, such as a full disk; the thread goes on.
+        with suppress(Exception):
             self._write_spool()
         with self._changed:
             self._is_away = True
