@@ -26,7 +26,7 @@ def f1(predictions: Labels, labels: Labels) -> float:
     # Half a second, which whoever only names the metrics does without.
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, zero_division=0.0))
+    return float(f1_score(labels, predictions, zero_division=0.0))  # pyright: ignore[reportArgumentType] - it is annotated as str
 
 
 def matthews(predictions: Labels, labels: Labels) -> float:

@@ -26,7 +26,7 @@ from clippo_core.modeling.pair_model import normalize
 from clippo_core.rendering import load_font
 from pipelines.cli.arguments import parse
 from pipelines.runtime.run_checkpoints import fetched
-from pipelines.tracking.registered_models import find_model
+from pipelines.tracking.models import find_model
 
 _PROBE_TEXTS = ("a red car", "ein rotes Auto", "красная машина", "赤い車", "لال گاڑی", "")
 

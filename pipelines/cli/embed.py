@@ -9,7 +9,7 @@ import tyro
 from clippo_core.config import Precision, require
 from pipelines.cli.arguments import parse
 from pipelines.runtime.storage import Location
-from pipelines.tracking.registered_models import find_model
+from pipelines.tracking.models import find_model
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.run_checkpoints import checkpoint_step, fetched
 from pipelines.runtime.storage import Location
-from pipelines.tracking.child_runs import log_evaluation
-from pipelines.tracking.mlflow_run import TRACKED_FILE, RunTracker, TrackedRun
-from pipelines.tracking.registered_models import find_model, is_registered, model_name
+from pipelines.tracking.evaluation_runs import log_evaluation
+from pipelines.tracking.mlflow_client import TrackedRun
+from pipelines.tracking.mlflow_run import TRACKED_FILE, RunTracker
+from pipelines.tracking.models import find_model, is_registered, model_name
 
 
 @dataclass(frozen=True)

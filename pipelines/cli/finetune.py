@@ -24,7 +24,7 @@ from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.datasets.sources import locate_source
 from pipelines.runtime.run_checkpoints import fetched, whole_checkpoints
 from pipelines.runtime.storage import Location
-from pipelines.tracking.registered_models import find_model, is_registered
+from pipelines.tracking.models import find_model, is_registered
 
 #: A training set for each task, where none is named.
 _DEFAULT_SOURCES = {

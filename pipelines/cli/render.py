@@ -14,7 +14,7 @@ from clippo_core.config import RenderConfig
 from clippo_core.rendering import TextRenderer
 from pipelines.cli.arguments import parse
 from pipelines.runtime.run_checkpoints import fetched
-from pipelines.tracking.registered_models import find_model
+from pipelines.tracking.models import find_model
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipelines.reporting.page import to_html
 from pipelines.reporting.stored import stored_results
 from pipelines.reporting.table import Evaluated, to_csv, to_markdown
 from pipelines.runtime.storage import Location
-from pipelines.tracking.registered_models import is_registered, model_name
+from pipelines.tracking.models import is_registered, model_name
 
 
 @dataclass(frozen=True)

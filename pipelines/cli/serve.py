@@ -17,7 +17,7 @@ from pipelines.config.resolution import read_run_config
 from pipelines.datasets.manifest import is_prepared, read_manifest
 from pipelines.datasets.sources import locate_source
 from pipelines.runtime.storage import Location
-from pipelines.tracking.registered_models import find_model, model_name
+from pipelines.tracking.models import find_model, model_name
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The plan says which samples a step had, so that nothing has to come from the ran
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float
 
 from clippo_core.checkpoints import load_checkpoint
 from clippo_core.modeling import PairModel
@@ -15,6 +15,7 @@ from clippo_core.training.state import TrainState
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.sources import open_source
 from pipelines.figures.sheets import (
+    Picture,
     encode_pngs,
     grey_to_rgb,
     label_sheet,
@@ -59,50 +60,52 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     left = np.concatenate([batch.images, grey_to_rgb(left_rasters.to_pixels())])
     texts = rasters.to_pixels()
     heights = [(f"text rows: {count}", None) for count in rasters.occupied_rows]
-    pictures = {
-        "rendered_texts": label_sheet(grey_to_rgb(texts), heights, columns=6),
-        "pairs": pair_sheet(left, texts, batch.keys),
-        "similarity": similarity_matrix(left, texts, similarity, title=f"step {step}"),
-    }
-    return encode_pngs(pictures)
+    return encode_pngs(
+        {
+            "rendered_texts": label_sheet(grey_to_rgb(texts), heights, columns=6),
+            "pairs": pair_sheet(left, texts, batch.keys),
+            "similarity": similarity_matrix(left, texts, similarity, title=f"step {step}"),
+        }
+    )
 
 
 def _labelled_sheet(
     spec: StreamSpec, batch: PreparedBatch, seen: PreparedBatch, checkpoint: str | None
-) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """Samples, drawn in `seen`, with their labels and what a checkpoint takes them for."""
+) -> Picture:
+    """Draw samples with their labels and what a checkpoint takes them for; texts as in `seen`."""
     assert batch.targets is not None
     assert spec.labels is not None
     names = open_source(spec.sources[0].uri).manifest.class_names
-    is_images = len(batch.images) > 0
-    canvases = batch.images if is_images else grey_to_rgb(as_drawn(seen.texts).to_pixels())
-    outputs = None
-    if checkpoint is not None:
-        with fetched(find_checkpoint(checkpoint)) as path:
-            model = load_checkpoint(path)
-        assert isinstance(model, Classifier)
-        outputs = (
-            model.outputs_of_images(batch.images)
-            if is_images
-            else model.outputs_of_texts(batch.texts)
-        )
+    canvases = batch.images if len(batch.images) else grey_to_rgb(as_drawn(seen.texts).to_pixels())
     scores = batch.targets * spec.labels.score_deviation + spec.labels.score_mean
+    found = None if checkpoint is None else _outputs(batch, checkpoint)
     labels: list[tuple[str, bool | None]] = []
     for row, target in enumerate(batch.targets):
-        found = None if outputs is None else outputs[row]
+        is_right = None
         if spec.labels.is_regression:
-            said = "" if found is None else f" > {found[0]:.2f}"
-            labels.append((f"{scores[row, 0]:.2f}{said}", None))
-            continue
-        said = "" if found is None else f" > {names[found.argmax()]}"
-        is_right = None if found is None else bool(target[found.argmax()] > 0)
-        wanted = names[target.argmax()] if target.any() else "none that it knows"
-        labels.append((f"{wanted}{said}", is_right))
+            words = [f"{scores[row, 0]:.2f}"] + ([] if found is None else [f"{found[row, 0]:.2f}"])
+        else:
+            words = [names[target.argmax()] if target.any() else "none that it knows"]
+            if found is not None:
+                guess = found[row].argmax()
+                words.append(names[guess])
+                is_right = bool(target[guess] > 0)
+        labels.append((" > ".join(words), is_right))
     return label_sheet(canvases, labels, columns=6)
 
 
+def _outputs(batch: PreparedBatch, checkpoint: str) -> Float[np.ndarray, "sample output"]:
+    with fetched(find_checkpoint(checkpoint)) as path:
+        model = load_checkpoint(path)
+    assert isinstance(model, Classifier)
+    is_images = len(batch.images) > 0
+    return (
+        model.outputs_of_images(batch.images) if is_images else model.outputs_of_texts(batch.texts)
+    )
+
+
 def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> PairModel:
-    """The model of a checkpoint; without one, as it was before training."""
+    """Return the model of a checkpoint; without one, the model as it was before training."""
     start = checkpoint or config.train.init_from
     if start is not None:
         with fetched(find_checkpoint(start)) as path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -9,11 +10,11 @@ from typing import Any, Literal
 from pipelines.config.settings import EvaluationOptions
 from pipelines.runtime.storage import Location
 
-#: What stands for the data set where there is none.
+#: The name that stands for the data set where there is none.
 WEIGHTS = "weights"
-#: Names that folders of many data sets have.
+#: Names that folders of many data sets have, so that the parent's name is needed, too.
 _SPLITS = ("train", "val", "dev", "test")
-#: Of results; those of another one are not compared, and measured anew.
+#: Version of the results' JSON; results of another one are not compared, and measured anew.
 RESULT_FORMAT = 2
 
 
@@ -31,7 +32,7 @@ class Benchmark:
 
     @property
     def place_name(self) -> str:
-        """What to call the data set by its place alone, since it may not be there."""
+        """The data set's name by its place alone, since it may not be there."""
         place = Location(self.source)
         if place.name in _SPLITS:
             return f"{place.parent.name}-{place.name}"
@@ -60,19 +61,17 @@ class EvaluationReport:
 
     @property
     def name(self) -> str:
-        """Such as "zero_shot/fashion_mnist-test", for files and charts."""
+        """Task and data set for files and charts, such as "zero_shot/fashion_mnist-test"."""
         data_set = self.result.get("source") or self.benchmark.place_name
         return f"{self.benchmark.task}/{data_set}"
 
 
 def options_json(options: EvaluationOptions) -> dict[str, Any]:
-    """Options as they come back from JSON; `blank` only where a side was left out."""
-    found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    if options.blank is None:
-        del found["blank"]
-    return found
+    """Return options as they come back from JSON, with `blank` only where a side was left out."""
+    found = json.loads(json.dumps(asdict(options)))
+    return {k: v for k, v in found.items() if k != "blank" or v is not None}
 
 
 def short_digest(identity: str) -> str:
-    """A model's identity, as short as the digest of a data set."""
+    """Return a model's identity, as short as the digest of a data set."""
     return identity.removeprefix("sha256:")[:16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,12 +19,12 @@ from pipelines.reporting.reports import (
 )
 from pipelines.runtime.storage import Location
 
-#: Longer tables of languages are for the JSON.
+#: Rows of a table of languages that are printed; a longer table is in the JSON alone.
 _LANGUAGES_PRINTED = 80
 
 
 def file_name(report: EvaluationReport) -> str:
-    """The report's name; one of part of a data set must not pass for, or replace, that of all."""
+    """Return the report's name for files; part of a data set has another one than all of it."""
     blank = report.result.get("options", {}).get("blank")
     return _name(report.name, report.result.get("limit"), blank)
 
@@ -42,16 +42,11 @@ def write_report(report: EvaluationReport, folder: Location) -> Location:
     for name, png in report.pictures.items():
         (folder / f"{file_name(report)}-{name}.png").write_bytes(png)
     if report.status == "ok" and report.benchmark.source:
-        _remove_failure(folder, report.benchmark)
+        # An earlier failure may not have come as far as the data set's own name.
+        earlier = folder / f"{report.benchmark.task}/{report.benchmark.place_name}.json"
+        if _read(earlier).get("status", "ok") != "ok":
+            earlier.remove_file()
     return place
-
-
-def _remove_failure(folder: Location, benchmark: Benchmark) -> None:
-    """An earlier failure, which may not have come as far as the data set's own name."""
-    place = folder / f"{benchmark.task}/{benchmark.place_name}.json"
-    stored = _read(place)
-    if stored is not None and stored.get("status") != "ok":
-        place.remove_file()
 
 
 def stored_report(
@@ -61,7 +56,7 @@ def stored_report(
     options: EvaluationOptions,
     folder: Location,
 ) -> EvaluationReport | None:
-    """The report of an earlier evaluation that would come out the same; None: there is none.
+    """Return the report of an earlier evaluation that would come out the same, if there is one.
 
     It must be ok, and of the same weights, data (by its digest) and options.
 
@@ -88,66 +83,57 @@ def stored_report(
         "source_digest": digest,
         "options": options_json(options),
     }
-    if stored is None or {key: stored.get(key) for key in wanted} != wanted:
+    if not wanted.items() <= stored.items():
         return None
-    if not all(_is_unchanged(uri, found) for uri, found in stored["also_read"].items()):
+    try:
+        also_read = {uri: read_manifest(Location.of(uri)).digest for uri in stored["also_read"]}
+    except SampleError:
+        return None
+    if also_read != stored["also_read"]:
         return None
     return EvaluationReport(checkpoint.uri, benchmark, "ok", stored)
 
 
-def _is_unchanged(uri: str, digest: str) -> bool:
-    try:
-        return read_manifest(Location.of(uri)).digest == digest
-    except SampleError:
-        return False
-
-
-def _read(place: Location) -> dict[str, Any] | None:
-    """A stored result; None where there is none, or none that can be read."""
+def _read(place: Location) -> dict[str, Any]:
+    """Return a stored result; {} where there is none, or none that can be read."""
     try:
         found = place.read_json()
     except (FileNotFoundError, StorageError):
-        return None
-    return found if isinstance(found, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def stored_results(folder: Location) -> dict[str, dict[str, Any]]:
-    """All results in a folder by their names, such as "zero_shot/fashion_mnist-test", sorted."""
+    """Return all results in a folder by sorted names, such as "zero_shot/fashion_mnist-test"."""
     found = {
         name.removesuffix(".json"): _read(folder / name)
         for name in folder.files()
         if name.endswith(".json") and name.count("/") == 1
     }
-    return {
-        name: result for name, result in found.items() if result is not None and "status" in result
-    }
+    return {name: result for name, result in found.items() if "status" in result}
 
 
 def result_lines(report: EvaluationReport) -> list[str]:
-    """What a report that is ok says, for a terminal."""
+    """Return the lines of a terminal for a report that is ok."""
     result = report.result
     numbers = ", ".join(
         f"{name} {value:.4f}{_beside(name, result)}" for name, value in result["metrics"].items()
     )
     lines = [f"{report.name}: {numbers} ({result['num_samples']} samples)"]
-    per_language = result["details"].get("per_language", {})
-    if per_language:
-        lines += _language_table(per_language)
-    return lines
+    return [*lines, *_language_table(result["details"].get("per_language", {}))]
 
 
 def _beside(metric: str, result: Mapping[str, Any]) -> str:
-    """The interval of a metric and its floors, such as " [0.79 to 0.81; chance 0.1]"."""
-    parts: list[str] = []
-    if metric in result["intervals"]:
-        low, high = result["intervals"][metric]
-        parts.append(f"{low:.4f} to {high:.4f}")
+    """Return the interval of a metric and its floors, as " [0.79 to 0.81; chance 0.1]"."""
+    interval = " to ".join(f"{end:.4f}" for end in result["intervals"].get(metric, ()))
     floors: Mapping[str, float] = result["floors"].get(metric, {})
-    parts += [", ".join(f"{name} {value:.4f}" for name, value in floors.items())] if floors else []
-    return f" [{'; '.join(parts)}]" if parts else ""
+    parts = [interval, ", ".join(f"{name} {value:.4f}" for name, value in floors.items())]
+    return f" [{'; '.join(filter(None, parts))}]" if any(parts) else ""
 
 
-def _language_table(per_language: Mapping[str, Mapping[str, float]]) -> Sequence[str]:
+def _language_table(per_language: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not per_language:
+        return []
     if len(per_language) > _LANGUAGES_PRINTED:
         return [f"  {len(per_language)} languages, each in the result's file"]
     names = list(next(iter(per_language.values())))

@@ -1,45 +1,51 @@
-"""Checkpoints as MLflow models: logged, registered, and one of them the champion.
+"""MLflow models: checkpoints become such, one of them the champion, and are found by their names.
 
 A model holds the checkpoint's own files (without the optimizer's), a copy of clippo_core, and one
-module that MLflow calls. Nothing in it has to be unpickled.
+module that MLflow calls. Nothing in it has to be unpickled, and of a model that is found, only the
+checkpoint in it is read.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.metadata
 import io
 import json
+import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import clippo_core
-from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
+from clippo_core.checkpoints.native import CONFIG_FILE, FORMAT, MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig
-from pipelines.runtime.run_checkpoints import checkpoint_step, fetched
+from clippo_core.errors import CheckpointError
+from pipelines.config.resolution import tracking_uri
+from pipelines.config.settings import RunConfig
+from pipelines.runtime.run_checkpoints import checkpoint_step, fetched, find_checkpoint
 from pipelines.runtime.storage import Location
 from pipelines.tracking import clippo_pyfunc
-from pipelines.tracking.mlflow_run import DataSet, RunTracker, metric_name, metric_points
-
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
-    from mlflow.models import ModelSignature
+from pipelines.tracking.mlflow_client import DataSet, connect, metric_name
+from pipelines.tracking.mlflow_run import RunTracker
 
 CHAMPION = "champion"
 STEP_TAG = "clippo.step"
-#: On a version; MLflow's own field comes back empty from a search.
+#: Tag of a version; MLflow's own field comes back empty from a search.
 MODEL_TAG = "clippo.model_id"
-#: What clippo_core imports.
+_SCHEME = "models:/"
+#: The packages that clippo_core imports.
 _PACKAGES = (
     *("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping"),
     "sentencepiece",
 )
-#: Of all metrics here, more is better but for those with such a word in their name.
+#: More of a metric is better, but for those with such a word in their name.
 _LOWER_IS_BETTER = ("loss", "error", "rank", "gap", "attack")
 
 
@@ -49,15 +55,15 @@ class CheckpointModels:
     def __init__(
         self, tracker: RunTracker, config: ClippoConfig, *, registered_model: str | None
     ) -> None:
-        """Of a run.
+        """Take note of a run.
 
         Args:
             tracker: of the run.
             config: of the checkpoints.
             registered_model: name in the registry; None: models are logged only.
         """
-        self._tracker, self._client = tracker, tracker.client
-        self._config, self._name = config, registered_model
+        self._queue, self._client, self._run = tracker.queue, tracker.client, tracker.run
+        self._config, self._name = config, registered_model or ""
         self._known: dict[int, str] | None = None
         self._being_read: str | None = None
 
@@ -70,11 +76,9 @@ class CheckpointModels:
         """Log a checkpoint as a model, and register it."""
         name = Location.of(checkpoint).name
         step = checkpoint_step(name) or 0
-        texts = {key: str(value) for key, value in params.items()}
-        add = self._tracker.outbox.add
-        add(f"model of {name}", lambda: self._publish(checkpoint, step, texts))
-        if self._name is not None:
-            add(f"version of {self._name} of {name}", lambda: self._register(step))
+        self._add(f"model of {name}", self._publish, checkpoint, step, dict(params))
+        if self._name:
+            self._add(f"version of {self._name} of {name}", self._register, step)
 
     def judge(
         self,
@@ -92,23 +96,24 @@ class CheckpointModels:
             data_set: that they were measured on.
             champion_metric: the one of them that decides; None: none of them does.
         """
-        add = self._tracker.outbox.add
-        add(f"evaluation of step {step}", lambda: self._log_metrics(step, metrics, data_set))
-        if self._name is not None and champion_metric is not None:
+        self._add(f"evaluation of step {step}", self._log_metrics, step, metrics, data_set)
+        if self._name and champion_metric is not None:
             name = metric_name(champion_metric)
-            add(f"{CHAMPION} of {self._name}", lambda: self._compare(step, name, data_set))
+            self._add(f"{CHAMPION} of {self._name}", self._compare, step, name, data_set)
 
     def retire(self, checkpoint: str) -> None:
         """Remove the model of a checkpoint that is gone, unless an alias points to it."""
         name = Location.of(checkpoint).name
-        self._tracker.outbox.add(f"removal of the model of {name}", lambda: self._retire(name))
+        self._add(f"removal of the model of {name}", self._retire, checkpoint_step(name) or 0)
+
+    def _add(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
+        self._queue.add(what, functools.partial(call, *arguments))
 
     def _models(self) -> dict[int, str]:
-        """Model ids by step, those of earlier attempts at the run too."""
+        """Return model ids by step, those of earlier attempts at the run too."""
         if self._known is None:
-            run = self._tracker.run
             found = self._client.search_logged_models(
-                [run.experiment_id], filter_string=f"source_run_id='{run.run_id}'"
+                [self._run.experiment_id], filter_string=f"source_run_id='{self._run.run_id}'"
             )
             self._known = {
                 int(model.tags[STEP_TAG]): model.model_id
@@ -117,41 +122,40 @@ class CheckpointModels:
             }
         return self._known
 
-    def _publish(self, checkpoint: str, step: int, params: dict[str, str]) -> None:
+    def _publish(self, checkpoint: str, step: int, params: dict[str, Any]) -> None:
         place = Location.of(checkpoint)
         self._being_read = checkpoint
         try:
             # A checkpoint that was removed while the server was away is not asked for any more.
             if step in self._models() or not place.exists():
                 return
-            with fetched(place) as path, tempfile.TemporaryDirectory(prefix="clippo-") as folder:
-                model = self._upload(path, Path(folder) / "model", step, params, checkpoint)
+            with fetched(place) as path:
+                tags = {STEP_TAG: str(step), "clippo.checkpoint": checkpoint}
+                self._models()[step] = self._upload(path, step, tags, params)
         finally:
             self._being_read = None
-        self._models()[step] = model.model_id
 
-    def _upload(
-        self, path: Path, folder: Path, step: int, params: dict[str, str], checkpoint: str
-    ) -> LoggedModel:
+    def _upload(self, path: Path, step: int, tags: dict[str, str], params: dict[str, Any]) -> str:
         from mlflow.entities import LoggedModelOutput
 
-        run = self._tracker.run
-        model = self._client.create_logged_model(
-            run.experiment_id,
+        run_id = self._run.run_id
+        model_id = self._client.create_logged_model(
+            self._run.experiment_id,
             name=f"step-{step}",
-            source_run_id=run.run_id,
-            tags={STEP_TAG: str(step), "clippo.checkpoint": checkpoint},
-            params=params,
+            source_run_id=run_id,
+            tags=tags,
+            params={key: str(value) for key, value in params.items()},
             model_type="clippo",
-        )
-        write_model(folder, path, self._config, run_id=run.run_id, model_id=model.model_id)
-        self._client.log_model_artifacts(model.model_id, str(folder))
-        model = self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step)])
-        return model
+        ).model_id
+        with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
+            folder = Path(aside) / "model"
+            write_model(folder, path, self._config, run_id=run_id, model_id=model_id)
+            self._client.log_model_artifacts(model_id, str(folder))
+        self._client.finalize_logged_model(model_id, "READY")
+        self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        return model_id
 
     def _register(self, step: int) -> None:
-        assert self._name is not None
         model_id = self._models().get(step)
         if model_id is None or self._version_of(step) is not None:
             return
@@ -161,7 +165,7 @@ class CheckpointModels:
             self._name,
             # Not models:/ID: that is looked up where the process' own MLflow points to.
             source=self._client.get_logged_model(model_id).artifact_location,
-            run_id=self._tracker.run.run_id,
+            run_id=self._run.run_id,
             tags={STEP_TAG: str(step), MODEL_TAG: model_id},
             model_id=model_id,
         )
@@ -170,65 +174,64 @@ class CheckpointModels:
         self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
 
     def _log_metrics(self, step: int, metrics: Mapping[str, float], data_set: DataSet) -> None:
-        model_id, run_id = self._models().get(step), self._tracker.run.run_id
-        points = metric_points(
-            metrics, step=step, model_id=model_id, data_set=data_set, run_id=run_id
-        )
+        from mlflow.entities import Metric
+
+        run_id, now_ms = self._run.run_id, int(time.time() * 1000)
+        measured = (self._models().get(step), data_set.name, data_set.digest, run_id)
+        points = [
+            Metric(metric_name(key), value, now_ms, step, *measured)
+            for key, value in metrics.items()
+        ]
         self._client.log_batch(run_id, points)
 
     def _compare(self, step: int, metric: str, data_set: DataSet) -> None:
         """Move the alias to the model of a step if its metric, on the same data, is better."""
-        assert self._name is not None
-        version, model_id = self._version_of(step), self._models().get(step)
-        value = self._value(model_id, metric, data_set)
+        version = self._version_of(step)
+        value = self._value(self._models().get(step, ""), metric, data_set)
         if version is None or value is None:
             return
         note = f"version {version}: {metric} {value:.6g} at step {step}"
         if CHAMPION in self._client.get_registered_model(self._name).aliases:
             held_by = self._client.get_model_version_by_alias(self._name, CHAMPION)
-            best = self._value(held_by.tags.get(MODEL_TAG), metric, data_set)
+            best = self._value(held_by.tags.get(MODEL_TAG, ""), metric, data_set)
             if best is not None and not is_better(metric, value, best):
                 return
             if best is None:
                 note = f"not compared: version {held_by.version} has no {metric} on this data"
                 version = held_by.version
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
-        self._client.set_tag(self._tracker.run.run_id, f"clippo.{CHAMPION}", note)
+        self._client.set_tag(self._run.run_id, f"clippo.{CHAMPION}", note)
 
-    def _value(self, model_id: str | None, metric: str, data_set: DataSet) -> float | None:
-        if model_id is None:
-            return None
-        found = self._client.get_logged_model(model_id).metrics or []
+    def _value(self, model_id: str, metric: str, data_set: DataSet) -> float | None:
+        found = (self._client.get_logged_model(model_id).metrics or []) if model_id else []
         of_data = [m.value for m in found if (m.key, m.dataset_digest) == (metric, data_set.digest)]
         return of_data[-1] if of_data else None
 
     def _version_of(self, step: int) -> str | None:
         versions = self._client.search_model_versions(
-            f"name='{self._name}' and run_id='{self._tracker.run.run_id}'"
+            f"name='{self._name}' and run_id='{self._run.run_id}'"
         )
         return next((v.version for v in versions if v.tags.get(STEP_TAG) == str(step)), None)
 
-    def _retire(self, checkpoint: str) -> None:
+    def _retire(self, step: int) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        step = checkpoint_step(checkpoint) or 0
         model_id = self._models().get(step)
         if model_id is None:
             return
-        version = self._version_of(step) if self._name is not None else None
+        version = self._version_of(step) if self._name else None
         if version is not None:
-            assert self._name is not None
             if self._client.get_model_version(self._name, version).aliases:
                 return
             self._client.delete_model_version(self._name, version)
         place = self._client.get_logged_model(model_id).artifact_location
-        get_artifact_repository(place, tracking_uri=self._tracker.run.uri).delete_artifacts()
+        get_artifact_repository(place, tracking_uri=self._run.uri).delete_artifacts()
         self._client.delete_logged_model(model_id)
         del self._models()[step]
 
 
 def is_better(metric: str, value: float, best: float) -> bool:
-    """Whether a value of a metric beats another; NaN never does."""
+    """Tell whether a value of a metric beats another; NaN never does."""
     lower = any(word in metric.rpartition("/")[2] for word in _LOWER_IS_BETTER)
     return value < best if lower else value > best
 
@@ -249,8 +252,12 @@ def write_model(
         # MLflow warns of type hints of its own.
         warnings.simplefilter("ignore", UserWarning)
         import mlflow.pyfunc
-    from mlflow.models import Model
+    from mlflow.models import Model, infer_signature
 
+    example, embeddings = _input_example(), np.zeros((2, config.vit.embed_dim), np.float32)
+    # Given, since finding them out would load the model in a process of its own; a local version
+    # such as 2.13.0+cpu is on no index.
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
     with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
         data = Path(aside) / "checkpoint"
         data.mkdir()
@@ -262,39 +269,94 @@ def write_model(
             folder,
             loader_module=clippo_pyfunc.__name__.rpartition(".")[2],
             data_path=str(data),
-            code_paths=[str(Path(module.__file__ or "").parent) for module in (clippo_core,)]
-            + [str(Path(clippo_pyfunc.__file__))],
-            signature=_signature(config),
-            input_example=_input_example(),
-            # Given, since finding them out would load the model in a process of its own.
-            pip_requirements=requirements(),
+            code_paths=[clippo_core.__path__[0], str(Path(clippo_pyfunc.__file__))],
+            signature=infer_signature(example, embeddings),
+            input_example=example,
+            pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
         )
 
 
-def requirements() -> list[str]:
-    """The packages that a model needs, at the versions that made it."""
-    # A local version such as 2.13.0+cpu is on no index.
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
-    return [f"{name}=={version}" for name, version in versions.items()]
-
-
-def _signature(config: ClippoConfig) -> ModelSignature:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec("string", clippo_pyfunc.TEXT, required=False),
-        ColSpec("binary", clippo_pyfunc.IMAGE, required=False),
-    ]
-    embeddings = TensorSpec(np.dtype(np.float32), (-1, config.vit.embed_dim))
-    return ModelSignature(inputs=Schema(columns), outputs=Schema([embeddings]))
-
-
 def _input_example() -> Any:
+    """Return a table with a text and a picture, from which MLflow sees that either may lack."""
     import pandas as pd
 
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 30, 30)).save(buffer, "PNG")
-    rows: Sequence[Sequence[Any]] = [("a red square", None), (None, buffer.getvalue())]
-    return pd.DataFrame(rows, columns=[clippo_pyfunc.TEXT, clippo_pyfunc.IMAGE], dtype=object)
+    columns = {
+        clippo_pyfunc.TEXT: ["a red square", None],
+        clippo_pyfunc.IMAGE: [None, buffer.getvalue()],
+    }
+    return pd.DataFrame(columns, dtype=object)
+
+
+def is_registered(reference: str) -> bool:
+    """Tell whether a reference names a registered model."""
+    return reference.startswith(_SCHEME)
+
+
+def find_model(reference: str) -> Location:
+    """Return the place of the checkpoint that a person means.
+
+    Args:
+        reference: what `find_checkpoint` takes, or a model of MLflow's registry:
+            `models:/NAME@ALIAS`, `models:/NAME/VERSION`. The registry is that of
+            MLFLOW_TRACKING_URI, else the SQLite file beside the runs.
+
+    Returns:
+        Its place. A registered model is on this disk until the process ends.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if not is_registered(reference):
+        return find_checkpoint(reference)
+    folder = _download(reference)
+    configs = [file for file in sorted(folder.rglob(CONFIG_FILE)) if _is_checkpoints(file)]
+    if len(configs) != 1:
+        raise CheckpointError(
+            f"{reference} holds {len(configs)} checkpoints; expected one folder in it with the "
+            f"{CONFIG_FILE} of a native checkpoint, as train registers it"
+        )
+    return Location.of(configs[0].parent)
+
+
+def model_name(reference: str, checkpoint: Location) -> str:
+    """Name a model: "RUN/step_00000200", a file's name, "NAME@ALIAS" or "NAME-VERSION".
+
+    Args:
+        reference: as a person gave it.
+        checkpoint: as `find_model` found it.
+    """
+    if is_registered(reference):
+        return reference.removeprefix(_SCHEME).replace("/", "-")
+    if checkpoint.parent.name == "checkpoints":
+        return f"{checkpoint.parent.parent.name}/{checkpoint.name}"
+    return checkpoint.name
+
+
+def _download(reference: str) -> Path:
+    uri = tracking_uri(RunConfig())
+    connect(uri)
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    aside = tempfile.mkdtemp(prefix="clippo-model-")
+    atexit.register(shutil.rmtree, aside, ignore_errors=True)
+    try:
+        found = mlflow.artifacts.download_artifacts(reference, dst_path=aside, tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise CheckpointError(
+            f"{reference} cannot be had from MLflow at {uri}: {error}; expected "
+            "models:/NAME@ALIAS or models:/NAME/VERSION of a model that is registered there "
+            "(MLFLOW_TRACKING_URI names another server)"
+        ) from None
+    return Path(found)
+
+
+def _is_checkpoints(config: Path) -> bool:
+    try:
+        content = json.loads(config.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT

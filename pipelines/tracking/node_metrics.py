@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.tracking.mlflow_run import TrackedRun, connect, metric_points
-
-if TYPE_CHECKING:
-    from mlflow.entities import Metric
+from pipelines.tracking.mlflow_client import TrackedRun
+from pipelines.tracking.mlflow_queue import MlflowQueue
 
 SAMPLE_EVERY_S = 5.0
-#: Points that wait while the server is away: hours of them.
-_MAX_WAITING = 100_000
-_METRICS_PER_CALL = 1000
+#: Samples that wait while the server is away, before no more are taken: hours of them.
+_MAX_WAITING = 5000
 
 
 class NodeMetrics:
@@ -37,7 +32,6 @@ class NodeMetrics:
             node: the machine's name in them.
         """
         self._run, self._node = run, node
-        self._waiting: deque[Metric] = deque(maxlen=_MAX_WAITING)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="node-metrics", daemon=True)
         self._thread.start()
@@ -45,42 +39,23 @@ class NodeMetrics:
     def stop(self) -> None:
         """Send what is left, if the server is there, and end the thread."""
         self._is_over.set()
+        # Longer than that, no run waits for the load of a machine.
         self._thread.join(timeout=SAMPLE_EVERY_S)
 
     def _work(self) -> None:
-        client = connect(self._run.uri)
-        started_ms = self._begin(client)
+        # The driver says that the server is away; a line from each machine would drown it.
+        queue = MlflowQueue(self._run, is_quiet=True)
+        try:
+            started_s = queue.client.get_run(self._run.run_id).info.start_time / 1000
+        except Exception:  # noqa: BLE001 - the load of a machine is not worth a run
+            started_s = time.time()
         monitors = _monitors()
         while not self._is_over.wait(SAMPLE_EVERY_S):
-            now_ms = int(time.time() * 1000)
-            # Seconds since the run began: one scale for all machines and all restarts.
-            step = (now_ms - started_ms) // 1000
-            self._waiting.extend(
-                metric_points(
-                    {f"system/{self._node}/{k}": v for k, v in _measure(monitors).items()},
-                    step=step,
-                    timestamp_ms=now_ms,
-                )
-            )
-            self._send(client)
-        self._send(client)
-
-    def _begin(self, client: Any) -> int:
-        """When the run began, in ms; now, while the server is away."""
-        try:
-            return int(client.get_run(self._run.run_id).info.start_time)
-        except Exception:  # noqa: BLE001 - the load of a machine is not worth a run
-            return int(time.time() * 1000)
-
-    def _send(self, client: Any) -> None:
-        while self._waiting:
-            points = list(self._waiting)[:_METRICS_PER_CALL]
-            try:
-                client.log_batch(self._run.run_id, points)
-            except Exception:  # noqa: BLE001 - they wait; the outbox of the run warns
-                return
-            for _ in points:
-                self._waiting.popleft()
+            if queue.num_waiting < _MAX_WAITING:
+                found = {f"system/{self._node}/{k}": v for k, v in _measure(monitors).items()}
+                # Seconds since the run began: one scale for all machines and all restarts.
+                queue.log(int(time.time() - started_s), found)
+        queue.close()
 
 
 def _monitors() -> list[Any]:
@@ -91,14 +66,13 @@ def _monitors() -> list[Any]:
 
     monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     try:
-        monitors.append(GPUMonitor())
+        return [*monitors, GPUMonitor()]
     except (ImportError, RuntimeError):
         # It says so where there is no GPU, or no driver of one.
         return monitors
-    return monitors
 
 
-def _measure(monitors: Sequence[Any]) -> dict[str, float]:
+def _measure(monitors: list[Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for monitor in monitors:
         monitor.collect_metrics()
@@ -114,19 +88,20 @@ class ClusterMetrics:
         """Nothing is started before `follow`."""
         self._run = run
         self._here: NodeMetrics | None = None
-        self._actors: dict[str, tuple[str, Any]] = {}
+        self._actors: dict[tuple[str, str], Any] = {}
 
     def follow(self) -> None:
         """Start on machines that joined, forget those that left."""
         here = ray.util.get_node_ip_address()
-        alive = {n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}
         if self._here is None:
             self._here = NodeMetrics(self._run, here)
-        for address, node_id in alive.items():
-            known_id, _ = self._actors.get(address, (None, None))
-            if address != here and known_id != node_id:
-                self._actors[address] = (node_id, self._start(address, node_id))
-        self._actors = {a: actor for a, actor in self._actors.items() if a in alive}
+        # A machine that left and came back has another id.
+        alive = {n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}
+        self._actors = {
+            machine: self._actors.get(machine) or self._start(*machine)
+            for machine in alive.items()
+            if machine[0] != here
+        }
 
     def _start(self, address: str, node_id: str) -> Any:
         where = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -137,6 +112,6 @@ class ClusterMetrics:
         """End all of them."""
         if self._here is not None:
             self._here.stop()
-        ending = [actor.stop.remote() for _, actor in self._actors.values()]
+        ending = [actor.stop.remote() for actor in self._actors.values()]
         if ending:
             ray.wait(ending, num_returns=len(ending), timeout=SAMPLE_EVERY_S)

@@ -1,4 +1,4 @@
-"""`RunRecord`: everything that the driver notes of a run in MLflow, as it happens."""
+"""`RunEvents`: everything that the driver notes of a run in MLflow, as it happens."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from pipelines.runtime.devices import NICE_BESIDE_RANKS
 from pipelines.runtime.run_checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import StreamSpec
-from pipelines.tracking.child_runs import log_evaluation
-from pipelines.tracking.mlflow_run import DataSet, RunTracker
+from pipelines.tracking.evaluation_runs import log_evaluation
+from pipelines.tracking.mlflow_client import DataSet
+from pipelines.tracking.mlflow_queue import send_spool
+from pipelines.tracking.mlflow_run import RunTracker
 from pipelines.tracking.models import CheckpointModels
 from pipelines.tracking.node_metrics import ClusterMetrics
-from pipelines.tracking.step_logger import send_spool
 
-#: Between looks at the cluster: its machines, its object store.
+#: Seconds between looks at the cluster: its machines, its object store.
 _LOOK_EVERY_S = 10.0
 
 
-class RunRecord:
+class RunEvents:
     """Takes in what happens to a run; never raises for MLflow's sake, and never waits for it."""
 
     def __init__(self, resolved: ResolvedRun, tracker: RunTracker) -> None:
         """Nothing is noted yet."""
         self._resolved, self._tracker = resolved, tracker
         tracking = resolved.config.tracking
-        self._champion_metric = tracking.champion_metric
         self._models = CheckpointModels(
             tracker, resolved.config.model, registered_model=tracking.registered_model
         )
@@ -51,8 +51,8 @@ class RunRecord:
     @property
     def checkpoints_in_use(self) -> set[str]:
         """Checkpoints that are being read, and must not be removed yet."""
-        reading = self._models.checkpoint_in_use
-        return self._pictures.checkpoints_in_use | ({reading} if reading is not None else set())
+        in_use = {self._models.checkpoint_in_use, *self._pictures.checkpoints}
+        return {checkpoint for checkpoint in in_use if checkpoint is not None}
 
     @property
     def num_running(self) -> int:
@@ -61,49 +61,46 @@ class RunRecord:
 
     def checkpoint_committed(self, checkpoint: str) -> None:
         """Log it as a model, and draw the batch that it saw last."""
-        params = {
-            name: value
-            for name, value in flatten(self._resolved.config).items()
-            if name.startswith("model.")
-        }
+        config = self._resolved.config
+        params = {k: v for k, v in flatten(config).items() if k.startswith("model.")}
         self._models.publish(checkpoint, params=params)
-        if self._resolved.config.tracking.pictures:
+        if config.tracking.pictures:
             self._pictures.start(checkpoint)
 
     def checkpoint_removed(self, checkpoint: str) -> None:
-        """Its model goes with it, but for one that an alias points to."""
+        """Remove its model too, but for one that an alias points to."""
         self._models.retire(checkpoint)
 
     def evaluation_ended(self, report: EvaluationReport) -> None:
-        """A child run with what the evaluation found; metrics and pictures on the run as well."""
-        step = checkpoint_step(Location.of(report.checkpoint).name) or 0
+        """Make a child run of what an evaluation found; metrics and pictures are the run's, too."""
+        step = _step_of(report.checkpoint)
         log_evaluation(self._tracker, report, step=step)
         if report.status != "ok":
             return
         metrics = {f"eval/{report.name}/{k}": v for k, v in report.result["metrics"].items()}
         self._models.judge(
-            step, metrics, data_set=evaluated_data(report), champion_metric=self._deciding(report)
+            step, metrics, data_set=_evaluated_data(report), champion_metric=self._deciding(report)
         )
         for name, png in report.pictures.items():
             self._tracker.log_picture(png, f"eval/{report.name}/{name}", step=step)
 
     def _deciding(self, report: EvaluationReport) -> str | None:
-        """Which metric of a report decides about the champion; by default the very first of all."""
+        """Return the metric that decides about the champion, by default the very first of all."""
         names = [f"{report.name}/{metric}" for metric in report.result["metrics"]]
-        if self._champion_metric is not None:
-            return f"eval/{self._champion_metric}" if self._champion_metric in names else None
-        is_first = report.benchmark == self._resolved.benchmarks[0]
-        return f"eval/{names[0]}" if is_first else None
+        wanted = self._resolved.config.tracking.champion_metric
+        if wanted is None and report.benchmark == self._resolved.benchmarks[0]:
+            wanted = names[0]
+        return f"eval/{wanted}" if wanted in names else None
 
     def follow(self, step: int) -> None:
-        """Look at the cluster from time to time, once training has begun."""
+        """Take in pictures, and once training has begun, look at the cluster from time to time."""
         for checkpoint, outcome in self._pictures.finished():
-            at = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
+            drawn = _step_of(checkpoint)
             if isinstance(outcome, str):
-                self.problem(f"pictures.step_{at}", outcome)
+                self.problem(f"pictures.step_{drawn}", outcome)
                 continue
             for name, png in outcome.items():
-                self._tracker.log_picture(png, f"batch/{name}", step=at)
+                self._tracker.log_picture(png, f"batch/{name}", step=drawn)
         # Not before the first step: until then every core is needed to get there.
         if step < 1:
             return
@@ -114,13 +111,16 @@ class RunRecord:
             return
         self._looked_at = time.monotonic()
         self._cluster.follow()
-        self._tracker.log_metrics({"memory/object_store_gb": object_store_gb()}, step=step)
+        total, free = ray.cluster_resources(), ray.available_resources()
+        name = "object_store_memory"
+        held_gb = (total.get(name, 0.0) - free.get(name, 0.0)) / 1e9
+        self._tracker.log_metrics({"memory/object_store_gb": held_gb}, step=step)
 
     def training_ended(self, spool: Path) -> None:
         """Send what rank 0 could not."""
         if spool.is_file():
             send = functools.partial(send_spool, self._tracker.run, spool)
-            self._tracker.outbox.add(f"the steps in {spool}", send)
+            self._tracker.queue.add(f"the steps in {spool}", send)
 
     def note(self, key: str, value: str) -> None:
         """Say something of the run, as a tag."""
@@ -145,22 +145,19 @@ class RunRecord:
         return self._tracker.finish(status)
 
 
-def evaluated_data(report: EvaluationReport) -> DataSet:
-    """The data set of an evaluation; part of one is another one."""
+def _step_of(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
+
+
+def _evaluated_data(report: EvaluationReport) -> DataSet:
+    """Return the data set of an evaluation; part of one is another one."""
     result, limit = report.result, report.result.get("limit")
     digest = result["source_digest"] + ("" if limit is None else f"-first-{limit}")
     return DataSet(result["source"], digest, report.benchmark.source)
 
 
-def object_store_gb() -> float:
-    """What is held in the object stores of all machines."""
-    total, free = ray.cluster_resources(), ray.available_resources()
-    name = "object_store_memory"
-    return (total.get(name, 0.0) - free.get(name, 0.0)) / 1e9
-
-
 class _PictureTasks:
-    """Ray tasks that draw the batches of checkpoints, out of the time that is left over."""
+    """Draws the batches of checkpoints, one Ray task at a time, out of the time that is left."""
 
     def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
         self._spec, self._config = spec, config
@@ -168,13 +165,14 @@ class _PictureTasks:
         self._task = ray.remote(max_calls=1)(_draw_beside).options(
             name="draw_batch", num_cpus=0, max_retries=1
         )
+        # Checkpoints; None is the start of training.
         self._running: dict[Any, str | None] = {}
         self._next: list[str | None] = []
 
     @property
-    def checkpoints_in_use(self) -> set[str]:
-        wanted = (*self._running.values(), *self._next)
-        return {checkpoint for checkpoint in wanted if checkpoint is not None}
+    def checkpoints(self) -> tuple[str | None, ...]:
+        """Those that are read, or will be."""
+        return (*self._running.values(), *self._next)
 
     @property
     def num_running(self) -> int:
@@ -183,22 +181,18 @@ class _PictureTasks:
     def start(self, checkpoint: str | None) -> None:
         """Draw, or wait for the task at work; of those that wait, the newest takes the turn."""
         self._next = [checkpoint]
-        if not self._running:
-            self._start_next()
+        self._start_next()
 
     def _start_next(self) -> None:
-        for checkpoint in self._next:
+        if self._next and not self._running:
+            checkpoint = self._next.pop()
             self._running[self._task.remote(self._spec, self._config, checkpoint)] = checkpoint
-        self._next = []
 
     def finished(self) -> list[tuple[str | None, Mapping[str, bytes] | str]]:
-        """Checkpoints and their pictures, or why there are none."""
-        if not self._running:
-            return []
-        done, _ = ray.wait(list(self._running), timeout=0)
+        """Return checkpoints and their pictures, or why there are none."""
+        done = ray.wait(list(self._running), timeout=0)[0] if self._running else []
         ended = [(self._running.pop(reference), _outcome_of(reference)) for reference in done]
-        if not self._running:
-            self._start_next()
+        self._start_next()
         return ended
 
 

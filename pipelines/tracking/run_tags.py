@@ -15,12 +15,21 @@ _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def run_tags() -> dict[str, str]:
-    """Tags of a run: commit, whether the code was changed since, cluster and job, where known."""
-    return {**git_tags(), **_cluster_tags()}
+    """Return commit, whether the code was changed since, cluster and job, as far as known."""
+    # Here, because it takes a second, and the submitting side asks for the commit alone.
+    import ray
+
+    tags = git_tags()
+    if ray.is_initialized():
+        tags["clippo.cluster"] = ray.get_runtime_context().gcs_address
+    job = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}")).get("metadata", {})
+    if "job_submission_id" in job:
+        tags["clippo.job_id"] = job["job_submission_id"]
+    return tags
 
 
 def git_tags() -> dict[str, str]:
-    """The code's commit, and whether it was changed since; nothing where nobody knows."""
+    """Return the code's commit, and whether it was changed since; {} where that is unknown."""
     commit = os.environ.get(COMMIT_VARIABLE)
     if commit:
         dirty = os.environ.get(DIRTY_VARIABLE, "unknown")
@@ -36,21 +45,3 @@ def _git(*words: str) -> str:
     folder = Path(__file__).parent
     run = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return run.stdout.strip()
-
-
-def job_id() -> str | None:
-    """Submission id of the Ray job that this process drives; None outside of one."""
-    config = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE, "{}"))
-    return config.get("metadata", {}).get("job_submission_id")
-
-
-def _cluster_tags() -> dict[str, str]:
-    # Here, because it takes a second, and the submitting side asks for the commit alone.
-    import ray
-
-    tags: dict[str, str] = {}
-    if ray.is_initialized():
-        tags["clippo.cluster"] = ray.get_runtime_context().gcs_address
-    if (job := job_id()) is not None:
-        tags["clippo.job_id"] = job
-    return tags

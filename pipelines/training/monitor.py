@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clippo_core.errors import ConfigError
-from pipelines.tracking.mlflow_run import TrackedRun
+from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.training.bottleneck import StreamFigures
 
 _ASK_AGAIN_S = 0.1

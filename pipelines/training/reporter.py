@@ -15,7 +15,7 @@ from clippo_core.training.state import Snapshot
 from pipelines.config.derived import chance_of
 from pipelines.runtime.run_checkpoints import checkpoint_name, commit_checkpoint
 from pipelines.runtime.storage import Location, check_owner
-from pipelines.tracking.step_logger import StepLogger
+from pipelines.tracking.mlflow_queue import MlflowQueue
 from pipelines.training.bottleneck import StreamFigures, StreamWindow
 from pipelines.training.exchange import Totals
 from pipelines.training.gauges import Gauges, shares_of_sources
@@ -39,7 +39,7 @@ class Reporter:
         """
         self._job, self._gauges, self._sources = job, gauges, sources
         self._monitor = MonitorClient(job.monitor)
-        self._logger = StepLogger(self._monitor.tracked_run(), spool=spool_path(job.run))
+        self._logger = MlflowQueue(self._monitor.tracked_run(), spool=spool_path(job.run))
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._commit: Future[None] | None = None
         self._window, self._all = StreamWindow(), StreamWindow()

@@ -34,14 +34,9 @@ from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftover
 from pipelines.runtime.storage import Location, take_over
 from pipelines.stream.batch import prepare_batch
 from pipelines.stream.stream import batch_bytes
-from pipelines.tracking.mlflow_run import (
-    PATIENCE_AT_END_S,
-    TRACKED_FILE,
-    DataSet,
-    RunTracker,
-    TrackedRun,
-)
-from pipelines.tracking.run_events import RunRecord
+from pipelines.tracking.mlflow_client import DataSet, TrackedRun
+from pipelines.tracking.mlflow_run import PATIENCE_AT_END_S, TRACKED_FILE, RunTracker
+from pipelines.tracking.run_events import RunEvents
 from pipelines.tracking.run_tags import run_tags
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
@@ -148,7 +143,7 @@ def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
 class RunDriver:
     """Follows one attempt at a run."""
 
-    _record: RunRecord
+    _record: RunEvents
 
     def __init__(
         self,
@@ -226,7 +221,7 @@ class RunDriver:
         announced: TrackedRun | str = "the driver did not open the MLflow run"
         try:
             tracker = open_tracker()
-            self._record = RunRecord(self._resolved, tracker)
+            self._record = RunEvents(self._resolved, tracker)
             (self._run / RUN_FILE).write_bytes(to_json(self._config).encode())
             (self._run / TRACKED_FILE).write_json(dataclasses.asdict(tracker.run))
             announced = tracker.run

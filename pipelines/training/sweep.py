@@ -32,7 +32,8 @@ from pipelines.reporting.stored import stored_results
 from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import SWEEP_FILE, whole_checkpoints
 from pipelines.runtime.storage import Location
-from pipelines.tracking.mlflow_run import RunTracker, TrackedRun
+from pipelines.tracking.mlflow_client import TrackedRun
+from pipelines.tracking.mlflow_run import RunTracker
 from pipelines.training.run import StoppedError, train
 
 #: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.

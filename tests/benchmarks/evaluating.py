@@ -21,7 +21,7 @@ import psutil
 
 from pipelines.config.presets import demo
 from pipelines.datasets.prepare.registry import prepare_missing
-from pipelines.tracking.mlflow_run import connect
+from pipelines.tracking.mlflow_client import connect
 from tests.benchmarks import report
 from tests.integration.processes import start_command
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from pipelines.config.presets import demo
-from pipelines.tracking.mlflow_run import connect
+from pipelines.tracking.mlflow_client import connect
 from tests.benchmarks import report
 from tests.integration.mlflow_server import MlflowServer
 from tests.integration.processes import start_command

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import psutil
 
 from pipelines.datasets.prepare.registry import prepare_missing
-from pipelines.tracking.mlflow_run import connect
+from pipelines.tracking.mlflow_client import connect
 from tests.benchmarks import report
 from tests.integration.processes import start_command
 

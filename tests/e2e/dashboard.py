@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from pipelines.runtime.storage import Location
-from pipelines.tracking.mlflow_run import TrackedRun
+from pipelines.tracking.mlflow_client import TrackedRun
 from tests.integration.mlflow_server import MlflowServer
 
 #: Nothing that would call home, and no sandbox, which a container does not allow.

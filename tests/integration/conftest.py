@@ -29,7 +29,7 @@ from pipelines.config.settings import (
     TrainConfig,
 )
 from pipelines.runtime.ray_session import ray_environment
-from pipelines.tracking.mlflow_run import reach
+from pipelines.tracking.mlflow_client import reach
 from tests.integration.colours import colour_samples, write_samples
 
 

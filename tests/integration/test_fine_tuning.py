@@ -58,7 +58,7 @@ from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import Location, read_json_lines
 from pipelines.stream.batch import prepare_batch
 from pipelines.stream.wire import from_block, to_block
-from pipelines.tracking.mlflow_run import connect
+from pipelines.tracking.mlflow_client import connect
 from pipelines.tracking.models import write_model
 from pipelines.training.run import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep

@@ -16,6 +16,7 @@ from clippo_core.checkpoints import load_checkpoint
 from pipelines.config.resolution import resolve
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import Location
+from pipelines.tracking import mlflow_run
 from pipelines.tracking.models import CHAMPION
 from pipelines.training.run import train
 from tests.integration.mlflow_server import MlflowServer
@@ -56,7 +57,9 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
         storage={"keep_checkpoints": 2},
     )
     resolved = resolve(config)
-    outage = threading.Thread(target=away_for_a_checkpoint, args=(server, resolved.run))
+    outage = threading.Thread(
+        target=away_for_a_checkpoint, args=(server, resolved.run), daemon=True
+    )
     outage.start()
     summary = train(resolved)
     outage.join()

@@ -28,8 +28,8 @@ from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import open_source
 from pipelines.runtime.storage import Location
 from pipelines.serving.collection import Collection, EmbeddedPictures, embed_collection
-from pipelines.tracking.mlflow_run import connect
-from pipelines.tracking.registered_models import find_model, model_name
+from pipelines.tracking.mlflow_client import connect
+from pipelines.tracking.models import find_model, model_name
 from tests.integration.colours import colour_samples, encoded_picture, write_samples
 from tests.integration.serving import ServedPage, start_page
 from tests.unit.test_images import png_that_claims

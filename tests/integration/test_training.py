@@ -30,7 +30,7 @@ from pipelines.config.settings import RunConfig
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import OWNER_FILE, Location, read_json_lines
-from pipelines.tracking.mlflow_run import TrackedRun
+from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
 from tests.integration.processes import start_command, wait_for_checkpoint

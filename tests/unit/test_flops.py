@@ -36,9 +36,10 @@ def test_a_training_step_has_the_flops_that_torch_counts(text_patches):
     # The pooling probe is projected once, to a query and then by the kernel of the keys.
     probes = 3 * 2 * 2 * VIT.width**2
     # Without a GPU's attention over packed sets, shorter ones are padded to the longest.
-    of_blocks = VIT.depth * int((patches.max() ** 2 - patches**2).sum())
-    of_pooling = VIT.num_heads * int((patches.max() - patches).sum())
-    padding = 3 * 4 * VIT.width * (of_blocks + of_pooling)
+    of_blocks = 4 * VIT.depth * int((patches.max() ** 2 - patches**2).sum())
+    # Pooling scores the patches as they are, and pads for the weighted means.
+    of_pooling = 2 * VIT.num_heads * int((patches.max() - patches).sum())
+    padding = 3 * VIT.width * (of_blocks + of_pooling)
     assert counted + probes + padding == counter.get_total_flops()
 
 
