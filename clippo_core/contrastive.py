@@ -1,8 +1,5 @@
 """The contrastive loss: of a whole batch, and of one shard of its rows."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from typing import Any, cast

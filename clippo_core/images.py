@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from clippo_core.resizing import resize_antialiased, resize_bilinear
 DECODED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")
 _DECODE_FAILURES = (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError)
 _BACKGROUND_OF_TRANSPARENT = (255, 255, 255)
+#: An entry of `warnings.filters` that silences the modules of Pillow.
+_SILENT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def decode_image(
@@ -73,10 +76,10 @@ def _guarded(
     """Open a picture and decode it, or say why that cannot be done."""
     if not encoded:
         return Rejected("missing_image", "no bytes")
+    _silence_pillow()
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is counted here: bombs, and oddities that decode all the same.
-            warnings.simplefilter("ignore")
+        # A picture of floats may hold NaN.
+        with np.errstate(all="ignore"):
             image = Image.open(io.BytesIO(encoded), formats=_known_formats())
             if image.width * image.height > config.max_pixels:
                 return Rejected("too_many_pixels", f"{image.width}x{image.height}")
@@ -87,6 +90,16 @@ def _guarded(
         return Rejected("unknown_image_format", f"starts with {encoded[:8]!r}")
     except _DECODE_FAILURES as error:
         return Rejected("corrupt_image", f"{type(error).__name__}: {error}")
+
+
+def _silence_pillow() -> None:
+    """Ignore what Pillow warns of: bombs are counted here, oddities are decoded all the same.
+
+    `catch_warnings` will not do: it puts back the filters of the whole process, so that the first
+    of several threads to end brings the warnings back for the others.
+    """
+    if list(warnings.filters[:1]) != [_SILENT_PILLOW]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def fit_image(

@@ -1,8 +1,5 @@
 """Tokens, for the baselines that read text as CLIP does: a SentencePiece vocabulary."""
 
-# SentencePiece leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
-
 from __future__ import annotations
 
 import hashlib

@@ -1,10 +1,9 @@
-"""Ray's dashboard, the door of a cluster: where it is, the token that opens it, who is behind."""
+"""Ray's dashboard, by which a cluster is reached: its address, its token, the nodes behind it."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -12,35 +11,34 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from psutil import net_if_addrs
 
 from clippo_core.errors import ConfigError, StorageError
 
-#: What this code is made for, as in requirements.txt.
-RAY_RELEASE = "2.60."
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TIMEOUT_S = 10.0
 
 
 def use_token_mode() -> None:
-    """Identify ourselves by the cluster's token, unless the person set RAY_AUTH_MODE."""
+    """Identify this process by the cluster's token, unless the person set RAY_AUTH_MODE."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def is_token_mode() -> bool:
-    """Whether Ray is to identify itself by its token."""
+    """Return true if Ray identifies this process by a token."""
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
 def token_path() -> Path:
-    """The file of the token, where RAY_AUTH_TOKEN does not hold the token itself."""
+    """Return the token's file, which Ray reads where RAY_AUTH_TOKEN does not hold the token."""
     default = Path.home() / ".ray" / "auth_token"
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or default).expanduser()
 
 
 def auth_token() -> str | None:
-    """The token, from where Ray takes it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+    """Return the token from RAY_AUTH_TOKEN or its file, as Ray does, or None if there is none.
 
     Raises:
         ConfigError: if the file cannot be read.
@@ -56,13 +54,13 @@ def auth_token() -> str | None:
 
 
 def auth_headers() -> dict[str, str]:
-    """What identifies us to a dashboard."""
+    """Return the HTTP headers that identify this process to a dashboard."""
     token = auth_token() if is_token_mode() else None
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def dashboard_address(given: str | None) -> str:
-    """The dashboard's URL: as given, as the environment says, or this machine's.
+    """Return the dashboard's URL: as given, as the environment says, or on this machine.
 
     Raises:
         StorageError: if a cluster is named by another address and does not answer there.
@@ -83,25 +81,6 @@ def dashboard_address(given: str | None) -> str:
     return found if "://" in found else f"http://{found}"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL names the machine that it is used on."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the job will run.
-
-    Attributes:
-        address: of the dashboard.
-        is_here: whether the cluster is this machine alone, so that paths mean the same there.
-    """
-
-    address: str
-    is_here: bool
-
-
 @dataclass(frozen=True)
 class Node:
     """A living machine of a cluster."""
@@ -113,26 +92,18 @@ class Node:
 
     @property
     def role(self) -> str:
-        """head, renderer, trainer, evaluator; or "unlabelled"."""
+        """Return head, renderer, trainer or evaluator; "unlabelled" if nobody gave it a role."""
         return "head" if self.is_head else self.labels.get("clippo.role", "unlabelled")
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A cluster's dashboard."""
+    """A cluster's dashboard. Each question raises StorageError where no answer comes."""
 
     address: str
 
-    def ask(self, path: str) -> Any:
-        """JSON from the dashboard.
-
-        Raises:
-            StorageError: if it does not answer, or refuses the token.
-        """
-        return self._fetch(path)[0]
-
-    def _fetch(self, path: str) -> tuple[Any, str | None]:
-        """JSON, and the time that the answer says it was given."""
+    def _ask(self, path: str) -> tuple[Any, str | None]:
+        """Return the JSON at a path, and the time that the answer was given at by its own word."""
         request = urllib.request.Request(f"{self.address}{path}", headers=auth_headers())
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
@@ -148,24 +119,34 @@ class Dashboard:
                 "forwarded (kubectl port-forward service/clippo-head-svc 8265)?"
             ) from error
 
-    def ray_version(self) -> str:
-        """Of the cluster."""
-        return str(self.ask("/api/version")["ray_version"])
+    def release_mismatch(self) -> str | None:
+        """Return what to do if the cluster runs another release of Ray than is installed here.
+
+        The first two numbers of a version are its release; None if they are the same.
+        """
+        import ray  # here, because the doctor also looks at machines that lack it
+
+        ours, theirs = ray.__version__, str(self._ask("/api/version")[0]["ray_version"])
+        if ours.split(".")[:2] == theirs.split(".")[:2]:
+            return None
+        return (
+            f"the cluster at {self.address} runs Ray {theirs}, here is {ours}; they must be of one "
+            f"release: pip install ray=={theirs} here, or build the cluster's image with {ours} "
+            "(docker build --build-arg RAY=…)"
+        )
 
     def python_version(self) -> str:
-        """Of the head."""
-        return str(self.ask("/api/v0/cluster_metadata")["data"]["pythonVersion"])
+        """Return the version of Python on the head."""
+        return str(self._ask("/api/v0/cluster_metadata")[0]["data"]["pythonVersion"])
 
     def clock_skew_s(self) -> float:
-        """How far the head's clock is from this machine's, to about a second."""
-        said = self._fetch("/api/version")[1]
-        if said is None:
-            return 0.0
-        return abs(parsedate_to_datetime(said).timestamp() - time.time())
+        """Return how far the head's clock is from this machine's, to about a second."""
+        said = self._ask("/api/version")[1]
+        return 0.0 if said is None else abs(parsedate_to_datetime(said).timestamp() - time.time())
 
     def nodes(self) -> list[Node]:
-        """The living machines."""
-        listed = self.ask("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+        """Return the living machines."""
+        answer, _ = self._ask("/api/v0/nodes?detail=1&limit=10000")
         return [
             Node(
                 node["node_ip"],
@@ -173,24 +154,14 @@ class Dashboard:
                 node["resources_total"],
                 bool(node.get("is_head_node")),
             )
-            for node in listed
+            for node in answer["data"]["result"]["result"]
             if node["state"] == "ALIVE"
         ]
 
     def is_this_machine(self) -> bool:
-        """Whether the cluster is this machine alone: paths mean the same there."""
-        return all(_is_own_address(node.host) for node in self.nodes())
-
-
-def _is_own_address(host: str) -> bool:
-    """Whether an IP address is one of this machine's: only those can be bound."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-        return True
+        """Return true if the cluster is this machine alone, so that paths mean the same there."""
+        own = {found.address for of_one in net_if_addrs().values() for found in of_one}
+        return all(node.host in own for node in self.nodes())
 
 
 def _refusal(address: str) -> str:

@@ -1,4 +1,4 @@
-"""Which variables of this shell a job gets, which of them sealed, and what must never travel."""
+"""The variables of this shell that a job gets, open or sealed, and what must never travel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from clippo_core.errors import ConfigError
-from cluster.dashboard import Place, auth_token, is_loopback, is_token_mode
+from cluster.dashboard import auth_token, is_token_mode
 
-#: Where things are: shown, since a person who looks into a job wants to see them.
+#: Variables that say where things are: shown, since who looks into a job wants to see them.
 PLACES = (
     "CLIPPO_DATA",
     "MLFLOW_TRACKING_URI",
@@ -21,7 +22,7 @@ PLACES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-#: What opens them.
+#: Variables that open those places.
 SECRETS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -32,7 +33,7 @@ SECRETS = (
 )
 _NEVER = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _PASSWORD_IN_URL = re.compile(r"://[^/@\s]+:[^/@\s]+@")
-#: Shorter values occur by chance.
+#: Shorter values occur in a text by chance.
 _SECRET_CHARS = 8
 
 
@@ -51,41 +52,48 @@ class JobEnvironment:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """The names, never the values."""
+        """Return the names, never the values."""
         return (
             f"environment: {' '.join(self.places) or 'none'}; "
             f"sealed: {' '.join(self.secrets) or 'none'}"
         )
 
 
-def job_environment(names: Sequence[str], place: Place) -> JobEnvironment:
-    """What the job gets of this shell's environment.
+def job_environment(names: Sequence[str], *, is_here: bool) -> JobEnvironment:
+    """Choose what the job gets of this shell's environment.
 
     Args:
         names: that the person asked for, beside `PLACES` and `SECRETS`.
-        place: of the job.
+        is_here: whether the job will run on this machine.
 
     Raises:
         ConfigError: if a name is not set, is none, or cannot be sealed.
     """
     _check_names(names)
-    found = {name: os.environ[name] for name in PLACES if os.environ.get(name)}
-    asked = {name: os.environ[name] for name in names}
-    here = {
-        name: value
-        for name, value in found.items()
-        if name not in asked and not place.is_here and _names_this_machine(value)
-    }
-    notes = [f"{name}={value} is of this machine and stays here" for name, value in here.items()]
-    usual = {name: os.environ[name] for name in SECRETS if os.environ.get(name)}
-    if os.environ.get("AWS_PROFILE") and not place.is_here:
+    places: dict[str, str] = {}
+    notes: list[str] = []
+    for name in PLACES:
+        value = os.environ.get(name)
+        if not value or name in names:
+            continue
+        if not is_here and _names_this_machine(value):
+            notes.append(f"{name}={value} is of this machine and stays here")
+        else:
+            places[name] = value
+    if os.environ.get("AWS_PROFILE") and not is_here:
         notes.append("AWS_PROFILE stays here: its file is on this machine alone")
-    if (usual or asked) and not (is_token_mode() and auth_token()):
-        _check_unsealed(names)
-        notes.append(f"without a token nothing can be sealed: {' '.join(usual)} stay here")
-        usual = {}
-    places = {n: v for n, v in found.items() if n not in here and n not in asked}
-    return JobEnvironment(places, usual | asked, tuple(notes))
+    secrets = {n: os.environ[n] for n in (*SECRETS, *names) if os.environ.get(n) or n in names}
+    if secrets and not (is_token_mode() and auth_token()):
+        if names:
+            raise ConfigError(
+                f"--env {' '.join(names)} cannot be sealed without the cluster's token "
+                "(RAY_AUTH_MODE token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), and Ray would "
+                "show the values in its dashboard and logs. Set them in the environment of the "
+                "nodes instead"
+            )
+        notes.append(f"without a token nothing can be sealed: {' '.join(secrets)} stay here")
+        secrets = {}
+    return JobEnvironment(places, secrets, tuple(notes))
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -101,18 +109,11 @@ def _check_names(names: Sequence[str]) -> None:
             raise ConfigError(f"--env {name}: no such variable is set here; export it first")
 
 
-def _check_unsealed(names: Sequence[str]) -> None:
-    if names:
-        raise ConfigError(
-            f"--env {' '.join(names)} cannot be sealed without the cluster's token (RAY_AUTH_MODE "
-            "token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), and Ray would show the values in "
-            "its dashboard and logs. Set them in the environment of the nodes instead"
-        )
-
-
 def _names_this_machine(value: str) -> bool:
-    is_path = value.startswith(("/", ".", "~", "sqlite:"))
-    return is_path or is_loopback(value)
+    """Return true if a place is a path, or a server on the loopback address."""
+    host = urlsplit(value).hostname or ""
+    is_loopback = host in ("localhost", "::1") or host.startswith("127.")
+    return is_loopback or value.startswith(("/", ".", "~", "sqlite:"))
 
 
 def refuse_secrets(words: Sequence[str], package: bytes, environment: JobEnvironment) -> None:
@@ -121,12 +122,11 @@ def refuse_secrets(words: Sequence[str], package: bytes, environment: JobEnviron
     Raises:
         ConfigError: naming the variable and the place, not the value.
     """
-    for word in (*words, *environment.places.values()):
-        if _PASSWORD_IN_URL.search(word):
-            raise ConfigError(
-                "an address holds a password (…://NAME:PASSWORD@…), and addresses are kept with "
-                "the run; use the variables for it, such as MLFLOW_TRACKING_USERNAME and _PASSWORD"
-            )
+    if any(map(_PASSWORD_IN_URL.search, (*words, *environment.places.values()))):
+        raise ConfigError(
+            "an address holds a password (…://NAME:PASSWORD@…), and addresses are kept with "
+            "the run; use the variables for it, such as MLFLOW_TRACKING_USERNAME and _PASSWORD"
+        )
     long = {n: v for n, v in environment.secrets.items() if len(v) >= _SECRET_CHARS}
     for name, value in long.items():
         if any(value in word for word in words):

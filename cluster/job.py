@@ -27,12 +27,12 @@ from pipelines.config.settings import RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.runtime.storage import Location
 
-#: Starts a word that names a packed file.
+#: Beginning of a word that names a packed file.
 PACKED_PREFIX = "packed:"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m cluster.job", description=__doc__)
     parser.add_argument("--folder", help="to work in; for clusters of one machine")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="a command of python -m pipelines")
@@ -66,7 +66,7 @@ def go_on(config: RunConfig) -> None:
 
 
 def _begun_run(words: list[str]) -> RunConfig | None:
-    """Of a `train` or `finetune` whose run is there already; None for all else."""
+    """Return the config of a `train` or `finetune` whose run is there already, else None."""
     if words[:1] == ["finetune"] and option(words, "--storage.run") is not None:
         tuning, config = read_arguments(words[1:])
         # A sweep goes on by itself.
@@ -78,15 +78,13 @@ def _begun_run(words: list[str]) -> RunConfig | None:
         return None
     default = TrainArguments(load_base(words[1]))
     arguments = parse(TrainArguments, words[2:], command="train", default=default)
-    is_run = not arguments.dry_run
-    return arguments.config if is_run and _has_begun(arguments.config) else None
+    is_begun = not arguments.dry_run and _has_begun(arguments.config)
+    return arguments.config if is_begun else None
 
 
 def _has_begun(config: RunConfig) -> bool:
-    storage = config.storage
-    if storage.run is None:
-        return False
-    return (Location.of(storage.root) / storage.run / RUN_FILE).exists()
+    root, run = config.storage.root, config.storage.run
+    return run is not None and (Location.of(root) / run / RUN_FILE).exists()
 
 
 def _unpacked(word: str) -> str:

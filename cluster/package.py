@@ -14,9 +14,9 @@ from clippo_core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = ("clippo_core", "pipelines", "cluster", "requirements.txt")
-#: Files that the command names, beside the code.
+#: Folder in the package of files that the command names.
 FILES_FOLDER = "job_files"
-#: Ray keeps packages in the head's memory, and takes none above this.
+#: The largest package that Ray takes; it keeps packages in the head's memory.
 MAX_PACKAGE_BYTES = 500 * 2**20
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -26,7 +26,7 @@ class CodePackage:
     """A zip of the code.
 
     Attributes:
-        content: of the zip.
+        content: the bytes of the zip.
         folder_bytes: packed bytes per folder.
     """
 
@@ -35,11 +35,11 @@ class CodePackage:
 
     @property
     def digest(self) -> str:
-        """Of the content, in hexadecimal."""
+        """Return the SHA-256 of the content, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
 
     def summary(self) -> str:
-        """Size, and the three largest folders."""
+        """Return the size and the three largest folders, for a person."""
         largest = Counter(self.folder_bytes).most_common(3)
         folders = ", ".join(f"{name} {_size(count)}" for name, count in largest)
         return f"code: {_size(len(self.content))} packed; largest: {folders}"
@@ -50,7 +50,7 @@ def pack(root: Path = ROOT, files: Mapping[str, Path] | None = None) -> CodePack
 
     Args:
         root: the folder of the project.
-        files: name in the package's `job_files/` -> file of this machine.
+        files: files of this machine, by their names in the package's `job_files/`.
 
     Raises:
         ConfigError: if it is larger than Ray takes.
@@ -80,10 +80,8 @@ def _code_files(root: Path) -> Iterable[Path]:
         place = root / name
         for path in [place, *place.rglob("*")]:
             # Caches of tools are hidden folders, or Python's own.
-            is_cache = any(
-                part.startswith(".") or part == "__pycache__"
-                for part in path.relative_to(root).parts
-            )
+            parts = path.relative_to(root).parts
+            is_cache = any(part.startswith((".", "__pycache__")) for part in parts)
             if path.is_file() and not is_cache:
                 yield path
 

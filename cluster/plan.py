@@ -1,4 +1,4 @@
-"""What a submitted command will do, as far as it can be known before the cluster is asked."""
+"""A submitted command's job, as far as it can be known before the cluster is asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clippo_core.errors import CheckpointError, ConfigError, SampleError, StorageError
-from cluster.dashboard import Place
 from cluster.job import PACKED_PREFIX
 from pipelines.cli import COMMANDS
 from pipelines.cli.arguments import load_base, parse
@@ -18,7 +17,7 @@ from pipelines.cli.finetune import option
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
 from pipelines.config.resolution import read_run_config, resolve, validate
-from pipelines.config.settings import RunConfig, StorageConfig, TrackingConfig
+from pipelines.config.settings import RunConfig, StorageConfig
 from pipelines.datasets.sources import locate_source
 from pipelines.runtime.storage import Location
 
@@ -32,9 +31,9 @@ class JobPlan:
     Attributes:
         words: of the command; a packed file's begins with "packed:".
         folder: to work in; None: the one that the code is unpacked to.
-        files: name in the package -> file of this machine.
+        files: files of this machine to pack, by their names in the package.
         run: the run's folder; None where the command makes none, or is not named yet.
-        stem: of the submission id; None: not named yet.
+        stem: beginning of the submission id; None: not named yet.
         tracking: where MLflow keeps the run, if that is known.
         notes: for the person, on what could not be checked here.
     """
@@ -48,19 +47,18 @@ class JobPlan:
     notes: tuple[str, ...] = ()
 
     @property
-    def is_resume(self) -> bool:
-        """Whether it goes on with a run: each attempt is a job of its own."""
-        return self.words[0] == "resume"
-
-    @property
     def metadata(self) -> dict[str, str]:
-        """What Ray keeps with the job."""
+        """Return what Ray keeps with the job."""
         command = {"clippo.command": self.words[0]}
         return command if self.run is None else command | {"clippo.run": self.run.uri}
 
 
-def plan_job(words: Sequence[str], place: Place) -> JobPlan:
-    """Check a command as far as that is possible from here.
+def plan_job(words: Sequence[str], *, is_here: bool) -> JobPlan:
+    """Check a command as far as that is possible from here, and return the job that runs it.
+
+    Args:
+        words: of the command.
+        is_here: whether the job will run on this machine, so that paths mean the same there.
 
     Raises:
         ConfigError: if it cannot run.
@@ -68,25 +66,20 @@ def plan_job(words: Sequence[str], place: Place) -> JobPlan:
     """
     if words[0] not in COMMANDS:
         raise ConfigError(f"no command is called {words[0]!r}; there are {', '.join(COMMANDS)}")
-    folder = str(Path.cwd()) if place.is_here else None
-    plan = JobPlan(tuple(words), folder)
-    if not place.is_here:
+    if not is_here:
         _check_paths(words)
-    if words[0] == "train" and len(words) > 1:
-        return _plan_train(plan, place)
-    if words[0] == "finetune" and len(words) > 1:
-        return _plan_finetune(plan, place)
-    if words[0] == "resume" and len(words) > 1:
-        return _plan_resume(plan, place)
-    return plan
+    planners = {"train": _plan_train, "finetune": _plan_finetune, "resume": _plan_resume}
+    is_planned = words[0] in planners and len(words) > 1
+    plan = planners[words[0]](words, is_here) if is_planned else JobPlan(tuple(words))
+    return dataclasses.replace(plan, folder=str(Path.cwd()) if is_here else None)
 
 
 def name_job(plan: JobPlan, package_digest: str) -> JobPlan:
     """Fix the names that are left open, so that the same command with the same code is one job."""
-    content = "\0".join((package_digest, plan.folder or "", *plan.words))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
     if plan.stem is not None:
         return plan
+    content = "\0".join((package_digest, plan.folder or "", *plan.words))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
     if plan.run is None:
         return dataclasses.replace(plan, stem=f"{plan.words[0]}-{digest}")
     name = f"{plan.run.name}-{digest}"
@@ -94,64 +87,62 @@ def name_job(plan: JobPlan, package_digest: str) -> JobPlan:
     return dataclasses.replace(plan, words=words, run=plan.run.parent / name, stem=name)
 
 
-def submission_stem(name: str) -> str:
-    """A run's name as a submission id, which is a part of an address."""
-    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
+def _plan_train(words: Sequence[str], is_here: bool) -> JobPlan:
+    base, files = words[1], dict[str, Path]()
+    default = TrainArguments(load_base(base))
+    arguments = parse(TrainArguments, words[2:], command="train", default=default)
+    config, packed = arguments.config, list(words)
+    if base.endswith(".json"):
+        files[Path(base).name] = Path(base).absolute()
+        packed[1] = f"{PACKED_PREFIX}{Path(base).name}"
+    font = config.model.render.font
+    if font is not None and Path(font).is_file():
+        files[Path(font).name] = Path(font).absolute()
+        packed += ["--model.render.font", f"{PACKED_PREFIX}{Path(font).name}"]
+    plan = JobPlan(
+        tuple(packed),
+        files=files,
+        tracking=config.tracking.uri,
+        notes=(
+            *([] if is_here else _check_places(config.storage.root, config.tracking.uri)),
+            *_check_data(config, is_here=is_here),
+        ),
+    )
+    return plan if arguments.dry_run else _with_run(plan, config.storage, config.preset)
 
 
-def _plan_train(plan: JobPlan, place: Place) -> JobPlan:
-    plan = _with_packed_config(plan)
-    default = TrainArguments(load_base(str(_original(plan, plan.words[1]))))
-    arguments = parse(TrainArguments, plan.words[2:], command="train", default=default)
-    config = arguments.config
-    notes = [] if place.is_here else _check_places(config)
-    notes += _check_data(config, place)
-    plan = _with_packed_font(plan, config)
-    plan = dataclasses.replace(plan, tracking=config.tracking.uri, notes=(*plan.notes, *notes))
-    if arguments.dry_run:
-        return plan
-    name = config.storage.run
-    run = Location.of(config.storage.root) / (name or config.preset)
-    return dataclasses.replace(plan, run=run, stem=name and submission_stem(name))
-
-
-def _plan_finetune(plan: JobPlan, place: Place) -> JobPlan:
+def _plan_finetune(words: Sequence[str], is_here: bool) -> JobPlan:
     """Name the run. The checkpoint says what else the config is, and the job reads that."""
-    words = plan.words
     if not option(words, "--checkpoint"):
         raise ConfigError("finetune needs --checkpoint: a checkpoint or a run, s3://… from afar")
     root = option(words, "--storage.root") or StorageConfig().root
+    storage = StorageConfig(root=root, run=option(words, "--storage.run"))
     tracking = option(words, "--tracking.uri")
-    if not place.is_here:
-        config = RunConfig(storage=StorageConfig(root=root), tracking=TrackingConfig(uri=tracking))
-        plan = dataclasses.replace(plan, notes=tuple(_check_places(config)))
-    plan = dataclasses.replace(plan, tracking=tracking)
-    if "--dry-run" in words:
-        return plan
-    name = option(words, "--storage.run")
-    run = Location.of(root) / (name or f"finetune_{words[1]}")
-    return dataclasses.replace(plan, run=run, stem=name and submission_stem(name))
+    notes = [] if is_here else _check_places(root, tracking)
+    plan = JobPlan(tuple(words), tracking=tracking, notes=tuple(notes))
+    return plan if "--dry-run" in words else _with_run(plan, storage, f"finetune_{words[1]}")
 
 
-def _with_packed_config(plan: JobPlan) -> JobPlan:
-    base = plan.words[1]
-    if not base.endswith(".json") or "://" in base:
-        return plan
-    words = ("train", f"{PACKED_PREFIX}{Path(base).name}", *plan.words[2:])
-    return dataclasses.replace(plan, words=words, files={Path(base).name: Path(base).absolute()})
+def _plan_resume(words: Sequence[str], is_here: bool) -> JobPlan:
+    run = Location.of(words[1])
+    plan = JobPlan(tuple(words), run=run, stem=f"{_as_submission_id(run.name)}-resume")
+    if run.is_local and not is_here:
+        return dataclasses.replace(plan, notes=(f"{run.uri} is left for the job to check",))
+    base = read_run_config(run)
+    config = parse(RunConfig, words[2:], command="resume", default=base)
+    check_overrides(base, config)
+    return dataclasses.replace(plan, tracking=config.tracking.uri)
 
 
-def _original(plan: JobPlan, word: str) -> str | Path:
-    return plan.files.get(word.removeprefix(PACKED_PREFIX), word)
+def _with_run(plan: JobPlan, storage: StorageConfig, unnamed: str) -> JobPlan:
+    """Return the plan with the run's folder; `unnamed` is its name until `name_job` fixes it."""
+    run = Location.of(storage.root) / (storage.run or unnamed)
+    return dataclasses.replace(plan, run=run, stem=storage.run and _as_submission_id(storage.run))
 
 
-def _with_packed_font(plan: JobPlan, config: RunConfig) -> JobPlan:
-    font = config.model.render.font
-    if font is None or not Path(font).is_file():
-        return plan
-    name = Path(font).name
-    words = (*plan.words, "--model.render.font", f"{PACKED_PREFIX}{name}")
-    return dataclasses.replace(plan, words=words, files={**plan.files, name: Path(font).absolute()})
+def _as_submission_id(name: str) -> str:
+    """Replace what may not stand in an id, which is a part of an address."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def _check_paths(words: Sequence[str]) -> None:
@@ -171,13 +162,12 @@ def _check_paths(words: Sequence[str]) -> None:
             )
 
 
-def _check_places(config: RunConfig) -> list[str]:
-    """What a run on other machines needs: a shared root, a shared MLflow.
+def _check_places(root: str, tracking: str | None) -> list[str]:
+    """Return notes on the places that a run on other machines must share with them.
 
     Raises:
         ConfigError: if it has a place on one machine alone.
     """
-    root, tracking = config.storage.root, config.tracking.uri
     if "://" not in root and not root.startswith("/"):
         raise ConfigError(
             f"storage.root={root!r} would lie in the job's own folder, and vanish with it; name "
@@ -193,12 +183,8 @@ def _check_places(config: RunConfig) -> list[str]:
     return []
 
 
-def _check_data(config: RunConfig, place: Place) -> list[str]:
-    """Open the data and validate it, where it can be seen from here.
-
-    Returns:
-        What only the job can check.
-    """
+def _check_data(config: RunConfig, *, is_here: bool) -> list[str]:
+    """Validate the data where it can be seen from here; return notes on what is left to the job."""
     try:
         resolved = resolve(config)
     except (SampleError, StorageError) as error:
@@ -206,19 +192,8 @@ def _check_data(config: RunConfig, place: Place) -> list[str]:
     try:
         validate(resolved)
     except CheckpointError as error:
-        if place.is_here or "://" in str(config.train.init_from):
+        if is_here or "://" in str(config.train.init_from):
             raise
         return [f"train.init_from is left for the job to check: {error}"]
     seen = ", ".join(locate_source(name).uri for name in config.data.sources)
-    return [] if place.is_here else [f"data was checked as it is here: {seen}"]
-
-
-def _plan_resume(plan: JobPlan, place: Place) -> JobPlan:
-    run, overrides = Location.of(plan.words[1]), plan.words[2:]
-    plan = dataclasses.replace(plan, run=run, stem=f"{submission_stem(run.name)}-resume")
-    if run.is_local and not place.is_here:
-        return dataclasses.replace(plan, notes=(f"{run.uri} is left for the job to check",))
-    base = read_run_config(run)
-    config = parse(RunConfig, overrides, command="resume", default=base)
-    check_overrides(base, config)
-    return dataclasses.replace(plan, tracking=config.tracking.uri)
+    return [] if is_here else [f"data was checked as it is here: {seen}"]

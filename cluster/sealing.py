@@ -20,7 +20,7 @@ from clippo_core.errors import ConfigError
 from cluster.dashboard import auth_token
 
 SEALED_VARIABLE = "CLIPPO_SEALED"
-#: For Ray's `worker_process_setup_hook`: every worker process of the job opens the seal.
+#: Function that opens the seal in every worker process: Ray's `worker_process_setup_hook`.
 SETUP_HOOK = "cluster.sealing.open_sealed"
 _SALT_BYTES = 16
 
@@ -33,7 +33,7 @@ def seal(values: Mapping[str, str], token: str) -> str:
 
 
 def unseal(sealed: str, token: str) -> dict[str, str]:
-    """The values again.
+    """Return the values that were sealed.
 
     Raises:
         ConfigError: if another token sealed them, or they were changed.

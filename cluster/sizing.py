@@ -13,14 +13,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from clippo_core.errors import ClippoError, ConfigError
+from clippo_core.errors import ConfigError
+from pipelines.cli import exit_code_of
 from pipelines.cli.arguments import load_base, parse, take_first
 from pipelines.config.resolution import ResolvedRun, resolve
 from pipelines.config.settings import RunConfig
@@ -30,13 +30,12 @@ from pipelines.stream.batch import StreamSpec
 from pipelines.stream.stream import Unit, batch_bytes, make_block, steps_per_unit
 from pipelines.training.token_vocabulary import with_vocabulary
 
-#: Of a render worker's time, for a task beyond what the task does, until the next one starts, and
-#: for a byte that it hands over: fitted (EXPERIMENTS.md, 2026-11-27), and what they predict held
-#: against the stream by tests/benchmarks/sizing.py.
+#: Seconds that a render worker loses between two tasks, and with each byte that it hands over.
+#: Fitted (EXPERIMENTS.md, 2026-11-27); tests/benchmarks/sizing.py compares them with a stream.
 TASK_OVERHEAD_S, BYTE_S = 0.02, 0.85e-9
-#: CPU time of a row in all other processes: the one that takes the batches, and Ray's own.
+#: CPU seconds that a row costs in the process that takes the batches and in Ray's own.
 ELSEWHERE_S = 0.00006
-#: Of the one process that deals the blocks out, for a block.
+#: Seconds that the one process which deals the blocks out needs for a block.
 DEALING_S = 0.016
 
 
@@ -52,18 +51,18 @@ class SizingArguments:
     """Pairs per second of one GPU; None: as measured here, on a GPU if there is one, else on the
     cores of this machine."""
     seconds: float = 10.0
-    """That each measurement goes on for."""
+    """Seconds that each measurement goes on for."""
 
 
 @dataclass(frozen=True)
 class RendererRate:
-    """What one render worker on one core does.
+    """The speed of one render worker on one core.
 
     Attributes:
-        rows_per_s: in a render task, without what Ray takes for the task.
-        rows_per_block: that a task makes.
-        bytes_per_row: of the blocks.
-        cpu_share: of the time, that it computed; the rest it waited for storage, or for its core.
+        rows_per_s: rows per second in a render task, without Ray's own time for the task.
+        rows_per_block: rows that a task makes.
+        bytes_per_row: size of a row in the blocks.
+        cpu_share: share of the time in which it computed; else it waited for storage or its core.
     """
 
     rows_per_s: float
@@ -72,12 +71,12 @@ class RendererRate:
     cpu_share: float
 
     def task_s(self, workers: int, *, cores: int | None = None) -> float:
-        """Of one of so many workers in Ray, from a task's start to the next one's.
+        """Return the seconds from a task's start to the next one's, on each of some workers in Ray.
 
         Args:
-            workers: at work.
-            cores: that they share with the process that takes the batches and with Ray's own; None:
-                each worker has one to itself.
+            workers: how many are at work.
+            cores: how many they share with the process that takes the batches and with Ray's own;
+                None: each worker has one to itself.
         """
         handed_over_s = TASK_OVERHEAD_S + BYTE_S * self.rows_per_block * self.bytes_per_row
         is_shared = cores is not None and workers >= cores
@@ -85,7 +84,7 @@ class RendererRate:
         return self.rows_per_block / self.rows_per_s + handed_over_s + elsewhere_s
 
     def rows_per_s_in_ray(self, workers: int, *, cores: int | None = None) -> float:
-        """Of so many workers in Ray together; `cores` as in `task_s`."""
+        """Return the rows per second of all workers together; see `task_s` for the arguments."""
         return workers * self.rows_per_block / self.task_s(workers, cores=cores)
 
 
@@ -96,9 +95,9 @@ def measure_renderer(
 
     Args:
         spec: of the stream.
-        num_ranks: over which a batch is divided.
-        num_steps: whose batches form a block.
-        seconds: to go on for, after a block that warms up.
+        num_ranks: ranks over which a batch is divided.
+        num_steps: steps whose batches form a block.
+        seconds: time to go on for, after a block that warms up.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_like_a_worker) as pool:
@@ -107,8 +106,7 @@ def measure_renderer(
 
 def _be_like_a_worker() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    # As Ray's workers are; where other programs run beside, it gets as little as they do.
-    os.nice(int(os.environ.get("RAY_worker_niceness", "15")))  # noqa: SIM112 - so named by Ray
+    os.nice(15)  # as Ray's workers are, so that programs beside it take as much from it
 
 
 def _make_blocks(spec: StreamSpec, ranks: int, num_steps: int, seconds: float) -> RendererRate:
@@ -134,14 +132,14 @@ def _make_blocks(spec: StreamSpec, ranks: int, num_steps: int, seconds: float) -
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a number of ranks needs.
+    """The needs of some ranks.
 
     Attributes:
-        rows_per_s: that the ranks take.
-        renderers: workers that deliver so much.
-        bytes_per_s: from the renderers to the ranks.
-        object_store_bytes: over all nodes that render.
-        blocks_per_s: to be dealt to the ranks.
+        rows_per_s: rows per second that the ranks take.
+        renderers: render workers that deliver so many.
+        bytes_per_s: traffic from the renderers to the ranks.
+        object_store_bytes: size of the object stores of all nodes that render, together.
+        blocks_per_s: blocks per second that are dealt to the ranks.
     """
 
     rows_per_s: float
@@ -152,7 +150,7 @@ class Prediction:
 
 
 def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Prediction:
-    """From the rates of one of each to what all of them need."""
+    """Return the needs of all GPUs, from the speeds of one render worker and of one GPU."""
     rows_per_s = gpus * pairs_per_gpu_s
     renderers = math.ceil(rows_per_s / rate.rows_per_s_in_ray(1))
     block_bytes = rate.rows_per_block * rate.bytes_per_row
@@ -167,12 +165,12 @@ def predict(rate: RendererRate, *, gpus: int, pairs_per_gpu_s: float) -> Predict
 
 
 def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
-    """Pairs per second of the training step on this machine's GPU, or on its cores.
+    """Return the pairs per second of the training step on this machine's GPU, or on its cores.
 
     Args:
         resolved: the run.
-        rows: of a rank's batch; with fewer than the run's the logits cost less.
-        seconds: to go on for, after a step that warms up.
+        rows: pairs of a rank's batch; with fewer than the run's the logits cost less.
+        seconds: time to go on for, after a step that warms up.
     """
     # Here, because torch takes seconds to import and a wrong flag should be told of at once.
     import torch
@@ -205,22 +203,17 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
         )
         float(metrics["loss"])
 
-    return rows * _calls_per_s(step, seconds)
-
-
-def _calls_per_s(call: Callable[[], Any], seconds: float) -> float:
-    call()
+    step()
     started, count = time.perf_counter(), 0
     while count < 2 or time.perf_counter() - started < seconds:
-        call()
+        step()
         count += 1
-    return count / (time.perf_counter() - started)
+    return rows * count / (time.perf_counter() - started)
 
 
 def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpus: int) -> None:
-    waits = 1 - rate.cpu_share
     print(f"one render worker     {rate.rows_per_s_in_ray(1):>12,.0f} pairs/s on one core")
-    print(f"  of which it waits   {waits:>12.0%}")
+    print(f"  of which it waits   {1 - rate.cpu_share:>12.0%}")
     print(f"one rank              {speed:>12,.0f} pairs/s {where}")
     print(f"{gpus} ranks take          {found.rows_per_s:>12,.0f} pairs/s")
     print(f"  over the network    {found.bytes_per_s / 1e6:>12,.1f} MB/s")
@@ -238,21 +231,20 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
 
 
 def _size(argv: list[str], aside: str) -> None:
-    """Measure, predict, print; what has to be written goes to the folder `aside`."""
+    """Measure, predict, print; files that must be written go to the folder `aside`."""
     name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
-    arguments = parse(
-        SizingArguments, rest, command="sizing", default=SizingArguments(load_base(name))
-    )
-    if arguments.gpus < 1:
-        raise ConfigError(f"--gpus={arguments.gpus}; expected 1 or more")
-    prepare_missing(arguments.config.data.sources)
-    config = arguments.config
+    default = SizingArguments(load_base(name))
+    arguments = parse(SizingArguments, rest, command="sizing", default=default)
+    gpus, config = arguments.gpus, arguments.config
+    if gpus < 1:
+        raise ConfigError(f"--gpus={gpus}; expected 1 or more")
+    prepare_missing(config.data.sources)
     if config.model.reads_tokens:
         # The vocabulary is trained before the run begins, and written to its folder.
         storage = dataclasses.replace(config.storage, root=aside)
         config = dataclasses.replace(config, storage=storage)
     resolved = with_vocabulary(resolve(config))
-    gpus, spec = arguments.gpus, resolved.stream
+    spec = resolved.stream
     if spec.plan.batch_size % gpus:
         raise ConfigError(
             f"train.global_batch_size={spec.plan.batch_size} does not divide over {gpus} GPUs"
@@ -270,14 +262,9 @@ def _size(argv: list[str], aside: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Measure, predict, print; 0, or the exit code of an error."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
-            _size(argv, aside)
-    except ClippoError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    """Measure, predict, print; return 0, or the exit code of an error."""
+    with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
+        return exit_code_of(lambda: _size(argv, aside))
 
 
 if __name__ == "__main__":

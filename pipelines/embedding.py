@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +23,8 @@ from ray.data import DataContext, TaskPoolStrategy
 from clippo_core import errors
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.config import Precision
-from clippo_core.errors import ClippoError, ConfigError, Rejected, SampleError
-from clippo_core.images import decode_image
+from clippo_core.encoding import encode_pictures
+from clippo_core.errors import ClippoError, ConfigError, SampleError
 from clippo_core.modeling import PairModel
 from clippo_core.training.precision import autocast
 from pipelines.datasets.manifest import MANIFEST_FILE, RawSample
@@ -45,7 +44,7 @@ InputKind = Literal["data set", "pictures", "texts"]
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """What every unit needs to know."""
+    """What to embed by which model, where to, and in which precision."""
 
     checkpoint: str
     kind: InputKind
@@ -56,7 +55,7 @@ class EmbeddingJob:
 
 @dataclass(frozen=True)
 class EmbeddingSummary:
-    """What was made."""
+    """How many embeddings were made, and by which model."""
 
     num_embeddings: int
     num_rejected: int
@@ -73,9 +72,9 @@ def embed(
 
     Args:
         job: what to embed by which model, and where to.
-        cpus: that Ray sets aside for a task.
-        gpus: likewise; with a part of one, some tasks decode while others encode.
-        max_tasks: at a time; None: as many as fit.
+        cpus: CPUs that Ray sets aside for a task, which decodes on as many.
+        gpus: GPUs that Ray sets aside for a task; a part of one lets several tasks share it.
+        max_tasks: tasks at a time; None: as many as fit.
 
     Raises:
         ConfigError: if there are embeddings in `out` already, or torch cannot use the GPUs.
@@ -103,11 +102,21 @@ def embed(
             total, model = total + row["num_embeddings"], row["model"]
             rejects += json.loads(row["rejects"])
             bar.update()
-    return _conclude(job, EmbeddingSummary(total, len(rejects), model), rejects)
+    if rejects:
+        lines = [json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects]
+        (out / REJECTS_FILE).write_bytes("".join(lines).encode())
+    if not total:
+        raise SampleError(
+            f"{job.input}: nothing of it could be embedded, see {out.uri}/{REJECTS_FILE}"
+        )
+    summary = EmbeddingSummary(total, len(rejects), model)
+    asked = {"checkpoint": job.checkpoint, "precision": job.precision, "input": job.input}
+    (out / SUMMARY_FILE).write_json(asked | asdict(summary))
+    return summary
 
 
 def input_kind(name: str) -> tuple[InputKind, Location]:
-    """What an input is: a prepared data set, a folder of pictures, or a file of one text a line.
+    """Tell a prepared data set, a folder of pictures, and a file of one text a line apart.
 
     Raises:
         SampleError: if it is none of these.
@@ -129,10 +138,10 @@ def input_kind(name: str) -> tuple[InputKind, Location]:
 def split_input(
     kind: InputKind, place: str, *, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The parts of an input: rows of a data set, or the paths or texts themselves.
+    """Split an input into parts: rows of a data set, or the paths or texts themselves.
 
     Args:
-        kind: of the input.
+        kind: kind of the input.
         place: where it is, as `input_kind` found it.
         limit: take the first so many; None: all.
 
@@ -164,9 +173,9 @@ def _text_lines(file: str) -> list[str]:
 
 
 def _embed_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    """A batch of one row: what was made of a unit, or the error that ends the work.
+    """Return what was made of a unit, or the error that ends the work, as a batch of one row.
 
-    Returned and not raised: Ray Data would put its own words around it.
+    An error is not raised, since Ray Data would put its own words around it.
     """
     summary = {"num_embeddings": 0, "model": "", "rejects": "[]", "error": ""}
     try:
@@ -181,14 +190,21 @@ def _write_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
     model, identity = loaded_model(job.checkpoint)
     start, stop = int(unit["start"][0]), int(unit["stop"][0])
     items = [str(item) for item in unit["items"][0]]
-    rejects: list[dict[str, str]] = []
+    tables, rejects = [], []
     with autocast(model.device, job.precision):
         if job.kind == "texts":
-            keys = [str(line) for line in range(start, stop)]
-            tables = [_text_table(model, identity, keys, items)]
+            keyed = [
+                (str(line), text) for line, text in zip(range(start, stop), items, strict=True)
+            ]
         else:
             samples = read_samples(job.kind, job.input, range(start, stop), items)
-            tables = _sample_tables(model, identity, samples, rejects)
+            found = encode_pictures(model, ((sample.key, sample.image) for sample in samples))
+            rejects = [{"key": key, **asdict(problem)} for key, problem in found.rejected]
+            tables.append(_table(identity, "image", found.names, None, found.embeddings))
+            keyed = [(s.key, text) for s in samples for text in s.captions or [] if text]
+        texts = [text for _, text in keyed]
+        embeddings = model.encode_texts(texts)
+    tables.append(_table(identity, "text", [key for key, _ in keyed], texts, embeddings))
     table = pa.concat_tables(tables)
     if table.num_rows:
         buffer = io.BytesIO()
@@ -202,54 +218,26 @@ def _write_unit(job: EmbeddingJob, unit: dict[str, np.ndarray[Any, Any]]) -> dic
 def read_samples(
     kind: InputKind, place: str, rows: Sequence[int], items: Sequence[str]
 ) -> list[RawSample]:
-    """Samples of a data set by their rows, or pictures of a folder by their paths."""
+    """Read samples of a data set by their rows, or pictures of a folder by their paths."""
     if kind == "data set":
         return open_source(place).read(rows)
     return [RawSample(item, (Path(place) / item).read_bytes(), None, None) for item in items]
 
 
-def _sample_tables(
-    model: PairModel, identity: str, samples: Sequence[RawSample], rejects: list[dict[str, str]]
-) -> list[pa.Table]:
-    """One table of the pictures, one of all their captions."""
-    size = model.config.render.image_size_px
-    keys, pixels = [], []
-    for sample in samples:
-        decoded = decode_image(sample.image, model.config.image, image_size_px=size)
-        if isinstance(decoded, Rejected):
-            rejects.append({"key": sample.key, "reason": decoded.reason, "detail": decoded.detail})
-            continue
-        keys.append(sample.key)
-        pixels.append(decoded)
-    images = model.encode_images(pixels)
-    pairs = [(sample.key, text) for sample in samples for text in sample.captions or [] if text]
-    text_keys, texts = zip(*pairs, strict=True) if pairs else ((), ())
-    return [
-        _table(identity, keys, "image", [None] * len(keys), images),
-        _text_table(model, identity, text_keys, texts),
-    ]
-
-
-def _text_table(
-    model: PairModel, identity: str, keys: Sequence[str], texts: Sequence[str]
-) -> pa.Table:
-    return _table(identity, keys, "text", texts, model.encode_texts(texts))
-
-
 def _table(
     identity: str,
+    kind: Literal["image", "text"],
     keys: Sequence[str],
-    kind: str,
-    texts: Sequence[str | None],
+    texts: Sequence[str] | None,
     embeddings: np.ndarray[Any, Any],
 ) -> pa.Table:
     count, embed_dim = embeddings.shape
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embed_dim)
     return pa.table(
         {
-            "key": pa.array(list(keys), pa.string()),
+            "key": pa.array(keys, pa.string()),
             "kind": pa.array([kind] * count, pa.string()),
-            "text": pa.array(list(texts), pa.string()),
+            "text": pa.nulls(count, pa.string()) if texts is None else pa.array(texts, pa.string()),
             "embedding": vectors,
             "model": pa.array([identity] * count, pa.string()),
         }
@@ -258,34 +246,8 @@ def _table(
 
 @functools.lru_cache(maxsize=1)
 def loaded_model(checkpoint: str) -> tuple[PairModel, str]:
-    """The model and its identity, loaded once per worker process."""
+    """Return the model and its identity, loaded once per worker process."""
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
     identity = model_identity(model)
     return model.to(task_device()), identity
-
-
-def _conclude(
-    job: EmbeddingJob, summary: EmbeddingSummary, rejects: Sequence[dict[str, str]]
-) -> EmbeddingSummary:
-    out = Location.of(job.out)
-    if rejects:
-        lines = itertools.chain.from_iterable(
-            (json.dumps(r, ensure_ascii=False), "\n") for r in rejects
-        )
-        (out / REJECTS_FILE).write_bytes("".join(lines).encode())
-    if not summary.num_embeddings:
-        raise SampleError(
-            f"{job.input}: nothing of it could be embedded, see {out.uri}/{REJECTS_FILE}"
-        )
-    (out / SUMMARY_FILE).write_json(
-        {
-            "model": summary.model,
-            "checkpoint": job.checkpoint,
-            "precision": job.precision,
-            "input": job.input,
-            "num_embeddings": summary.num_embeddings,
-            "num_rejected": summary.num_rejected,
-        }
-    )
-    return summary

@@ -1,3 +1,4 @@
+# pyright: reportPrivateUsage=false
 """Every name that this project uses of Ray and that Ray does not publish, with the reason.
 
 It does without torch, since render workers load it.

@@ -3,9 +3,6 @@
 Reading and writing rename arrays and stack or split queries, keys and values; no number changes.
 """
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import math

@@ -1,8 +1,5 @@
 """A checkpoint's embeddings for MTEB (`encode`) and scikit-learn (`fit`, `transform`)."""
 
-# scikit-learn leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportUntypedBaseClass=false
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +18,10 @@ from clippo_core.modeling import PairModel
 
 
 class TextEncoder:
-    """Texts to embeddings, with the `encode` that MTEB and its like call."""
+    """Embeds texts by the method `encode`, which MTEB and its like call."""
 
     def __init__(self, model: PairModel):
-        """Of a loaded checkpoint."""
+        """Take a loaded checkpoint."""
         self.model = model
 
     def encode(
@@ -38,7 +35,7 @@ class TextEncoder:
 
         Args:
             sentences: texts, or batches with a field "text", as MTEB 2 gives them.
-            batch_size: texts encoded at a time.
+            batch_size: how many are encoded at a time.
             **_: task and prompt names and the like, which CLIPPO has no use for.
 
         Returns:
@@ -69,7 +66,7 @@ class ClippoFeatures(TransformerMixin, BaseEstimator):
     """
 
     def __init__(self, checkpoint: str | Path, *, batch_size: int = 256):
-        """Loads nothing yet, as scikit-learn wants it.
+        """Keep the settings; nothing is loaded yet, as scikit-learn wants it.
 
         Args:
             checkpoint: a native folder or a big_vision `.npz`, on this disk.
@@ -94,16 +91,14 @@ class ClippoFeatures(TransformerMixin, BaseEstimator):
             ConfigError: if texts and pictures are mixed.
         """
         check_is_fitted(self)
-        model, size = self.model_, self.batch_size
         kinds = {isinstance(item, str) for item in X}
         if len(kinds) > 1:
             raise ConfigError("texts and pictures in one call; transform them apart")
-        if kinds == {True}:
-            return model.encode_texts(list(cast("Sequence[str]", X)), batch_size=size)
-        return model.encode_images(cast("Any", X), batch_size=size)
+        encode = self.model_.encode_texts if kinds == {True} else self.model_.encode_images
+        return encode(cast("Any", X), batch_size=self.batch_size)
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
-        """`clippo0` and so on, one for each number of an embedding."""
+        """Return `clippo0` and so on, a name for each number of an embedding."""
         del input_features
         check_is_fitted(self)
         embed_dim = self.model_.config.vit.embed_dim

@@ -1,13 +1,10 @@
 """A checkpoint as open_clip's users know models: (model, transform, tokenizer).
 
-What CLIP_benchmark's `zeroshot_classification.evaluate` and `zeroshot_retrieval.evaluate`, and
-open_clip's zero-shot builders take. With `amp=True` (CLIP_benchmark's default) they compute in
-bfloat16 or float16 and numbers differ in the third digit from those of `pipelines evaluate`; with
-`amp=False` they are the same.
+CLIP_benchmark's `zeroshot_classification.evaluate` and `zeroshot_retrieval.evaluate`, and
+open_clip's zero-shot builders take these. With `amp=True` (CLIP_benchmark's default) they compute
+in bfloat16 or float16, with `amp=False` in float32. `pipelines evaluate` computes in float32 on a
+CPU, where numbers are the same then, and in bfloat16 on a GPU; they differ in the third digit.
 """
-
-# torch leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -43,7 +40,8 @@ def as_open_clip(
         font: see `load_checkpoint`.
 
     Returns:
-        The model, on the CPU; what turns a PIL image into its input; and what turns texts into it.
+        The model, on the CPU; a function that makes its input of a PIL image; and one that does so
+        of texts.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
@@ -56,7 +54,7 @@ def as_open_clip(
 
 @dataclass(frozen=True)
 class OpenClipTransform:
-    """A picture onto the canvas, as the checkpoint says; pixels stay grey levels of 8 bits.
+    """Brings a picture onto the canvas, as the checkpoint says; pixels stay grey levels of 8 bits.
 
     The model scales them itself. So a batch takes a quarter of the room of float32, and pixels
     that a client casts to a float type, even bfloat16, are the same afterwards.
@@ -74,11 +72,11 @@ class OpenClipTransform:
 class OpenClipTokenizer:
     """Renders texts; the "tokens" are the text rows of the canvas, one bit per pixel.
 
-    A baseline's tokens are tokens.
+    The tokens of a baseline are those of its vocabulary.
     """
 
     def __init__(self, model: PairModel):
-        """Of a loaded checkpoint."""
+        """Take a loaded checkpoint."""
         self._model = model
 
     def __call__(
@@ -157,14 +155,14 @@ class OpenClipModel(nn.Module):
     ) -> tuple[
         Float[Tensor, "image embed"] | None, Float[Tensor, "text embed"] | None, Float[Tensor, "1"]
     ]:
-        """Embeddings of what is given, and the positive scale."""
+        """Embed what is given, and return the positive scale."""
         images = None if image is None else self.encode_image(image)
         texts = None if text is None else self.encode_text(text)
         return images, texts, self.clippo.logit_scale
 
 
 def unpack_rows(rows: Int16[Tensor, "text text_row width_px"], config: RenderConfig) -> TextRasters:
-    """Rasters of what the tokenizer made.
+    """Turn what the tokenizer made into rasters.
 
     Raises:
         ConfigError: if rows are of another canvas.

@@ -1,4 +1,4 @@
-"""Behaviour of a trained model: what must not matter, and what must.
+"""Behaviour of a trained model: changes of a caption that must not matter, and others that must.
 
 Capitals, and hardly a typo, should change what a caption finds; a caption upside down, blank, or of
 another picture must find nothing.
@@ -9,22 +9,21 @@ another picture must find nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.scores import require_finite
 from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRasters
 from clippo_core.vocabulary import PreparedTexts
 
-EncodeTexts = Callable[[Sequence[str]], Float32[np.ndarray, "text embed"]]
-
 
 def with_typos(text: str, *, num_typos: int = 1, seed: int = 0) -> str:
-    """Letters swapped, left out, doubled, or replaced by another of the text, here and there.
+    """Swap, leave out or double letters, or replace them by others of the text, here and there.
 
     A text of fewer than two characters stays as it is.
     """
@@ -46,7 +45,7 @@ def with_typos(text: str, *, num_typos: int = 1, seed: int = 0) -> str:
 
 
 def upside_down(rasters: TextRasters) -> TextRasters:
-    """Each text turned by 180 degrees within the rows it occupies: the same ink, unreadable."""
+    """Turn each text by 180 degrees within the rows it occupies: the same ink, unreadable."""
     text = np.repeat(np.arange(len(rasters)), rasters.occupied_rows)
     # Row k of a text becomes its last but k.
     starts, ends = rasters.row_offsets[text], rasters.row_offsets[text + 1]
@@ -56,35 +55,16 @@ def upside_down(rasters: TextRasters) -> TextRasters:
 
 
 def _reversed_bits(columns: np.ndarray) -> np.ndarray:
-    """Bit 0 of each uint16 becomes bit 15, and so on."""
+    """Reverse the bits of each uint16: bit 0 becomes bit 15, and so on."""
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         low, high = np.uint16(mask), np.uint16(~mask & 0xFFFF)
         columns = (columns & low) << np.uint16(shift) | (columns & high) >> np.uint16(shift)
     return columns
 
 
-def mean_similarity(encode: EncodeTexts, texts: Sequence[str], changed: Sequence[str]) -> float:
-    """Mean cosine of texts and their changed selves, for any encoder: CLIPPO's, or a BPE model's.
-
-    Compare it with `random_similarity`: a model that embeds everything alike scores 1 in both.
-
-    Raises:
-        ConfigError: if there are not as many changed texts.
-    """
-    if len(texts) != len(changed):
-        raise ConfigError(f"{len(texts)} texts, but {len(changed)} changed ones")
-    return float((encode(texts) * encode(changed)).sum(axis=1).mean())
-
-
-def random_similarity(encode: EncodeTexts, texts: Sequence[str]) -> float:
-    """Mean cosine of each text and the next: the floor of `mean_similarity`."""
-    embeddings = encode(texts)
-    return float((embeddings * np.roll(embeddings, 1, axis=0)).sum(axis=1).mean())
-
-
 @dataclass(frozen=True)
 class ChangedCaptions:
-    """What a change of the captions does.
+    """How well changed captions and their images find each other.
 
     Attributes:
         accuracy: share of the images whose nearest changed caption is their own.
@@ -102,7 +82,6 @@ def changed_captions(
     image_embeddings: Float32[np.ndarray, "image embed"],
     captions: Sequence[str],
     *,
-    num_typos: int = 1,
     seed: int = 0,
 ) -> dict[str, ChangedCaptions]:
     """Find images by their captions, and captions by their images, as they are and changed.
@@ -111,14 +90,13 @@ def changed_captions(
         model: encodes texts.
         image_embeddings: unit length.
         captions: one for each image; images may share one.
-        num_typos: in each caption of "typos".
-        seed: of the typos.
+        seed: decides where the typos of "typos" are.
 
     Returns:
-        By change: "none", "upper_case", "typos", which should find as much or nearly so;
-        "upside_down" (of a model that reads pixels), "blank", "swapped" (each caption takes the
-        place of another), which should find no more than chance: one in as many as there are
-        different captions.
+        An outcome for each change. "none", "upper_case" and "typos" should find as much or nearly
+        so; "upside_down" (of a model that reads pixels), "blank" and "swapped" (each caption takes
+        the place of another) should find no more than chance: one in as many as there are different
+        captions.
 
     Raises:
         ConfigError: if there are not as many captions as images, or all are the same.
@@ -130,7 +108,7 @@ def changed_captions(
             f"{len(captions)} captions, {len(texts)} of them different, for "
             f"{len(image_embeddings)} images; expected one for each, and two different ones"
         )
-    typos = [with_typos(text, num_typos=num_typos, seed=seed + i) for i, text in enumerate(texts)]
+    typos = [with_typos(text, seed=seed + i) for i, text in enumerate(texts)]
     prepared = model.prepare_texts(texts)
     turned = {"upside_down": upside_down(prepared)} if isinstance(prepared, TextRasters) else {}
     changes: dict[str, Sequence[str] | PreparedTexts] = {
@@ -155,8 +133,7 @@ def _found(
     text_of_image: Int[np.ndarray, " image"],
 ) -> ChangedCaptions:
     similarity = images @ texts.T
-    if not np.isfinite(similarity).all():
-        raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
+    require_finite(similarity)
     nearest_image = text_of_image[similarity.argmax(axis=0)]
     return ChangedCaptions(
         accuracy=float((similarity.argmax(axis=1) == text_of_image).mean()),

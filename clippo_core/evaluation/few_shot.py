@@ -1,4 +1,4 @@
-"""k-shot linear classification: regularised least squares on features, in closed form."""
+"""Linear classification by a few samples of each class: regularised least squares on features."""
 
 # NumPy and torch leave types unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
@@ -15,13 +15,14 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from PIL import Image
 
 from clippo_core.errors import ConfigError, SampleError
+from clippo_core.evaluation.scores import require_finite
 from clippo_core.images import fit_image
 from clippo_core.modeling import PairModel
 
-#: From 2^-10 to 2^20, the grid of "Big Transfer" (arXiv:1912.11370) and of big_vision before it
-#: fixed one value.
+#: Regularisers from 2^-10 to 2^20, the grid of "Big Transfer" (arXiv:1912.11370) and of big_vision
+#: before it fixed one value.
 L2_GRID = tuple(2.0**exponent for exponent in range(-10, 21))
-#: A constant feature so large that the bias it gets is hardly regularised.
+#: Value of the constant feature, so large that the bias which it gets is hardly regularised.
 BIAS_FEATURE = 100.0
 STD_EPSILON = 1e-5
 LEVERAGE_EPSILON = 1e-12
@@ -32,11 +33,11 @@ class FewShotResult:
     """Accuracy on the test samples.
 
     Attributes:
-        accuracy: with the regulariser that is best on the training samples, each predicted from
-            all others (the largest of several).
-        chosen_l2: that regulariser.
-        l2: all that were tried.
-        test_accuracy: of each, in the authors' arithmetic.
+        accuracy: the one with `chosen_l2`.
+        chosen_l2: the regulariser that is best on the training samples, each predicted from all
+            others (the largest of several).
+        l2: all regularisers that were tried.
+        test_accuracy: the accuracy with each of them, in the authors' arithmetic.
     """
 
     accuracy: float
@@ -46,7 +47,7 @@ class FewShotResult:
 
     @property
     def best_accuracy(self) -> float:
-        """With the regulariser that is best on the test samples, as published numbers have it.
+        """Accuracy with the regulariser that is best on the test samples, as published.
 
         It is optimistic; compare it with published numbers only.
         """
@@ -56,7 +57,7 @@ class FewShotResult:
 def choose_shots(
     labels: Int[np.ndarray, " sample"], *, shots: int, num_classes: int, seed: int
 ) -> Int[np.ndarray, " chosen"]:
-    """`shots` samples of every class, class by class; those that big_vision takes for the seed.
+    """Draw `shots` samples of every class, class by class, as big_vision does for the seed.
 
     Raises:
         SampleError: if a class has fewer.
@@ -88,11 +89,11 @@ def few_shot(
     than features. One eigendecomposition serves all regularisers.
 
     Args:
-        features: of the training samples.
-        labels: their classes.
-        test_features: of the test samples.
-        test_labels: their classes.
-        num_classes: how many there are.
+        features: describe the training samples.
+        labels: classes of the training samples.
+        test_features: describe the test samples.
+        test_labels: classes of the test samples.
+        num_classes: how many classes there are.
         l2: regularisers to try.
 
     Raises:
@@ -103,8 +104,7 @@ def few_shot(
     tests/parity/test_few_shot.py.
     """
     _check(labels, test_labels, num_classes, l2)
-    if not (np.isfinite(features).all() and np.isfinite(test_features).all()):
-        raise SampleError("features hold NaN or infinite numbers; the model is broken")
+    require_finite(features, test_features, what="features")
     x, x_test = _whiten(features, test_features)
     y = np.where(labels[:, None] == np.arange(num_classes), 1, -1).astype(np.float32)
     # float32 and this driver, as in JAX: at the smallest regularisers the rounding decides samples.
@@ -128,7 +128,7 @@ def few_shot(
 def _whiten(
     features: Float[np.ndarray, "sample feature"], test_features: Float[np.ndarray, "test feature"]
 ) -> tuple[Float32[np.ndarray, "sample column"], Float32[np.ndarray, "test column"]]:
-    """Zero mean and unit deviation over the samples, and the constant feature."""
+    """Bring the samples to mean 0 and deviation 1, the test samples alike; add the constant."""
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     std = features.std(axis=0, dtype=np.float64).astype(np.float32) + np.float32(STD_EPSILON)
     parts = [(part.astype(np.float32) - mean) / std for part in (features, test_features)]
@@ -143,7 +143,7 @@ def _choose_l2(
     x_test: Float32[np.ndarray, "test column"],
     l2: Sequence[float],
 ) -> tuple[float, Float64[np.ndarray, "test label"]]:
-    """The regulariser that predicts left-out samples best, and its scores of the test samples.
+    """Return the regulariser that predicts left-out samples best, and its scores of test samples.
 
     A ridge's residual of a left-out sample is its own divided by one less its leverage (Allen's
     PRESS). In float64: small regularisers may be the best, and in float32 they are mostly noise.
@@ -189,7 +189,7 @@ def pooled_features(
     *,
     batch_size: int = 256,
 ) -> Float[np.ndarray, "image width"]:
-    """Features before the head, which the paper's linear classifiers are fitted to."""
+    """Return features before the head, which the paper's linear classifiers are fitted to."""
     size, parts = model.config.render.image_size_px, []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]

@@ -1,19 +1,15 @@
-"""GLUE's metrics, and those of any other labelled or scored texts; the average over its tasks."""
-
-# scikit-learn and SciPy leave types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false, reportArgumentType=false
+"""Metrics of labelled or scored texts: GLUE's, task by task, and the average over its tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from clippo_core.errors import ConfigError, SampleError
-from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.scores import Interval, bootstrap_interval, require_finite
 
 Labels = Int[np.ndarray, " sample"]
 Scores = Float[np.ndarray, " sample"]
@@ -21,35 +17,33 @@ Metric = Callable[[Shaped[np.ndarray, " sample"], Shaped[np.ndarray, " sample"]]
 
 
 def accuracy(predictions: Labels, labels: Labels) -> float:
-    """Share of predictions that are right."""
-    return float(_sklearn_metrics().accuracy_score(labels, predictions))
+    """Return the share of predictions that are right."""
+    return float((predictions == labels).mean())
 
 
 def f1(predictions: Labels, labels: Labels) -> float:
-    """Harmonic mean of precision and recall of class 1; 0 where nothing of it is predicted."""
-    return float(_sklearn_metrics().f1_score(labels, predictions, zero_division=0.0))
+    """Return the harmonic mean of precision and recall of class 1; 0 if it is never predicted."""
+    # Half a second, which whoever only names the metrics does without.
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
 
 
 def matthews(predictions: Labels, labels: Labels) -> float:
-    """Matthews' correlation, from -1 to 1; 0 where all predictions are the same."""
-    return float(_sklearn_metrics().matthews_corrcoef(labels, predictions))
+    """Return Matthews' correlation, from -1 to 1; 0 where all predictions are the same."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Scores, scores: Scores) -> float:
-    """Linear correlation; 0 where all predictions, or all scores, are the same."""
+    """Return the linear correlation; 0 where all predictions, or all scores, are the same."""
     return _correlation("pearsonr", predictions, scores)
 
 
 def spearman(predictions: Scores, scores: Scores) -> float:
-    """Correlation of ranks; 0 where all predictions, or all scores, are the same."""
+    """Return the correlation of ranks; 0 where all predictions, or all scores, are the same."""
     return _correlation("spearmanr", predictions, scores)
-
-
-def _sklearn_metrics() -> Any:
-    # Half a second, which whoever only names the metrics does without.
-    from sklearn import metrics
-
-    return metrics
 
 
 def _correlation(name: str, one: Scores, other: Scores) -> float:
@@ -66,9 +60,10 @@ class GlueTask:
     """How a task is scored.
 
     Attributes:
-        metrics: by name; the first is the task's score in the average.
-        sets: for evaluation, as `prepare glue` names them; each is a column of the table.
-        is_regression: labels are scores, not classes.
+        metrics: functions by name; the first is the task's score in the average.
+        sets: names that `prepare glue` gives to the sets for evaluation; each is a column of the
+            table.
+        is_regression: whether labels are scores, not classes.
     """
 
     metrics: Mapping[str, Metric]
@@ -79,8 +74,8 @@ class GlueTask:
 _ACCURACY: Mapping[str, Metric] = {"accuracy": accuracy}
 _F1: Mapping[str, Metric] = {"f1": f1, "accuracy": accuracy}
 
-#: By the names that `prepare glue` gives them. Which metric counts: BERT (arXiv:1810.04805, table
-#: 1) and PIXEL (arXiv:2207.06991, table 2), whom the paper compares itself with.
+#: Tasks by the names that `prepare glue` gives them. BERT (arXiv:1810.04805, table 1) and PIXEL
+#: (arXiv:2207.06991, table 2), whom the paper compares itself with, say which metric counts.
 GLUE_TASKS: dict[str, GlueTask] = {
     "mnli": GlueTask(metrics=_ACCURACY, sets=("dev_matched", "dev_mismatched")),
     "qqp": GlueTask(metrics=_F1),
@@ -98,9 +93,10 @@ class TextScores:
     """Scores on one set.
 
     Attributes:
-        scores: by metric.
-        intervals: 95 %, by metric.
-        floors: what always giving the most frequent class (or the mean score) gets, by metric.
+        scores: the value of each metric.
+        intervals: the 95 % interval of each metric.
+        floors: the value of each metric if every prediction is the most frequent class, or the mean
+            score.
     """
 
     scores: dict[str, float]
@@ -115,13 +111,13 @@ def score_texts(
     *,
     seed: int = 0,
 ) -> TextScores:
-    """All metrics of a task, with intervals and floors.
+    """Compute all metrics of a task, with intervals and floors.
 
     Args:
         predictions: class numbers, or scores where the task is a regression.
-        labels: alike.
+        labels: right class numbers, or people's scores.
         task: one of `GLUE_TASKS`, or any other.
-        seed: of the bootstrap.
+        seed: decides which samples the intervals are drawn from.
 
     Raises:
         ConfigError: if there are not as many predictions as labels, or none.
@@ -129,8 +125,7 @@ def score_texts(
     """
     if len(predictions) != len(labels) or not len(labels):
         raise ConfigError(f"{len(predictions)} predictions for {len(labels)} labels")
-    if not np.isfinite(predictions).all():
-        raise SampleError("predictions hold NaN or infinite numbers; the model is broken")
+    require_finite(predictions, what="predictions")
     constant = labels.mean() if task.is_regression else np.bincount(labels).argmax()
     always = np.full(len(labels), constant)
     found = task.metrics.items()
@@ -145,13 +140,13 @@ def score_texts(
 
 
 def glue_average(scores: Mapping[tuple[str, str], float]) -> float:
-    """Mean over the table's nine columns, both sets of MNLI counted.
+    """Return the mean over the table's nine columns, both sets of MNLI counted.
 
     PIXEL's published average (arXiv:2207.06991, table 2) is such a mean of columns. WNLI, on which
     nobody beats the majority, is left out as in the paper.
 
     Args:
-        scores: of each (task, set), on its first metric.
+        scores: the first metric of each (task, set).
 
     Raises:
         ConfigError: if a column is missing: an average of other columns compares with nothing.

@@ -1,21 +1,25 @@
 """Retrieval: recall@k between images and texts, several texts per image allowed."""
 
 # NumPy leaves types of shapes unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float32, Int
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.scores import require_finite
 
-#: Rows of a slice of queries -> their similarity to every candidate.
-SimilarityOf = Callable[[slice], Float[np.ndarray, "query candidate"]]
-#: Rows of a slice of queries -> which candidates are right for each.
-RightOf = Callable[[slice], Bool[np.ndarray, "query candidate"]]
+
+class _Numbered(NamedTuple):
+    """Embeddings, and the number of the image that each belongs to."""
+
+    embeddings: Float32[np.ndarray, "item embed"]
+    images: Int[np.ndarray, " item"]
 
 
 def retrieval_recall(
@@ -26,14 +30,14 @@ def retrieval_recall(
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
 ) -> dict[str, float]:
-    """Recall@k in both directions.
+    """Compute recall@k in both directions.
 
     An image counts as found if any of its texts is among the `k` nearest texts; a text, if its
     image is among the `k` nearest images. Of equal similarities the earlier candidate is nearer.
 
     Args:
-        image_embeddings: unit-length embeddings.
-        text_embeddings: unit-length embeddings.
+        image_embeddings: unit length.
+        text_embeddings: unit length.
         image_of_text: the image that each text describes.
         ks: how many candidates count.
         block_rows: queries compared at a time; memory grows with it, not with the square of all.
@@ -49,41 +53,19 @@ def retrieval_recall(
     shown in tests/parity/test_retrieval.py.
     """
     _check(image_of_text, num_images=len(image_embeddings), num_texts=len(text_embeddings))
-    images, texts = image_embeddings, text_embeddings
-    return _both_directions(
-        lambda rows: images[rows] @ texts.T,
-        lambda rows: texts[rows] @ images.T,
-        image_of_text,
-        num_images=len(images),
-        ks=ks,
-        block_rows=block_rows,
-    )
-
-
-def recall_of_similarity(
-    similarity: Float[np.ndarray, "image text"],
-    image_of_text: Int[np.ndarray, " _"],
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    block_rows: int = 512,
-) -> dict[str, float]:
-    """`retrieval_recall` for a similarity matrix that is at hand."""
-    num_images, num_texts = similarity.shape
-    _check(image_of_text, num_images=num_images, num_texts=num_texts)
-    return _both_directions(
-        lambda rows: similarity[rows],
-        lambda rows: similarity.T[rows],
-        image_of_text,
-        num_images=num_images,
-        ks=ks,
-        block_rows=block_rows,
-    )
+    images = _Numbered(image_embeddings, np.arange(len(image_embeddings)))
+    texts = _Numbered(text_embeddings, image_of_text)
+    ranks = {
+        "image_to_text": _best_ranks(images, texts, block_rows),
+        "text_to_image": _best_ranks(texts, images, block_rows),
+    }
+    return {f"{name}_recall@{k}": float((r < k).mean()) for name, r in ranks.items() for k in ks}
 
 
 def retrieval_chance(
     image_of_text: Int[np.ndarray, " text"], *, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What a random order of the candidates gets, by the names that `retrieval_recall` gives.
+    """Return the recalls of a random order of the candidates, named as by `retrieval_recall`.
 
     Args:
         image_of_text: the image that each text describes; every image has a text.
@@ -100,48 +82,18 @@ def retrieval_chance(
     return chance | {f"text_to_image_recall@{k}": min(k / num_images, 1.0) for k in ks}
 
 
-def _both_directions(
-    texts_of: SimilarityOf,
-    images_of: SimilarityOf,
-    image_of_text: Int[np.ndarray, " text"],
-    *,
-    num_images: int,
-    ks: Sequence[int],
-    block_rows: int,
-) -> dict[str, float]:
-    images = np.arange(num_images)
-
-    def is_right_text(rows: slice) -> Bool[np.ndarray, "image text"]:
-        return images[rows, None] == image_of_text
-
-    def is_right_image(rows: slice) -> Bool[np.ndarray, "text image"]:
-        return image_of_text[rows, None] == images
-
-    directions = {
-        "image_to_text": (texts_of, is_right_text, num_images),
-        "text_to_image": (images_of, is_right_image, len(image_of_text)),
-    }
-    recalls: dict[str, float] = {}
-    for name, (similarity_of, right_of, num_queries) in directions.items():
-        ranks = _best_ranks(similarity_of, right_of, num_queries, block_rows)
-        recalls |= {f"{name}_recall@{k}": float((ranks < k).mean()) for k in ks}
-    return recalls
-
-
 def _best_ranks(
-    similarity_of: SimilarityOf, right_of: RightOf, num_queries: int, block_rows: int
+    queries: _Numbered, candidates: _Numbered, block_rows: int
 ) -> Int[np.ndarray, " query"]:
-    """How many candidates come before the nearest right one, for each query."""
-    ranks = np.empty(num_queries, np.int64)
-    for start in range(0, num_queries, block_rows):
-        rows = slice(start, min(start + block_rows, num_queries))
-        similarity = similarity_of(rows)
-        if not np.isfinite(similarity).all():
-            # A comparison with NaN is false, so that a broken model would find everything.
-            raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
+    """Count the candidates before the nearest one of the same image, for each query."""
+    ranks = np.empty(len(queries.images), np.int64)
+    for start in range(0, len(ranks), block_rows):
+        rows = slice(start, start + block_rows)
+        similarity = queries.embeddings[rows] @ candidates.embeddings.T
+        require_finite(similarity)
+        is_right = queries.images[rows, None] == candidates.images
         # argmax takes the first of equals, which is the order of nearness here.
-        of_right = np.where(right_of(rows), similarity, -np.inf)
-        nearest = of_right.argmax(axis=1)[:, None]
+        nearest = np.where(is_right, similarity, -np.inf).argmax(axis=1)[:, None]
         best = np.take_along_axis(similarity, nearest, axis=1)
         is_earlier = np.arange(similarity.shape[1]) < nearest
         ranks[rows] = ((similarity > best) | ((similarity == best) & is_earlier)).sum(axis=1)

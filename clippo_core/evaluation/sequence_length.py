@@ -1,4 +1,4 @@
-"""How long texts are for a model: patches with ink, against tokens of a vocabulary."""
+"""How long texts are for a model: whether they fit, and patches with ink against tokens."""
 
 # NumPy leaves types of shapes unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -6,37 +6,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
 
-from clippo_core.config import RenderConfig
 from clippo_core.errors import ConfigError
 from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import GLYPH_PX
+from clippo_core.vocabulary import END_ID, PreparedTexts, TokenTexts
 
-#: Text -> how many tokens it becomes, without markers of start and end.
+#: Returns how many tokens a text becomes, without markers of start and end.
 CountTokens = Callable[[str], int]
+#: Side of a canvas that texts of thousands of characters fit on.
+_WIDE_CANVAS_PX = 4096
 
 
-def wide_renderer(renderer: TextRenderer) -> TextRenderer:
-    """The same rendering on a canvas that texts of thousands of characters fit on."""
-    config = renderer.config
-    wide = RenderConfig(
-        image_size_px=4096,
-        lowercase=config.lowercase,
-        monospace=config.monospace,
-        spacing_px=config.spacing_px,
-        min_width_px=config.min_width_px,
-        max_chars=None,
-        font_sha256=config.font_sha256,
-    )
-    return TextRenderer(wide, font=renderer.font)
+def share_full(texts: PreparedTexts) -> float:
+    """Return the share of texts that fill their room, and so may be cut: an upper bound.
+
+    A drawn text fills it with ink in the canvas' last row; tokens, with one before the last place.
+    """
+    if isinstance(texts, TokenTexts):
+        return float((texts.ids[:, -2] != END_ID).mean())
+    num_rows = texts.config.image_size_px // GLYPH_PX
+    return float((texts.occupied_rows == num_rows).mean())
 
 
 def count_patches(rasters: TextRasters, *, patch_size_px: int = 16) -> Int64[np.ndarray, " text"]:
-    """Patches of each text that have ink in them; right and lower rims count as patches, too."""
+    """Count the patches of each text with ink in them; patches cut off by the rim count, too."""
     counts = np.empty(len(rasters), np.int64)
     for text in range(len(rasters)):
         columns = rasters.columns[rasters.row_offsets[text] : rasters.row_offsets[text + 1]]
@@ -55,17 +53,15 @@ class SequenceLengths:
     """Mean lengths of the same texts.
 
     Attributes:
-        num_texts: how many.
-        mean: by what counts: "characters", "patches", and the tokenizers' names.
-        standard_error: of the means.
+        num_texts: how many texts were measured.
+        mean: the mean number of "characters", of "patches", and of each tokenizer's tokens.
     """
 
     num_texts: int
     mean: dict[str, float]
-    standard_error: dict[str, float]
 
     def ratio(self, tokenizer: str) -> float:
-        """Patches per token; below 1 the text is shorter for CLIPPO."""
+        """Return patches per token; below 1 the text is shorter for CLIPPO."""
         return self.mean["patches"] / self.mean[tokenizer]
 
 
@@ -76,16 +72,16 @@ def sequence_lengths(
     *,
     patch_size_px: int = 16,
 ) -> dict[str, SequenceLengths]:
-    """Length of texts in patches and in tokens, language by language.
+    """Measure texts in patches and in tokens, language by language.
 
-    What does not fit on a checkpoint's canvas would count as nothing, so texts are set as by
-    `wide_renderer`, in lines of 4096 px.
+    What does not fit on a checkpoint's canvas would count as nothing, so texts are set on a canvas
+    of 4096 px.
 
     Args:
-        texts_by_language: what to measure; parallel texts make languages comparable.
-        renderer: of the checkpoint.
-        tokenizers: by name.
-        patch_size_px: of the checkpoint.
+        texts_by_language: texts to measure; parallel ones make languages comparable.
+        renderer: draws as the checkpoint does.
+        tokenizers: count tokens, by name.
+        patch_size_px: the checkpoint's.
 
     Raises:
         ConfigError: if a language has no texts, or a tokenizer has a name that is taken.
@@ -94,7 +90,8 @@ def sequence_lengths(
     """
     if taken := {"characters", "patches"} & set(tokenizers):
         raise ConfigError(f"tokenizers cannot be called {sorted(taken)}")
-    wide = wide_renderer(renderer)
+    config = replace(renderer.config, image_size_px=_WIDE_CANVAS_PX, max_chars=None)
+    wide = TextRenderer(config, font=renderer.font)
     lengths: dict[str, SequenceLengths] = {}
     for language, texts in texts_by_language.items():
         if not texts:
@@ -102,10 +99,6 @@ def sequence_lengths(
         patches = count_patches(wide.render_batch(texts), patch_size_px=patch_size_px)
         counts = {"characters": np.array([len(text) for text in texts]), "patches": patches}
         counts |= {name: np.array([of(t) for t in texts]) for name, of in tokenizers.items()}
-        root = np.sqrt(len(texts))
-        lengths[language] = SequenceLengths(
-            num_texts=len(texts),
-            mean={name: float(found.mean()) for name, found in counts.items()},
-            standard_error={name: float(found.std() / root) for name, found in counts.items()},
-        )
+        means = {name: float(found.mean()) for name, found in counts.items()}
+        lengths[language] = SequenceLengths(num_texts=len(texts), mean=means)
     return lengths

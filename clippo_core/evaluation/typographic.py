@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from clippo_core.errors import ConfigError
-from clippo_core.evaluation.uncertainty import Interval, proportion_interval
+from clippo_core.evaluation.scores import Interval, proportion_interval
 from clippo_core.evaluation.zero_shot import classify
 from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRenderer
@@ -20,19 +20,23 @@ from clippo_core.rendering.unifont import GLYPH_PX
 
 #: Blank pixels around the word.
 _MARGIN_PX = 2
+#: Pixels that a pixel of a glyph takes along each side; fewer where the label would cover more than
+#: half of the height or does not fit the width.
+_SCALE = 2
 
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """What the written words do.
+    """Accuracies, and what the written words change in them.
 
     Attributes:
-        accuracy: on the photos as they are.
-        attacked_accuracy: with a wrong class name on them.
-        blank_accuracy: with the label alone, nothing written on it: what the covered pixels cost.
+        accuracy: the one on the photos as they are.
+        attacked_accuracy: the one with a wrong class name on them.
+        blank_accuracy: the one with an empty label on them, which shows what the covered pixels
+            cost.
         flip_rate: share of photos that are taken for the written class, and were not before.
-        blank_flip_rate: the same under blank labels: what covering alone brings about.
-        flip_interval: of the flip rate, 95 %.
+        blank_flip_rate: the same share under empty labels, which covering alone brings about.
+        flip_interval: the 95 % interval of the flip rate.
         written: the class written on each photo.
         attacked: the photos with words, to be shown.
         attacked_predictions: the class that each of these is taken for.
@@ -54,7 +58,6 @@ def draw_words(
     words: Sequence[str],
     renderer: TextRenderer,
     *,
-    scale: int = 2,
     is_blank: bool = False,
 ) -> UInt8[np.ndarray, "image height_px width_px 3"]:
     """Stick a label with a word on the lower left of each picture.
@@ -62,9 +65,7 @@ def draw_words(
     Args:
         images: pictures of the canvas' size.
         words: one for each.
-        renderer: draws the word as the model knows text.
-        scale: how many pixels a pixel of a glyph takes along each side; less where the label would
-            cover more than half of the height or does not fit the width.
+        renderer: draws the word as the model knows text, but larger.
         is_blank: leave the label empty.
 
     Raises:
@@ -83,7 +84,7 @@ def draw_words(
         inked = np.flatnonzero((text != background).any(axis=0))
         width = min(int(inked.max(initial=0)) + 1 + _MARGIN_PX, size)
         label = text[: max(int(rows), 1) * GLYPH_PX, :width]
-        factor = max(min(scale, size // width, size // 2 // len(label)), 1)
+        factor = max(min(_SCALE, size // width, size // 2 // len(label)), 1)
         label = label.repeat(factor, axis=0).repeat(factor, axis=1)[:size]
         canvas[size - len(label) :, : label.shape[1]] = background if is_blank else label[..., None]
     return drawn
@@ -96,19 +97,17 @@ def typographic_attack(
     classes: Float32[np.ndarray, "label embed"],
     *,
     class_names: Sequence[str],
-    scale: int = 2,
     seed: int = 0,
 ) -> AttackResult:
     """Classify photos with and without a wrong class name on them.
 
     Args:
         model: encodes photos.
-        images: of the canvas' size.
+        images: photos of the canvas' size.
         labels: their classes.
-        classes: embeddings of the classes (`zero_shot.class_embeddings`).
-        class_names: what is written.
-        scale: of the letters, see `draw_words`.
-        seed: of the choice among the wrong classes.
+        classes: embeddings of the classes (`zero_shot.embed_classes`).
+        class_names: words to write.
+        seed: chooses among the wrong classes.
 
     Raises:
         ConfigError: if there is only one class, or pictures are not of the canvas' size.
@@ -122,8 +121,8 @@ def typographic_attack(
     offsets = np.random.default_rng(seed).integers(1, num_classes, len(labels))
     written = (labels + offsets) % num_classes
     words = [class_names[int(number)] for number in written]
-    attacked = draw_words(images, words, model.renderer, scale=scale)
-    blank = draw_words(images, words, model.renderer, scale=scale, is_blank=True)
+    attacked = draw_words(images, words, model.renderer)
+    blank = draw_words(images, words, model.renderer, is_blank=True)
     plain, with_word, with_blank = (
         classify(model.encode_images(pictures), classes, labels)
         for pictures in (images, attacked, blank)

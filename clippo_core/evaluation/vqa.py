@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from PIL import Image
 
 from clippo_core.config import ImageConfig
@@ -31,22 +30,19 @@ def draw_questions(
     questions: Sequence[str],
     renderer: TextRenderer,
     image: ImageConfig,
-    *,
-    layout: Literal["above", "over"] = "above",
 ) -> UInt8[np.ndarray, "question height_px width_px 3"]:
     """Render each question at the top of its picture, as CLIPPO reads both at once.
 
-    The paper renders "the question at the top" of the picture and prints no more of it. By default
-    the question's text rows come first and the picture, squeezed, fills what is below, so that
-    nothing of it is hidden.
+    The paper renders "the question at the top" of the picture and prints no more of it. Here the
+    question's text rows come first and the picture, squeezed, fills what is below, so that nothing
+    of it is hidden.
 
     Args:
-        pictures: of any size; None is a blank canvas, for what the question alone tells.
+        pictures: pictures of any size; None is a blank canvas, for what the question alone tells.
         questions: one for each; an empty one takes no room. Rows past `MAX_QUESTION_SHARE` of the
             canvas are left out (`share_cut` says of how many).
         renderer: draws text as the model was trained with, and names the canvas.
         image: how pictures are resized.
-        layout: "above" the squeezed picture, or "over" the top of the whole one.
 
     Raises:
         ConfigError: if there are not as many questions as pictures.
@@ -59,16 +55,15 @@ def draw_questions(
     canvases = np.full((len(pictures), size, size, 3), renderer.config.background, np.uint8)
     for canvas, picture, text, height in zip(canvases, pictures, texts, heights, strict=True):
         if picture is not None:
-            fitted = fit_image(picture, image, image_size_px=size)
-            canvas[:] = fitted
-            if layout == "above":
-                canvas[height:] = _squeeze(fitted, height_px=size - int(height))
+            fitted = Image.fromarray(fit_image(picture, image, image_size_px=size))
+            below = (size, size - int(height))
+            canvas[height:] = np.asarray(fitted.resize(below, Image.Resampling.BILINEAR))
         canvas[:height] = text[:height, :, None]
     return canvases
 
 
 def share_cut(questions: Sequence[str], renderer: TextRenderer) -> float:
-    """Share of questions that need more rows than they get.
+    """Return the share of questions that need more rows than they get.
 
     Above a percent, use a larger canvas (`load_checkpoint(..., image_size_px=)`).
     """
@@ -79,17 +74,10 @@ def _max_rows(renderer: TextRenderer) -> int:
     return max(int(renderer.config.image_size_px * MAX_QUESTION_SHARE) // GLYPH_PX, 1)
 
 
-def _squeeze(
-    picture: UInt8[np.ndarray, "height_px width_px 3"], *, height_px: int
-) -> UInt8[np.ndarray, "lower_px width_px 3"]:
-    size = (picture.shape[1], height_px)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-
-
 def vqa_accuracies(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Float64[np.ndarray, " question"]:
-    """VQA accuracy of each question: `min(people who said so / 3, 1)`.
+    """Compute the VQA accuracy of each question: `min(people who said so / 3, 1)`.
 
     It is averaged over all ways of leaving one of the people out, and spelling is normalised where
     people disagree, as in the official code (visualqa.org/evaluation.html; big_vision's
@@ -97,7 +85,7 @@ def vqa_accuracies(
 
     Args:
         predictions: an answer to each question.
-        answers: what people said, ten for each question of VQAv2.
+        answers: people's answers, ten for each question of VQAv2.
 
     Raises:
         ConfigError: if a question has fewer than four answers, from which three cannot agree.
@@ -123,7 +111,7 @@ def _agreement(prediction: str, said: Sequence[str]) -> float:
 def exact_matches(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Bool[np.ndarray, " question"]:
-    """Whether each prediction is the answer that most people gave (the first of several)."""
+    """Tell for each prediction if it is the answer that most people gave (the first of several)."""
     most = [Counter(map(normalize_answer, said)).most_common(1)[0][0] for said in answers]
     found = [normalize_answer(p) == a for p, a in zip(predictions, most, strict=True)]
     return np.array(found, bool)
@@ -132,7 +120,7 @@ def exact_matches(
 def most_frequent_answers(
     train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
 ) -> list[str]:
-    """The floor: to each question the answer that it has most often in training, picture unseen.
+    """Answer each question as it is most often answered in training: a floor, picture unseen.
 
     A question that training does not have gets the most frequent answer of all.
     """
@@ -148,7 +136,7 @@ def most_frequent_answers(
 def answer_targets(
     answers: Sequence[Sequence[str]], vocabulary: Sequence[str]
 ) -> Float64[np.ndarray, "question answer"]:
-    """What to train on: the VQA accuracy that each answer of the vocabulary would get.
+    """Return what to train on: the VQA accuracy that each answer of the vocabulary would get.
 
     For single answers the target is 1 at the answer. Answers outside the vocabulary are left out.
     """
@@ -160,19 +148,13 @@ def answer_targets(
     return targets
 
 
-def class_answers(
-    predictions: Int[np.ndarray, " question"], vocabulary: Sequence[str]
-) -> list[str]:
-    """The answers that class numbers stand for."""
-    return [vocabulary[int(number)] for number in predictions]
-
-
 def normalize_answer(text: str) -> str:
-    """An answer in the spelling that VQA compares.
+    """Bring an answer into the spelling that VQA compares.
 
-    Lower case, without articles and most punctuation, digits for number words, apostrophes in
-    their place. The official code's oddities are kept: a punctuation mark vanishes if it stands
-    beside a space or the answer has a comma between digits, and becomes a space otherwise.
+    That is lower case, without articles and most punctuation, with digits for number words, and
+    with apostrophes in their place. The official code's oddities are kept: a punctuation mark
+    vanishes if it stands beside a space or the answer has a comma between digits, and becomes a
+    space otherwise.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     has_digit_comma = re.search(r"\d,\d", text) is not None

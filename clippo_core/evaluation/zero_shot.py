@@ -1,14 +1,127 @@
-"""Zero-shot classification: the nearest class name, as text, decides."""
+"""Zero-shot classification of pictures and texts: the class with the nearest prompts decides."""
+
+# NumPy leaves types of shapes unknown that this file uses.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
-from clippo_core.errors import ConfigError, SampleError
-from clippo_core.evaluation.uncertainty import Interval, proportion_interval
+from clippo_core.errors import ConfigError
+from clippo_core.evaluation.scores import (
+    Interval,
+    class_floors,
+    proportion_interval,
+    require_finite,
+)
+from clippo_core.modeling import PairModel
+
+_MADE_OF = (
+    *("a bad photo", "a blurry photo", "a bright photo", "a dark photo", "a good photo", "a photo"),
+    *("a black and white photo", "a close-up photo", "a cropped photo", "a jpeg corrupted photo"),
+    *("a low resolution photo", "a pixelated photo", "a doodle", "a drawing", "a painting"),
+    *("a rendering", "a rendition", "a sculpture", "a sketch", "a tattoo", "art", "graffiti"),
+    "itap",
+)
+_LOOKS = ("clean", "cool", "dirty", "hard to see", "large", "nice", "small", "weird")
+_MADE_AS = ("cartoon", "embroidered", "origami", "plastic", "plushie", "toy")
+_EIGHTY = (
+    *(f"{kind} of {article} {{}}." for kind in _MADE_OF for article in ("a", "the")),
+    *(f"a photo of {article} {look} {{}}." for look in _LOOKS for article in ("a", "the")),
+    *(f"{article} {material} {{}}." for material in _MADE_AS for article in ("a", "the")),
+    *(f"{article} {{}} in a video game." for article in ("a", "the")),
+    *("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}."),
+)
+
+#: Template sets by name; `{}` is where the class name goes.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "name": ("{}",),
+    "photo": ("a photo of a {}",),
+    # The seven templates that CLIP's authors found best for ImageNet together (CLIP,
+    # arXiv:2103.00020, and the notebook "Prompt Engineering for ImageNet" in its repository).
+    "clip7": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    ),
+    # All templates of that notebook, in an order of our own; "itap" is "I took a picture".
+    "clip80": _EIGHTY,
+    # For class names such as "positive" and "negative". The paper classifies SST-2 by five prompts
+    # for each sentiment, and does not print them; these are ours.
+    "sentiment5": (
+        "{}",
+        "a {} review",
+        "the review is {}",
+        "the sentiment of this text is {}",
+        "i found it {}",
+    ),
+}
+
+
+def named_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Return the templates, with those of a set in the place of its name in `TEMPLATES`."""
+    return tuple(one for name in templates for one in TEMPLATES.get(name, (name,)))
+
+
+def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Fill every class name into every template: the first class, then the second, and so on.
+
+    Args:
+        templates: with `{}` for the class name, or names of sets in `TEMPLATES`.
+        class_names: what goes into them.
+
+    Raises:
+        ConfigError: if a template has no `{}`, or there is none.
+    """
+    templates = named_templates(templates)
+    if not templates or any("{}" not in template for template in templates):
+        raise ConfigError(
+            f"templates={templates}; expected at least one, each with {{}} in it, "
+            f"or one of {sorted(TEMPLATES)}"
+        )
+    return [t.replace("{}", name) for name in class_names for t in templates]
+
+
+def embed_classes(
+    model: PairModel, class_names: Sequence[str], templates: Sequence[str], *, batch_size: int = 256
+) -> Float32[np.ndarray, "label embed"]:
+    """Embed each class as the mean of its prompts.
+
+    Raises:
+        ConfigError: if a template has no `{}`, or there is none.
+    """
+    prompts = model.encode_texts(fill(templates, class_names), batch_size=batch_size)
+    return class_embeddings(prompts, num_classes=len(class_names))
+
+
+def class_embeddings(
+    text_embeddings: Float32[np.ndarray, "text embed"], *, num_classes: int
+) -> Float32[np.ndarray, "label embed"]:
+    """Average each class' prompts and bring the mean back to unit length.
+
+    Args:
+        text_embeddings: unit-length embeddings of the prompts, class by class, as `fill` has them.
+        num_classes: must divide their number.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if num_classes < 1 or len(text_embeddings) % num_classes:
+        raise ConfigError(
+            f"{len(text_embeddings)} prompts for {num_classes} classes; expected as many prompts "
+            "for each"
+        )
+    per_class = text_embeddings.reshape(num_classes, -1, text_embeddings.shape[-1])
+    means = per_class.mean(axis=1)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +129,7 @@ class ZeroShotResult:
     """Predicted class of every sample, and how near its own class is.
 
     Attributes:
-        predictions: the nearest class.
+        predictions: the nearest class of each sample.
         labels: the right one.
         num_classes: how many there are.
         right_ranks: how many classes are nearer than the right one.
@@ -34,11 +147,11 @@ class ZeroShotResult:
 
     @property
     def interval(self) -> Interval:
-        """Of the accuracy, 95 %."""
+        """The 95 % interval of the accuracy."""
         return proportion_interval(self.accuracy, len(self.labels))
 
     def top_k_accuracy(self, k: int) -> float:
-        """Share of samples whose own class is among the `k` nearest."""
+        """Return the share of samples whose own class is among the `k` nearest."""
         return float((self.right_ranks < k).mean())
 
     @property
@@ -48,46 +161,24 @@ class ZeroShotResult:
         return float((self.confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
 
     @property
-    def majority_floor(self) -> float:
-        """What always naming the most frequent class gets."""
-        return float(self.confusion.sum(axis=1).max() / len(self.labels))
+    def floors(self) -> dict[str, float]:
+        """Accuracies without a look at the samples: of guessing, and of the most frequent class."""
+        return class_floors(self.labels, self.num_classes)
 
     @property
     def confusion(self) -> Int[np.ndarray, "label prediction"]:
-        """How many images of each class were taken for each class."""
+        """How many samples of each class were taken for each class."""
         flat = self.labels * self.num_classes + self.predictions
         counts = np.bincount(flat, minlength=self.num_classes**2)
         return counts.reshape(self.num_classes, self.num_classes)
 
 
-def class_embeddings(
-    text_embeddings: Float32[np.ndarray, "text embed"], *, num_classes: int
-) -> Float32[np.ndarray, "label embed"]:
-    """Average each class' prompts and bring the mean back to unit length.
-
-    Args:
-        text_embeddings: unit-length embeddings of the prompts, class by class (`prompts.fill`).
-        num_classes: must divide their number.
-
-    Raises:
-        ConfigError: if it does not.
-    """
-    if num_classes < 1 or len(text_embeddings) % num_classes:
-        raise ConfigError(
-            f"{len(text_embeddings)} prompts for {num_classes} classes; expected as many prompts "
-            "for each"
-        )
-    per_class = text_embeddings.reshape(num_classes, -1, text_embeddings.shape[-1])
-    means = per_class.mean(axis=1)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
-
-
 def classify(
-    image_embeddings: Float32[np.ndarray, "image embed"],
+    embeddings: Float32[np.ndarray, "sample embed"],
     classes: Float32[np.ndarray, "label embed"],
-    labels: Int[np.ndarray, " image"],
+    labels: Int[np.ndarray, " sample"],
 ) -> ZeroShotResult:
-    """Give every image the class whose embedding has the largest dot product with its own.
+    """Give every sample the class whose embedding has the largest dot product with its own.
 
     Source: CLIP, arXiv:2103.00020, section 3.1.2; big_vision's `discriminative_classifier`.
 
@@ -95,16 +186,27 @@ def classify(
         ConfigError: if a label is not the number of a class.
         SampleError: if embeddings are no finite numbers.
     """
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+    require_finite(embeddings, classes)
+    return classify_by_score(embeddings @ classes.T, labels)
+
+
+def classify_by_score(
+    scores: Float[np.ndarray, "sample label"], labels: Int[np.ndarray, " sample"]
+) -> ZeroShotResult:
+    """Give every sample the class with its largest score; of equal ones the first.
+
+    Raises:
+        ConfigError: if a label is not the number of a class.
+        SampleError: if scores are no finite numbers.
+    """
+    require_finite(scores, what="scores")
+    num_classes = scores.shape[1]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ConfigError(
-            f"labels run from {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}, "
+            f"labels run from {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}, "
             "the numbers of the class names"
         )
-    if not (np.isfinite(image_embeddings).all() and np.isfinite(classes).all()):
-        raise SampleError("embeddings hold NaN or infinite numbers; the model is broken")
-    similarity = image_embeddings @ classes.T
-    of_right = np.take_along_axis(similarity, labels[:, None], axis=1)
-    # Of equal similarities the earlier class is nearer, as argmax has it.
-    is_earlier = np.arange(len(classes)) < labels[:, None]
-    ranks = ((similarity > of_right) | ((similarity == of_right) & is_earlier)).sum(axis=1)
-    return ZeroShotResult(similarity.argmax(axis=1), labels, len(classes), ranks)
+    right = np.take_along_axis(scores, labels[:, None], axis=1)
+    is_earlier = np.arange(num_classes) < labels[:, None]
+    ranks = ((scores > right) | ((scores == right) & is_earlier)).sum(axis=1)
+    return ZeroShotResult(scores.argmax(axis=1), labels, num_classes, ranks)

@@ -1,8 +1,5 @@
 """The paper's baselines, which read tokens: CLIP* (two towers) and 1T-CLIP (one, shared)."""
 
-# torch leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -14,16 +11,13 @@ from torch import Tensor, nn
 
 from clippo_core.config import ClippoConfig, VitConfig
 from clippo_core.errors import ConfigError
-from clippo_core.modeling.layers import (
-    LAYER_NORM_EPSILON,
-    Dense,
-    TokenGroup,
-    lecun_normal_,
-)
-from clippo_core.modeling.pair_model import PairModel
+from clippo_core.modeling.layers import LAYER_NORM_EPSILON, Dense, lecun_normal_
+from clippo_core.modeling.pair_model import DeviceTexts, PairModel
 from clippo_core.modeling.patch_sets import PatchSets
+from clippo_core.modeling.token_groups import even_sets
 from clippo_core.modeling.vit import Block, Transformer
 from clippo_core.rendering import GlyphTable
+from clippo_core.transfer import to_device
 from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 
@@ -58,7 +52,7 @@ class TextTransformer(Transformer):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPSILON)
 
     def forward(self, tokens: Float[Tensor, "text token width"]) -> Float[Tensor, "text width"]:
-        group = TokenGroup(tokens.shape[0], tokens.shape[1])
+        group = even_sets(tokens.shape[0], tokens.shape[1])
         mixed = self.transform(tokens.flatten(0, 1), [group])
         return self.norm(mixed.view_as(tokens)[:, -1])
 
@@ -112,40 +106,42 @@ class Baseline(PairModel):
             raise ConfigError("this baseline was made without a vocabulary; it can read no text")
         return self.vocabulary.encode(texts, max_tokens=self.config.max_tokens)
 
-    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
-        """What the text tower, or the shared one, pools; see `PairModel`."""
-        tokens = self._tokens(texts)
-        if self.text_encoder is not None:
-            return self.text_encoder(tokens)
-        group = TokenGroup(tokens.shape[0], tokens.shape[1])
-        return self.encoder.pooled(tokens.flatten(0, 1), [group])
-
-    def _embed(
-        self, pictures: Sequence[PatchSets], texts: PreparedTexts
-    ) -> Float[Tensor, "item embed"]:
-        num_pictures = sum(group.num_sets for part in pictures for group in part.groups)
-        if not pictures and torch.is_grad_enabled():
-            # Left out below. Without it the image tower would have no gradients, of which those
-            # who exchange them between ranks make an error.
-            pictures = [self.encoder.whole(self._blank_canvas())]
-        tokens = self._tokens(texts)
-        if self.text_encoder is not None:
-            of_pictures = self.encoder.embed(*pictures) if pictures else ()
-            of_texts = self.text_head(self.text_encoder(tokens))
-            return torch.cat([*(rows[:num_pictures] for rows in of_pictures), of_texts])
-        patches = [self.encoder.embed_patches(part.pixels, part.positions) for part in pictures]
-        groups = [group for part in pictures for group in part.groups]
-        groups.append(TokenGroup(tokens.shape[0], tokens.shape[1]))
-        pooled = self.encoder.pooled(torch.cat([*patches, tokens.flatten(0, 1)]), groups)
-        of_pictures, of_texts = pooled.split([len(pooled) - len(texts), len(texts)])
-        return torch.cat([self.encoder.head(of_pictures)[:num_pictures], self.text_head(of_texts)])
-
-    def _tokens(self, texts: PreparedTexts) -> Float[Tensor, "text token width"]:
+    def on_device(self, texts: PreparedTexts | DeviceTexts) -> Int[Tensor, "text token"]:
+        """Copy token numbers to the model's device."""
+        if isinstance(texts, Tensor):
+            return texts
         if not isinstance(texts, TokenTexts):
             raise ConfigError("these texts are rendered; the model reads tokens")
         if texts.vocabulary_sha256 != self.config.vocabulary_sha256:
             raise ConfigError("these texts were encoded with another vocabulary than the model's")
-        return self.token_embedding(torch.from_numpy(texts.ids).to(self.device))
+        return to_device(texts.ids, self.device)
+
+    def text_features(self, texts: PreparedTexts | DeviceTexts) -> Float[Tensor, "text width"]:
+        """Return what the text tower, or the shared one, pools; see `PairModel`."""
+        tokens = self.token_embedding(self.on_device(texts))
+        if self.text_encoder is not None:
+            return self.text_encoder(tokens)
+        group = even_sets(tokens.shape[0], tokens.shape[1])
+        return self.encoder.pooled(tokens.flatten(0, 1), [group])
+
+    def _embed(
+        self, pictures: Sequence[PatchSets], texts: DeviceTexts
+    ) -> Float[Tensor, "item embed"]:
+        num_pictures = sum(map(len, pictures))
+        if not pictures and torch.is_grad_enabled():
+            # Left out below. Without it the image tower would have no gradients, of which those
+            # who exchange them between ranks make an error.
+            pictures = [self.encoder.whole(self._blank_canvas())]
+        tokens = self.token_embedding(self.on_device(texts))
+        if self.text_encoder is not None:
+            of_pictures = [self.encoder.embed(*pictures)[:num_pictures]] if pictures else []
+            return torch.cat([*of_pictures, self.text_head(self.text_encoder(tokens))])
+        patches = [self.encoder.embed_patches(part) for part in pictures]
+        groups = [part.group for part in pictures]
+        groups.append(even_sets(tokens.shape[0], tokens.shape[1]))
+        pooled = self.encoder.pooled(torch.cat([*patches, tokens.flatten(0, 1)]), groups)
+        of_pictures, of_texts = pooled.split([len(pooled) - len(texts), len(texts)])
+        return torch.cat([self.encoder.head(of_pictures)[:num_pictures], self.text_head(of_texts)])
 
     def _blank_canvas(self) -> Tensor:
         size = self.config.render.image_size_px

@@ -1,8 +1,5 @@
 """A model with a head of classes, or of a score, on its pooled features."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import math
@@ -17,9 +14,8 @@ from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.errors import ConfigError
 from clippo_core.modeling.baselines import Baseline
 from clippo_core.modeling.clippo import Clippo
-from clippo_core.modeling.gelu import gelu
-from clippo_core.modeling.layers import Dense, lecun_normal_
-from clippo_core.modeling.pair_model import PairModel
+from clippo_core.modeling.layers import Dense, gelu, lecun_normal_
+from clippo_core.modeling.pair_model import DeviceTexts, PairModel
 from clippo_core.rendering import GlyphTable
 from clippo_core.vocabulary import PreparedTexts, Vocabulary
 
@@ -74,8 +70,8 @@ class Classifier(PairModel):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs and outputs
         self,
         images: UInt8[Tensor, "image height_px width_px 3"],
-        texts: PreparedTexts,
-        left_texts: PreparedTexts | None = None,  # noqa: ARG002 - as other models have it
+        texts: PreparedTexts | DeviceTexts,
+        left_texts: PreparedTexts | DeviceTexts | None = None,  # noqa: ARG002 - as others have it
         kept_patches: Int64[Tensor, "image kept"] | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "sample output"]:
         """Outputs for pictures where there are some, else for texts.

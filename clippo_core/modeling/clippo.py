@@ -1,19 +1,15 @@
 """CLIPPO: one tower for photographs and rendered text."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clippo_core.config import ClippoConfig
 from clippo_core.errors import ConfigError, RenderError
-from clippo_core.modeling.pair_model import PairModel
+from clippo_core.modeling.pair_model import DeviceTexts, PairModel
 from clippo_core.modeling.patch_sets import PatchSets, text_patches
 from clippo_core.rendering import GlyphTable, TextRasters
 from clippo_core.vocabulary import PreparedTexts
@@ -33,19 +29,13 @@ class Clippo(PairModel):
         super().__init__(config, font=font)
 
     def prepare_texts(self, texts: Sequence[str | bytes]) -> TextRasters:
-        """Rendered texts."""
+        """Render texts."""
         return self.renderer.render_batch(texts)
 
-    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
-        """What pooling gives; see `PairModel`."""
-        return self.encoder.features(self._text_sets(texts))
-
-    def _embed(
-        self, pictures: Sequence[PatchSets], texts: PreparedTexts
-    ) -> Float[Tensor, "item embed"]:
-        return torch.cat(self.encoder.embed(*pictures, self._text_sets(texts)))
-
-    def _text_sets(self, texts: PreparedTexts) -> PatchSets:
+    def on_device(self, texts: PreparedTexts | DeviceTexts) -> PatchSets:
+        """Draw rendered texts on the model's device, and cut them into the patches it encodes."""
+        if isinstance(texts, PatchSets):
+            return texts
         if not isinstance(texts, TextRasters):
             raise RenderError("these texts are tokens; the model reads rendered text")
         if texts.config != self.config.render:
@@ -56,3 +46,12 @@ class Clippo(PairModel):
             )
         patch, which = self.config.vit.patch_size_px, self.config.text_patches
         return text_patches(texts, which, patch_size_px=patch, device=self.device)
+
+    def text_features(self, texts: PreparedTexts | DeviceTexts) -> Float[Tensor, "text width"]:
+        """Return the pooled features of texts; see `PairModel`."""
+        return self.encoder.features(self.on_device(texts))
+
+    def _embed(
+        self, pictures: Sequence[PatchSets], texts: DeviceTexts
+    ) -> Float[Tensor, "item embed"]:
+        return self.encoder.embed(*pictures, self.on_device(texts))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from clippo_core.config import ClassifierConfig, ClippoConfig
 from clippo_core.modeling.baselines import Baseline
@@ -25,7 +23,7 @@ def make_model(
     vocabulary: Vocabulary | None = None,
     classifier: ClassifierConfig | None = None,
 ) -> PairModel:
-    """CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
+    """Make CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
 
     Args:
         config: what it computes; `text_input` decides.
@@ -49,17 +47,6 @@ def make_model(
 
 @contextmanager
 def without_values() -> Generator[None]:
-    """Models made inside have weights of the right shapes on the meta device, and no values."""
-    with torch.device("meta"), _Uninitialized():
+    """Give models that are made inside weights of the right shapes, on the meta device."""
+    with torch.device("meta"):
         yield
-
-
-class _Uninitialized(TorchFunctionMode):
-    """Leaves out initializers: to draw no numbers on meta, torch imports its compiler and SymPy."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == torch.nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))

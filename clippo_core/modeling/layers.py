@@ -4,43 +4,19 @@ So a big_vision checkpoint converts by renaming alone, bit for bit, and Adafacto
 dimensions that it factors in the paper (it never factors across heads).
 """
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from clippo_core.modeling.gelu import gelu
+from clippo_core.modeling.token_groups import TokenGroup, attend
 
 LAYER_NORM_EPSILON = 1e-6
-#: Up to so many tokens, in bfloat16 on a CPU, written-out attention is the faster one: torch's
-#: fused kernel reaches a third of the matrix-product rate there (EXPERIMENTS.md).
-MAX_EXPLICIT_TOKENS = 256
-
-
-class TokenGroup(NamedTuple):
-    """Sets of equally many tokens, one set after the other; a token attends within its set only."""
-
-    num_sets: int
-    num_tokens: int
-    """In each set, padding included."""
-    is_token: Bool[Tensor, "set token"] | None = None
-    """False where a set was padded; None where none of the group was."""
-    size_varies: bool = False
-    """Whether the next batch has other numbers: what is compiled for these would serve once."""
-
-    @property
-    def size(self) -> int:
-        """Tokens of all sets together."""
-        return self.num_sets * self.num_tokens
 
 
 def xavier_uniform_(kernel: Tensor, *, fan_in: int, fan_out: int) -> None:
@@ -54,6 +30,11 @@ def lecun_normal_(kernel: Tensor, *, fan_in: int) -> None:
     # The truncated normal has a smaller deviation than the normal it is cut from; 0.8796 undoes it.
     std = math.sqrt(1 / fan_in) / 0.87962566103423978
     nn.init.trunc_normal_(kernel, std=std, a=-2 * std, b=2 * std)
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return GELU in its tanh form, which is Flax's default."""
+    return F.gelu(x, approximate="tanh")
 
 
 class Dense(nn.Module):
@@ -93,17 +74,9 @@ class HeadProjection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(shape))
         xavier_uniform_(self.kernel.data, fan_in=width, fan_out=width)
 
-    def forward(
-        self, x: Float[Tensor, "token width"]
-    ) -> Float[Tensor, "token part_x_head_x_head_dim"]:
-        return F.linear(x, self.kernel.flatten(1).T, self.bias.flatten())
-
-    def split_heads(
-        self, projected: Float[Tensor, "token part_x_head_x_head_dim"], group: TokenGroup
-    ) -> tuple[Float[Tensor, "set head member head_dim"], ...]:
-        """What `forward` gave for the tokens of a group, as one tensor for each part."""
-        sets = projected.view(group.num_sets, group.num_tokens, *self.bias.shape)
-        return sets.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Float[Tensor, "token width"]) -> Float[Tensor, "token part head head_dim"]:
+        projected = F.linear(x, self.kernel.flatten(1).T, self.bias.flatten())
+        return projected.unflatten(1, self.bias.shape)
 
 
 class MergeHeads(nn.Module):
@@ -115,40 +88,8 @@ class MergeHeads(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         xavier_uniform_(self.kernel.data, fan_in=width, fan_out=width)
 
-    def forward(self, x: Float[Tensor, "token head_x_head_dim"]) -> Float[Tensor, "token width"]:
-        return F.linear(x, self.kernel.flatten(0, 1).T, self.bias)
-
-
-def attend(
-    query: Float[Tensor, "set head query head_dim"],
-    key: Float[Tensor, "set head token head_dim"],
-    value: Float[Tensor, "set head token head_dim"],
-    is_token: Bool[Tensor, "set token"] | None = None,
-    *,
-    size_varies: bool = False,
-) -> Float[Tensor, "set_x_query head_x_head_dim"]:
-    """`softmax(Q K^T / sqrt(head_dim)) V` over the tokens that are none of padding."""
-    if size_varies and _is_compiled_by_size(query):
-        with torch.autocast("cpu", enabled=False):
-            attended = attend(query.float(), key.float(), value.float(), is_token)
-        return attended.to(query.dtype)
-    mask = None if is_token is None else is_token[:, None, None, :]
-    if _is_compiled_by_size(query) and key.shape[-2] <= MAX_EXPLICIT_TOKENS:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        # Under autocast a softmax is float32 in and out, which here costs more than both products;
-        # the kernel computes in float32 whatever it reads and writes.
-        with torch.autocast("cpu", enabled=False):
-            attended = scores.softmax(-1) @ value
-    else:
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _is_compiled_by_size(x: Tensor) -> bool:
-    """Whether torch compiles products of such tensors anew for every size, a millisecond each."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+    def forward(self, x: Float[Tensor, "token head head_dim"]) -> Float[Tensor, "token width"]:
+        return F.linear(x.flatten(1), self.kernel.flatten(0, 1).T, self.bias)
 
 
 class SelfAttention(nn.Module):
@@ -158,44 +99,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.query_key_value = HeadProjection(width, 3, num_heads)
         self.output = MergeHeads(width, num_heads)
-        self._attend_within = _attend_within
 
     def forward(
         self, x: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "token width"]:
-        projected = self.query_key_value(x)
-        return self.output(self._attend_within(self.query_key_value, projected, groups))
-
-    def do_not_compile_attention(self) -> None:
-        """How many groups there are changes from batch to batch: nothing to compile once."""
-        # Not at import: naming the compiler loads it, which takes a second.
-        disable: Callable[..., Any] = torch.compiler.disable  # untyped
-        self._attend_within = disable(_attend_within)
-
-
-def _attend_within(
-    projection: HeadProjection,
-    projected: Float[Tensor, "token part_x_head_x_head_dim"],
-    groups: Sequence[TokenGroup],
-) -> Float[Tensor, "token head_x_head_dim"]:
-    """Attention of tokens over those of their own set, given queries, keys and values."""
-    *parts, padding = split_groups(projected, groups)
-    attended = []
-    for part, group in zip(parts, groups, strict=True):
-        query, key, value = projection.split_heads(part, group)
-        attended.append(attend(query, key, value, group.is_token, size_varies=group.size_varies))
-    if len(padding):
-        attended.append(attended[0].new_zeros(len(padding), attended[0].shape[1]))
-    return torch.cat(attended)
-
-
-def split_groups(
-    rows: Float[Tensor, "token feature"], groups: Sequence[TokenGroup]
-) -> Sequence[Float[Tensor, "_ feature"]]:
-    """The rows of each group's tokens, and last what is behind them: rows that pad a product."""
-    sizes = [group.size for group in groups]
-    # Split and not sliced: the gradient of a slice is as large as the whole.
-    return rows.split([*sizes, len(rows) - sum(sizes)])
+        # Split and not sliced: the gradient of a slice is as large as the whole.
+        parts = self.query_key_value(x).split([group.num_tokens for group in groups])
+        attended = [attend(part, group) for part, group in zip(parts, groups, strict=True)]
+        return self.output(torch.cat(attended) if len(attended) > 1 else attended[0])
 
 
 class AttentionPooling(nn.Module):
@@ -220,30 +131,25 @@ class AttentionPooling(nn.Module):
         key_kernel, value_kernel = self.key_value.kernel.unbind(1)
         # `q (W x) = (q W) x`, and `sum a (W x) = W (sum a x)`: with one query no token needs a key
         # or a value of its own. What a key's bias adds to all scores of a head, softmax takes away.
-        (query,) = self.query.split_heads(self.query(self.probe[0]), TokenGroup(1, 1))
-        scaled = query[0].transpose(1, 2) * query.shape[-1] ** -0.5
+        query = self.query(self.probe[0])[0, 0]
+        scaled = query.unsqueeze(2) * query.shape[-1] ** -0.5
         probe = (key_kernel.transpose(0, 1) @ scaled).squeeze(2)
         # Under autocast a product's type; else two products would convert the tokens twice.
         x = x.to(probe.dtype)
-        *tokens, _ = split_groups(x, groups)
-        *scores, _ = split_groups(x @ probe.T, groups)
-        parts = zip(tokens, scores, groups, strict=True)
-        means = torch.cat([_weighted_means(*part) for part in parts])
-        values = (means.transpose(0, 1) @ value_kernel.transpose(0, 1)).transpose(0, 1)
-        pooled = self.output((values + self.key_value.bias[1]).flatten(1))
+        sizes = [group.num_tokens for group in groups]
+        parts = zip(x.split(sizes), (x @ probe.T).split(sizes), groups, strict=True)
+        means = [_weighted_means(*part) for part in parts]
+        joined = torch.cat(means) if len(means) > 1 else means[0]
+        values = (joined.transpose(0, 1) @ value_kernel.transpose(0, 1)).transpose(0, 1)
+        pooled = self.output(values + self.key_value.bias[1])
         return pooled + self.mlp(self.norm(pooled))
 
 
 def _weighted_means(
     tokens: Float[Tensor, "token width"], scores: Float[Tensor, "token head"], group: TokenGroup
 ) -> Float[Tensor, "set head width"]:
-    """Means of the tokens of each set, weighted by the softmax of their scores."""
-    if group.size_varies and _is_compiled_by_size(tokens):
-        with torch.autocast("cpu", enabled=False):
-            same = group._replace(size_varies=False)
-            return _weighted_means(tokens.float(), scores.float(), same).to(tokens.dtype)
-    shape = (group.num_sets, group.num_tokens)
-    scores = scores.unflatten(0, shape)
-    if group.is_token is not None:
-        scores = scores.masked_fill(~group.is_token[:, :, None], -torch.inf)
-    return scores.softmax(1).transpose(1, 2) @ tokens.unflatten(0, shape)
+    """Return the means of the tokens of each set, weighted by the softmax of their scores."""
+    padded = group.pad(scores)
+    if group.ragged is not None:
+        padded = padded.masked_fill(~group.ragged.is_token[:, :, None], -torch.inf)
+    return padded.softmax(1).transpose(1, 2) @ group.pad(tokens)

@@ -1,8 +1,5 @@
 """What CLIPPO and its baselines share: pictures and texts in, embeddings of unit length out."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,14 +18,18 @@ from clippo_core.images import fit_image
 from clippo_core.modeling.patch_sets import PatchSets, drawn_patches
 from clippo_core.modeling.vit import Transformer, VisionTransformer
 from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
-from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary, concatenate_texts
+from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 INITIAL_LOGIT_SCALE = 10.0
 NORM_EPSILON = 1e-8
 
 
+#: A batch of texts on the device, ready for the encoder: patches, or token numbers.
+DeviceTexts = PatchSets | Int[Tensor, "_ _"]
+
+
 def normalize(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
-    """Unit length, in float32: `x / (|x| + 1e-8)`, as in big_vision's one_tower model."""
+    """Scale to unit length, in float32: `x / (|x| + 1e-8)`, as in big_vision's one_tower model."""
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=-1, keepdim=True) + NORM_EPSILON)
 
@@ -83,8 +84,16 @@ class PairModel(nn.Module, ABC):
         """Texts as `embed_texts` takes them: drawn, or as tokens."""
 
     @abstractmethod
-    def text_features(self, texts: PreparedTexts) -> Float[Tensor, "text width"]:
-        """Features of prepared texts before the head, with gradients: where fine-tuning starts.
+    def on_device(self, texts: PreparedTexts | DeviceTexts) -> DeviceTexts:
+        """Bring prepared texts to the model's device; those that are there stay as they are.
+
+        Raises:
+            ClippoError: if they were prepared otherwise than the model's.
+        """
+
+    @abstractmethod
+    def text_features(self, texts: PreparedTexts | DeviceTexts) -> Float[Tensor, "text width"]:
+        """Return features of texts before the head, with gradients: where fine-tuning starts.
 
         Raises:
             ClippoError: if they were prepared otherwise than the model's.
@@ -92,18 +101,18 @@ class PairModel(nn.Module, ABC):
 
     @abstractmethod
     def _embed(
-        self, pictures: Sequence[PatchSets], texts: PreparedTexts
+        self, pictures: Sequence[PatchSets], texts: DeviceTexts
     ) -> Float[Tensor, "item embed"]:
-        """Embeddings of pictures, then of texts, not normalised; all at once."""
+        """Return embeddings of pictures, then of texts, not normalised, encoded all at once."""
 
     def forward(
         self,
         images: UInt8[Tensor, "image height_px width_px 3"],
-        texts: PreparedTexts,
-        left_texts: PreparedTexts | None = None,
+        texts: PreparedTexts | DeviceTexts,
+        left_texts: PreparedTexts | DeviceTexts | None = None,
         kept_patches: Int64[Tensor, "image kept"] | None = None,
     ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
-        """Unit-length embeddings of both sides of the pairs, and the logit scale.
+        """Return unit-length embeddings of both sides of the pairs, and the logit scale.
 
         Everything goes through the encoder at once.
 
@@ -116,24 +125,26 @@ class PairModel(nn.Module, ABC):
         Raises:
             ClippoError: if the texts were prepared otherwise than the model's.
         """
-        num_left = 0 if left_texts is None else len(left_texts)
-        both = texts if left_texts is None else concatenate_texts([left_texts, texts])
+        right = self.on_device(texts)
+        num_left, both = 0, right
+        if left_texts is not None and len(left_texts):
+            num_left, both = len(left_texts), _joined(self.on_device(left_texts), right)
         pictures: list[PatchSets] = []
         if len(images) and kept_patches is not None:
             pictures = [drawn_patches(images, kept_patches, self.encoder.patch_size_px)]
         elif len(images):
             pictures = [self.encoder.whole(images)]
         features = self._embed(pictures, both)
-        left, right = features.split([len(images) + num_left, len(texts)])
-        return normalize(left), normalize(right), self.logit_scale
+        of_left, of_right = features.split([len(images) + num_left, len(right)])
+        return normalize(of_left), normalize(of_right), self.logit_scale
 
     def embed_texts(self, texts: PreparedTexts) -> Float[Tensor, "text embed"]:
-        """Unit-length embeddings of prepared texts, with gradients.
+        """Return unit-length embeddings of prepared texts, with gradients.
 
         Raises:
             ClippoError: if they were prepared otherwise than the model's.
         """
-        return normalize(self._embed([], texts))
+        return normalize(self._embed([], self.on_device(texts)))
 
     def encode_images(
         self,
@@ -193,3 +204,12 @@ class PairModel(nn.Module, ABC):
             batch = slice(start, min(start + batch_size, count))
             embeddings[batch] = embed(batch).cpu().numpy()
         return embeddings
+
+
+def _joined(first: DeviceTexts, second: DeviceTexts) -> DeviceTexts:
+    """Return two batches of the same model's texts as one."""
+    if isinstance(first, Tensor):
+        assert isinstance(second, Tensor)
+        return torch.cat([first, second])
+    assert isinstance(second, PatchSets)
+    return PatchSets.concatenate([first, second])

@@ -1,11 +1,8 @@
-"""Which patches of a canvas the encoder sees, and in what order.
+"""The patches of canvases that the encoder sees.
 
 Photographs: all of them, or some that were drawn (FLIP, arXiv:2212.00794). Texts: as
 `ClippoConfig.text_patches` says.
 """
-
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -14,38 +11,53 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from clippo_core.config import TextPatches
-from clippo_core.modeling.layers import TokenGroup
+from clippo_core.modeling.token_groups import TokenGroup, sets_of
 from clippo_core.rendering import TextRasters
-
-#: On an accelerator, sets are padded to a multiple of so many patches: fewer, larger kernels.
-ACCELERATOR_SET_MULTIPLE = 8
+from clippo_core.transfer import to_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchSets:
-    """Patches of many canvases, one canvas after the other, those with equally many together.
+    """Patches of many canvases, one canvas after the other, on the device that encodes them.
 
-    What is not there takes no part: neither in attention nor in pooling.
+    A patch that is not there takes no part: neither in attention nor in pooling.
 
     Attributes:
-        pixels: of each patch: its rows one after the other; RGB, or one grey channel.
-        positions: where each patch stands on its canvas, row by row.
-        groups: how many of the patches belong together.
-        places: where each canvas's set stands among the sets; None where in the given order.
+        pixels: rows of each patch one after the other; RGB, or one grey channel.
+        positions: place of each patch on its canvas, counted row by row.
+        lengths: how many patches each canvas has, at least 1; on the host.
     """
 
     pixels: UInt8[Tensor, "patch pixel_x_channel"]
     positions: Int64[Tensor, " patch"]
-    groups: Sequence[TokenGroup]
-    places: Int64[Tensor, " canvas"] | None = None
+    lengths: Int64[np.ndarray, " canvas"]
 
-    def in_order(self, of_sets: Float[Tensor, "set feature"]) -> Float[Tensor, "canvas feature"]:
-        """Rows for the sets, as rows for the canvases in the order that they were given in."""
-        return of_sets if self.places is None else of_sets[self.places]
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def group(self) -> TokenGroup:
+        """Which of the patches belong together."""
+        return sets_of(self.lengths, self.positions.device)
+
+    def part(self, start: int, stop: int) -> PatchSets:
+        """Return the canvases from `start` to `stop`; views."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        patches = slice(int(ends[start]), int(ends[stop]))
+        return PatchSets(self.pixels[patches], self.positions[patches], self.lengths[start:stop])
+
+    @staticmethod
+    def concatenate(parts: Sequence[PatchSets]) -> PatchSets:
+        """Return the canvases of all parts, which have equally many channels."""
+        return PatchSets(
+            torch.cat([part.pixels for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+        )
 
 
 def cut_patches(
@@ -60,11 +72,12 @@ def cut_patches(
 def whole_canvases(
     pixels: UInt8[Tensor, "canvas height_px width_px channel"], patch_size_px: int
 ) -> PatchSets:
-    """Every patch."""
+    """Return every patch of each canvas."""
     patches = cut_patches(pixels, patch_size_px).flatten(3).flatten(1, 2)
     num_canvases, num_patches = patches.shape[:2]
     positions = torch.arange(num_patches, device=pixels.device).repeat(num_canvases)
-    return PatchSets(patches.flatten(0, 1), positions, [TokenGroup(num_canvases, num_patches)])
+    lengths = np.full(num_canvases, num_patches, np.int64)
+    return PatchSets(patches.flatten(0, 1), positions, lengths)
 
 
 def drawn_patches(
@@ -72,85 +85,45 @@ def drawn_patches(
     kept: Int64[Tensor, "canvas kept"],
     patch_size_px: int,
 ) -> PatchSets:
-    """Only the patches that `kept` names for each canvas."""
+    """Return only the patches that `kept` names for each canvas."""
     patches = cut_patches(pixels, patch_size_px).flatten(3).flatten(1, 2)
     canvas = torch.arange(len(kept), device=kept.device)[:, None]
-    return PatchSets(
-        patches[canvas, kept].flatten(0, 1),
-        kept.flatten(),
-        [TokenGroup(kept.shape[0], kept.shape[1])],
-    )
+    lengths = np.full(len(kept), kept.shape[1], np.int64)
+    return PatchSets(patches[canvas, kept].flatten(0, 1), kept.flatten(), lengths)
 
 
 def text_patches(
-    texts: TextRasters,
-    which: TextPatches,
-    *,
-    patch_size_px: int,
-    device: torch.device,
-    set_multiple: int | None = None,
+    texts: TextRasters, which: TextPatches, *, patch_size_px: int, device: torch.device
 ) -> PatchSets:
-    """The patches of texts, drawn on `device`.
+    """Return the patches of texts, drawn on `device`.
 
     Args:
         texts: rendered.
         which: as in `ClippoConfig`.
         patch_size_px: side of a patch.
         device: where to draw.
-        set_multiple: sets are padded to a multiple of so many patches, which take no part; None:
-            1 on a CPU, 8 elsewhere.
     """
     if which == "all":
         return whole_canvases(texts.to_tensor(device).unsqueeze(-1), patch_size_px)
-    if set_multiple is None:
-        set_multiple = 1 if device.type == "cpu" else ACCELERATOR_SET_MULTIPLE
     is_kept = kept_patches(texts, which, patch_size_px)
-    lengths = is_kept.sum(1)
-    padded = np.minimum(-(-lengths // set_multiple) * set_multiple, is_kept.shape[1])
-    # Kept ones first, each kind in the canvas's order; what pads a set is blank canvas.
-    ranked = np.argsort(~is_kept, axis=1, kind="stable")
-    groups: list[TokenGroup] = []
-    chosen: list[tuple[np.ndarray, np.ndarray]] = []
-    for length in np.unique(padded).tolist():
-        members = np.flatnonzero(padded == length)
-        is_token = np.arange(length) < lengths[members, None]
-        mask = None if is_token.all() else torch.from_numpy(is_token).to(device)
-        groups.append(TokenGroup(len(members), length, mask, size_varies=True))
-        chosen.append((np.repeat(members, length), ranked[members, :length].ravel()))
-    text, position = (np.concatenate(column) for column in zip(*chosen, strict=True))
-    places = np.argsort(np.argsort(padded, kind="stable"), kind="stable")
-    pixels = _pixels_of(texts, text, position, patch_size_px=patch_size_px, device=device)
-    return PatchSets(
-        pixels,
-        torch.from_numpy(position).to(device),
-        groups,
-        torch.from_numpy(places).to(device),
-    )
+    text, position = np.nonzero(is_kept)
+    side = texts.config.image_size_px // patch_size_px
+    row, column = np.divmod(position, side)
+    height_px = (int(row.max(initial=0)) + 1) * patch_size_px
+    canvases = texts.to_tensor(device, height_px=height_px).unsqueeze(-1)
+    # One copy for all indices.
+    places = to_device(np.stack([text, row, column, position]).astype(np.int64), device)
+    pixels = cut_patches(canvases, patch_size_px)[tuple(places[:3])].flatten(1)
+    return PatchSets(pixels, places[3], is_kept.sum(1))
 
 
 def kept_patches(
     texts: TextRasters, which: TextPatches, patch_size_px: int
 ) -> Bool[np.ndarray, "text patch"]:
-    """Which patches of each text take part; at least one of each."""
+    """Return which patches of each text take part; at least one of each."""
     side = texts.config.image_size_px // patch_size_px
     if which == "all":
         return np.ones((len(texts), side**2), bool)
     is_kept = texts.inked_patches(patch_size_px)
     is_kept[:, 0, 0] |= ~is_kept.any((1, 2))
     return is_kept.reshape(len(texts), side**2)
-
-
-def _pixels_of(
-    texts: TextRasters,
-    text: Int64[np.ndarray, " patch"],
-    position: Int64[np.ndarray, " patch"],
-    *,
-    patch_size_px: int,
-    device: torch.device,
-) -> UInt8[Tensor, "patch pixel"]:
-    side = texts.config.image_size_px // patch_size_px
-    row, column = np.divmod(position, side)
-    height_px = (int(row.max(initial=0)) + 1) * patch_size_px
-    canvases = texts.to_tensor(device, height_px=height_px).unsqueeze(-1)
-    index = (torch.from_numpy(i).to(device) for i in (text, row, column))
-    return cut_patches(canvases, patch_size_px)[tuple(index)].flatten(1)

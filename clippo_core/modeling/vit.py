@@ -1,8 +1,5 @@
 """The Vision Transformer, on sets of patches: whole canvases, or parts of them."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +7,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,13 +19,10 @@ from clippo_core.modeling.layers import (
     Dense,
     Mlp,
     SelfAttention,
-    TokenGroup,
     lecun_normal_,
 )
 from clippo_core.modeling.patch_sets import PatchSets, whole_canvases
-
-#: Tokens are padded to a multiple of the power of two that is at most so small a part of them.
-PRODUCT_SIZES = 128
+from clippo_core.modeling.token_groups import TokenGroup, even_sets
 
 
 class PatchEmbedding(nn.Module):
@@ -78,9 +72,8 @@ class Transformer(nn.Module):
     recomputes_activations = False
 
     def compile_blocks(self) -> None:
-        """Compile each block's dense part, for any number of tokens, when it is first used."""
+        """Compile each block, for any number of tokens, when it is first used."""
         for block in self.blocks:
-            cast(Block, block).attention.do_not_compile_attention()
             block.compile(dynamic=True)
 
     def transform(
@@ -150,24 +143,23 @@ class VisionTransformer(Transformer):
             )
         return whole_canvases(pixels, patch)
 
-    def embed_patches(
-        self, pixels: UInt8[Tensor, "patch pixel_x_channel"], positions: Int64[Tensor, " patch"]
-    ) -> Float[Tensor, "patch width"]:
-        """Tokens before the first block."""
+    def embed_patches(self, sets: PatchSets) -> Float[Tensor, "patch width"]:
+        """Return the tokens before the first block."""
+        positions = self.position_embedding[0]
         # Not indexed: the gradient of that is many times as slow.
-        return self.patch_embedding(pixels) + F.embedding(positions, self.position_embedding[0])
+        return self.patch_embedding(sets.pixels) + F.embedding(sets.positions, positions)
 
     def encode(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
     ) -> Float[Tensor, "canvas patch width"]:
         """Tokens of whole canvases after the last block; see `whole` for the pixels."""
         sets = self.whole(pixels)
-        tokens = self.transform(self.embed_patches(sets.pixels, sets.positions), sets.groups)
+        tokens = self.transform(self.embed_patches(sets), [sets.group])
         return tokens.unflatten(0, (len(pixels), -1))
 
     def pool(self, tokens: Float[Tensor, "canvas patch width"]) -> Float[Tensor, "canvas width"]:
         """The features before the head, of tokens as `encode` gives them."""
-        group = TokenGroup(tokens.shape[0], tokens.shape[1])
+        group = even_sets(tokens.shape[0], tokens.shape[1])
         return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
 
     def pooled(
@@ -176,39 +168,18 @@ class VisionTransformer(Transformer):
         """The features before the head, of tokens as `embed_patches` gives them."""
         return self.pooling(self.norm(self.transform(tokens, groups)), groups)
 
-    def embed(self, *parts: PatchSets) -> tuple[Float[Tensor, "canvas embed"], ...]:
-        """Embeddings, not normalised, of each part's canvases; all parts are encoded at once."""
-        counts = [sum(group.num_sets for group in part.groups) for part in parts]
-        of_parts = self.head(self._pooled_parts(parts)).split(counts)
-        return tuple(part.in_order(rows) for part, rows in zip(parts, of_parts, strict=True))
+    def embed(self, *parts: PatchSets) -> Float[Tensor, "canvas embed"]:
+        """Return embeddings, not normalised, of the canvases of all parts, encoded at once."""
+        return self.head(self.features(*parts))
 
-    def features(self, part: PatchSets) -> Float[Tensor, "canvas width"]:
-        """What pooling gives, before the head: where fine-tuning starts from."""
-        return part.in_order(self._pooled_parts([part]))
-
-    def _pooled_parts(self, parts: Sequence[PatchSets]) -> Float[Tensor, "canvas width"]:
-        tokens = [self.embed_patches(part.pixels, part.positions) for part in parts]
-        padding = _padding_rows(sum(map(len, tokens)), tokens[0].device)
-        tokens = torch.cat([*tokens, tokens[0].new_zeros(padding, tokens[0].shape[1])])
-        groups = [group for part in parts for group in part.groups]
-        return self.pooled(tokens, groups)
+    def features(self, *parts: PatchSets) -> Float[Tensor, "canvas width"]:
+        """Return what pooling gives, before the head: where fine-tuning starts from."""
+        tokens = [self.embed_patches(part) for part in parts]
+        joined = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
+        return self.pooled(joined, [part.group for part in parts])
 
     def forward(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
     ) -> Float[Tensor, "canvas embed"]:
-        """Embeddings of whole canvases, not normalised; see `whole` for the pixels."""
-        (embeddings,) = self.embed(self.whole(pixels))
-        return embeddings
-
-
-def _padding_rows(num_tokens: int, device: torch.device) -> int:
-    """How many rows to put behind a batch's tokens, which no token looks at.
-
-    torch's products in bfloat16 on a CPU are compiled for each size that occurs, and what was
-    compiled is kept; hardly two batches of texts have equally many tokens. To 8,000 at most 31
-    are added.
-    """
-    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return 0
-    multiple = 1 << max((num_tokens // PRODUCT_SIZES).bit_length() - 1, 0)
-    return -num_tokens % multiple
+        """Return embeddings of whole canvases, not normalised; see `whole` for the pixels."""
+        return self.embed(self.whole(pixels))

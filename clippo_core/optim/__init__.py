@@ -1,10 +1,11 @@
 """Optimizers, schedules, and which parameters decay."""
 
+# torch's optimizers are made of these functions, and no public name calls them.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
@@ -18,11 +19,10 @@ __all__ = ["Adafactor", "clip_gradients", "make_optimizer", "schedule_multiplier
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer that `config` names, with weight decay on kernels only.
+    """Make the optimizer that `config` names, with weight decay on kernels only.
 
     The groups hold the peak values; `set_multiplier` sets those of a step.
     """
-    _keep_compiler_out()
     named = list(model.named_parameters())
     kernels = [p for name, p in named if name.endswith("kernel")]
     others = [p for name, p in named if not name.endswith("kernel")]
@@ -37,24 +37,6 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=True
     )
-
-
-def _keep_compiler_out() -> None:
-    """Have torch call the methods of optimizers as they are.
-
-    It would import its compiler, seconds of every start, to exempt them from compilation. Nothing
-    here compiles them.
-    """
-    optimizer = torch.optim.Optimizer
-    for method in (
-        optimizer.add_param_group,
-        optimizer.zero_grad,
-        optimizer.state_dict,
-        optimizer.load_state_dict,
-    ):
-        plain = cast("Callable[..., object]", inspect.unwrap(method))
-        # Where torch keeps the exempted form of a function once it has one (torch 2.13).
-        vars(plain).setdefault("__dynamo_disable", plain)
 
 
 def set_multiplier(
@@ -79,8 +61,6 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        # On other devices asking costs more than multiplying by 1.
-        if scale.device.type != "cpu" or scale != 1:
-            # One call for all: a step has hundreds of gradients.
-            torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        # Always, since to ask whether it is 1 would wait for the device.
+        torch._foreach_mul_(gradients, scale)
     return norm

@@ -4,42 +4,24 @@
 update clipping, and other rules for what is factored.
 """
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# torch's optimizers are made of these functions, and no public name calls them.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from clippo_core.optim.adafactor_loops import apply_factors, sum_squares
-from clippo_core.threads import share_out
 
 MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
 BETA2_CAP = 0.999
 EPSILON = 1e-30
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """What one parameter's update is made of; `state` and `param` change."""
-
-    param: Tensor
-    gradient: Tensor
-    state: dict[str, Tensor]
-    lr: float
-    weight_decay: float
-    beta1: float
-    beta1_as_stored: float
-    beta2: float
+#: Most numbers that are updated together: few kernels, and little memory beside the gradients.
+MAX_STACKED = 2**24
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -51,6 +33,7 @@ class Adafactor(torch.optim.Optimizer):
     into the momentum, `m <- beta1 m + (1 - beta1) u`, and `p <- p - lr m - weight_decay p`.
 
     Weight decay is not multiplied by the learning rate; the caller multiplies both by the schedule.
+    Parameters of equal shape, such as one layer's in all blocks, are updated together.
 
     Source: big_vision `optax.scale_by_adafactor` at 0127fb6; equality over twelve steps shown in
     tests/parity/test_adafactor.py.
@@ -79,38 +62,17 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("Adafactor takes no closure; call backward() before step()")
-        compiled: list[Update] = []
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                update = self._prepare(param, param.grad, group)
-                if _is_compiled(update):
-                    compiled.append(update)
-                else:
-                    _apply(update)
-        compiled.sort(key=lambda update: update.param.numel(), reverse=True)
-        share_out(_apply_compiled, compiled)
-
-    def _prepare(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> Update:
-        state = self.state[param]
-        if not state:
-            state.update(self._initial_state(param))
-        state["step"] += 1
-        return Update(
-            param,
-            gradient,
-            state,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            beta1=group["beta1"],
-            # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
-            beta1_as_stored=float(torch.tensor(group["beta1"], dtype=self.momentum_dtype)),
-            beta2=min(BETA2_CAP, 1 - float(state["step"]) ** -DECAY_EXPONENT),
-        )
+            params = [param for param in group["params"] if param.grad is not None]
+            for param in params:
+                if not self.state[param]:
+                    self.state[param].update(self._initial_state(param))
+                self.state[param]["step"] += 1
+            for alike in self._stacks(params):
+                self._update(alike, group)
 
     def _initial_state(self, param: Tensor) -> dict[str, Tensor]:
         state = {
@@ -126,9 +88,36 @@ class Adafactor(torch.optim.Optimizer):
             "column_moment": param.new_zeros(_without(param.shape, smaller), dtype=torch.float32),
         }
 
+    def _stacks(self, params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield parameters that can be updated together: of one shape, and as often updated."""
+        alike: dict[Any, list[Tensor]] = {}
+        for param in params:
+            # A parameter that is divided over ranks is a type of its own, and stays alone.
+            alone = None if type(param.data) is Tensor else id(param)
+            key = (param.shape, param.device, param.dtype, float(self.state[param]["step"]), alone)
+            alike.setdefault(key, []).append(param)
+        for found in alike.values():
+            count = max(MAX_STACKED // max(found[0].numel(), 1), 1)
+            for start in range(0, len(found), count):
+                yield found[start : start + count]
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[param] for param in params]
+        beta2 = min(BETA2_CAP, 1 - float(states[0]["step"]) ** -DECAY_EXPONENT)
+        gradient = _stacked([param.grad for param in params if param.grad is not None]).float()
+        scaled = _scaled(gradient, states, beta2)
+        momenta = [state["momentum"] for state in states]
+        # The reference keeps beta1 in the momentum's own type (0.9 is 0.8984 in bfloat16).
+        beta1_as_stored = float(torch.tensor(group["beta1"], dtype=self.momentum_dtype))
+        momentum = scaled.mul_(1 - group["beta1"]).add_(_stacked(momenta) * beta1_as_stored)
+        updates = list(momentum.unbind(0))
+        torch._foreach_mul_(params, 1 - group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"])
+        _store(momenta, momentum)
+
 
 def factored_dims(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """The two largest dimensions, the smaller one first; None if one of them is under 32."""
+    """Return the two largest dimensions, the smaller one first; None if one of them is under 32."""
     by_size = sorted(range(len(shape)), key=lambda dim: shape[dim])
     if len(shape) < 2 or shape[by_size[-2]] < MIN_DIM_FACTORED:
         return None
@@ -139,76 +128,46 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return shape[:dim] + shape[dim + 1 :]
 
 
-def _apply(update: Update) -> None:
-    gradient, state = update.gradient.float(), update.state
-    if "row_moment" in state:
-        row, column = _factors(update, gradient)
-        scaled = (gradient * row).mul_(column)
-    else:
-        squared = gradient.square().add_(EPSILON)
-        scaled = state["second_moment"].lerp_(squared, 1 - update.beta2).rsqrt().mul_(gradient)
-    stored = state["momentum"]
-    momentum = scaled.mul_(1 - update.beta1).add_(stored.mul_(update.beta1_as_stored))
-    update.param.mul_(1 - update.weight_decay).sub_(momentum, alpha=update.lr)
-    stored.copy_(momentum)
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
-def _factors(update: Update, gradient: Float[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
-    """Average the gradient's squares into the moments; return what scales its rows and columns.
-
-    Both have the gradient's dimensions, of which the one that was averaged over is 1.
-    """
-    state = update.state
-    smaller, larger = cast("tuple[int, int]", factored_dims(gradient.shape))
+def _scaled(
+    gradient: Float[Tensor, "stack *shape"], states: Sequence[dict[str, Tensor]], beta2: float
+) -> Float[Tensor, "stack *shape"]:
+    """Average the gradients' squares into the moments; return the gradients over their roots."""
+    dims = factored_dims(gradient.shape[1:])
     squared = gradient.square()
+    if dims is None:
+        moment = _averaged("second_moment", squared.add_(EPSILON), states, beta2)
+        return moment.rsqrt().mul_(gradient)
+    smaller, larger = (dim + 1 for dim in dims)
     # What is added to every square is added to their means just as well.
     row, column = (
-        state[name].lerp_(squared.sum(dim) / gradient.shape[dim] + EPSILON, 1 - update.beta2)
+        _averaged(name, squared.sum(dim) / gradient.shape[dim] + EPSILON, states, beta2)
         for name, dim in (("row_moment", larger), ("column_moment", smaller))
     )
     rows_axis = smaller - 1 if smaller > larger else smaller
-    row_factor = (row / row.mean(rows_axis, keepdim=True)).rsqrt()
-    return row_factor.unsqueeze(larger), column.rsqrt().unsqueeze(smaller)
+    of_rows = (row / row.mean(rows_axis, keepdim=True)).rsqrt().unsqueeze(larger)
+    return (gradient * of_rows).mul_(column.rsqrt().unsqueeze(smaller))
 
 
-def _is_compiled(update: Update) -> bool:
-    """Whether it is in this process's memory, in the layout and types that the loops are for."""
-    param, gradient = update.param, update.gradient
-    dims = factored_dims(param.shape)
-    return (
-        param.device.type == "cpu"
-        # A divided parameter is of another type.
-        and type(param.data) is Tensor
-        and param.dtype == gradient.dtype == torch.float32
-        and update.state["momentum"].dtype == torch.bfloat16
-        and dims is not None
-        and max(dims) == param.ndim - 1
-        # Another layout would be copied, and what is written to the copy lost.
-        and all(x.is_contiguous() for x in (param, gradient, *update.state.values()))
-    )
+def _averaged(
+    name: str,
+    new: Float[Tensor, "stack *shape"],
+    states: Sequence[dict[str, Tensor]],
+    beta2: float,
+) -> Float[Tensor, "stack *shape"]:
+    """Average new values into a moment, and return it."""
+    stored = [state[name] for state in states]
+    moment = torch.lerp(_stacked(stored), new, 1 - beta2)
+    _store(stored, moment)
+    return moment
 
 
-def _apply_compiled(update: Update) -> None:
-    """The same by compiled loops: what `_apply` writes in between stays in registers."""
-    shape, state = update.param.shape, update.state
-    smaller, larger = cast("tuple[int, int]", factored_dims(shape))
-    first, last = sorted((smaller, larger))
-    outer, inner = math.prod(shape[:first]), math.prod(shape[first + 1 : last])
-    view = (outer, shape[first], inner, shape[last])
-    param, gradient = (x.detach().numpy().reshape(view) for x in (update.param, update.gradient))
-    momentum = state["momentum"].view(torch.uint16).numpy().reshape(view)
-    over_first = np.empty((outer, inner, shape[last]), np.float32)
-    over_last = np.empty((outer, shape[first], inner), np.float32)
-    sum_squares(gradient, over_first, over_last)
-    # Rows are what is left when the larger dimension is averaged over.
-    of_dim = {first: over_first, last: over_last}
-    factors: dict[int, np.ndarray[Any, Any]] = {}
-    for name, dim in (("row_moment", larger), ("column_moment", smaller)):
-        moment = state[name].numpy().reshape(of_dim[dim].shape)
-        moment += (of_dim[dim] / shape[dim] + EPSILON - moment) * np.float32(1 - update.beta2)
-        factors[dim] = moment
-    rows_axis = 2 if larger == first else 1
-    factors[larger] = factors[larger] / factors[larger].mean(rows_axis, keepdims=True)
-    of_columns, of_rows = (1 / np.sqrt(factors[dim]) for dim in (first, last))
-    rates = (update.beta1, update.beta1_as_stored, 1 - update.weight_decay, update.lr)
-    apply_factors(param, gradient, momentum, of_columns, of_rows, *map(np.float32, rates))
+def _store(places: Sequence[Tensor], stack: Tensor) -> None:
+    """Write a stack's tensors to their places, each rounded to the place's type."""
+    if len(places) == 1:  # as a parameter divided over ranks is, which has no joint copy
+        places[0].copy_(stack[0])
+    else:
+        torch._foreach_copy_(list(places), list(stack.unbind(0)))

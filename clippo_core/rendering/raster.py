@@ -1,8 +1,5 @@
 """`TextRasters`: rendered texts in one bit per pixel, as they travel from workers to devices."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -135,11 +132,13 @@ class TextRasters:
         """`to_tensor` by torch's own operations, as on a GPU."""
         import torch
 
-        size = self.config.image_size_px
+        from clippo_core.transfer import to_device
+
+        size, device = self.config.image_size_px, torch.device(device)
         height_px = size if height_px is None else height_px
-        text, row = (torch.from_numpy(i).to(device) for i in self._text_and_row())
+        text, row = to_device(np.stack(self._text_and_row()).astype(np.int64), device)
         # As int16: torch shifts no uint16. The sign bit that a shift smears is masked away.
-        columns = torch.from_numpy(self.columns.view(np.int16)).to(device)
+        columns = to_device(self.columns.view(np.int16), device)
         shifts = torch.arange(GLYPH_PX, dtype=torch.int16, device=device)[:, None]
         inked = ((columns[:, None, :] >> shifts) & 1).to(torch.uint8)
         background, ink = self.config.background, self.config.ink

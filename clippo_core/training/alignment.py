@@ -1,8 +1,5 @@
 """How the two sides of a batch lie to each other: right pairs, hardest wrong ones, the gap."""
 
-# torch leaves types unknown that this file uses.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import torch

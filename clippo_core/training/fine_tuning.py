@@ -1,16 +1,13 @@
 """Fine-tuning: labelled samples, their loss, and one step."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -18,9 +15,10 @@ from torch import Tensor
 
 from clippo_core.config import ClassifierConfig, OptimConfig, Precision
 from clippo_core.modeling.classifier import Classifier
+from clippo_core.modeling.pair_model import DeviceTexts
 from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import Shard, apply_gradients
+from clippo_core.training.step import Shard, apply_gradients, part_of_texts
 from clippo_core.vocabulary import PreparedTexts
 
 
@@ -35,7 +33,7 @@ class LabelledBatch:
     """
 
     images: UInt8[Tensor, "image height_px width_px 3"]
-    texts: PreparedTexts
+    texts: PreparedTexts | DeviceTexts
     targets: Float[Tensor, "sample output"]
 
     def __len__(self) -> int:
@@ -43,12 +41,12 @@ class LabelledBatch:
 
     def part(self, start: int, stop: int) -> LabelledBatch:
         """The samples from `start` to `stop`."""
-        texts = self.texts if len(self.images) else self.texts.take(np.arange(start, stop))
+        texts = self.texts if len(self.images) else part_of_texts(self.texts, start, stop)
         return LabelledBatch(self.images[start:stop], texts, self.targets[start:stop])
 
 
 #: As `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
-Outputs = Callable[[Tensor, PreparedTexts], Tensor]
+Outputs = Callable[[Tensor, Any], Tensor]
 
 
 def classification_loss(
@@ -110,9 +108,9 @@ def fine_tuning_step(
         micro_batch_size: samples at a time; None: all. The update is the same.
 
     Returns:
-        Of the shard, so that the parts of all shards add up to the global batch's: `loss`, and
-        `accuracy` (the target of the largest output) or, of scores, nothing more. Of the update:
-        `gradient_norm` before clipping and `learning_rate`.
+        Parts of the shard, which add up over all shards to the global batch's: `loss`, and
+        `accuracy` (the target of the largest output) unless scores are learned. Of the update:
+        `gradient_norm` before clipping. All stay on the device.
     """
     model = state.model
     assert isinstance(model, Classifier)

@@ -1,8 +1,5 @@
 """`TrainState`: everything that training changes, in one place."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -1,15 +1,12 @@
 """One training step: in one go, or in micro-batches with cached embeddings."""
 
-# torch and numba leave types unknown that these files use.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +15,8 @@ from torch import Tensor
 
 from clippo_core.config import OptimConfig, Precision
 from clippo_core.contrastive import contrastive_loss_shard
+from clippo_core.modeling.pair_model import DeviceTexts
+from clippo_core.modeling.patch_sets import PatchSets
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
 from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
@@ -26,7 +25,7 @@ from clippo_core.vocabulary import PreparedTexts
 #: Of the left and the right sides of pairs, and the logit scale.
 Embeddings = tuple[Tensor, Tensor, Tensor]
 #: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[[Tensor, PreparedTexts, PreparedTexts | None, Tensor | None], Embeddings]
+Forward = Callable[[Tensor, Any, Any, Tensor | None], Embeddings]
 #: Rows of this shard -> rows of all shards in order, differentiable.
 Gather = Callable[[Tensor], Tensor]
 
@@ -51,14 +50,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of a picture and a text, then pairs of two texts; one loss runs over all of them."""
+    """Pairs of a picture and a text, then pairs of two texts; one loss runs over all of them.
+
+    What does not lie on the model's device yet is brought there as it is encoded.
+    """
 
     images: UInt8[Tensor, "image height_px width_px 3"]
-    """Left sides of the first pairs. They may be on another device than the model: those of a
-    micro-batch are copied when it is their turn."""
-    texts: PreparedTexts
+    """Left sides of the first pairs."""
+    texts: PreparedTexts | DeviceTexts
     """Right sides of all pairs, in the same order."""
-    left_texts: PreparedTexts | None = None
+    left_texts: PreparedTexts | DeviceTexts | None = None
     """Left sides of the other pairs."""
     kept_patches: Int64[Tensor, "image kept"] | None = None
     """The patches of each image that are encoded; None: all."""
@@ -67,16 +68,25 @@ class PairBatch:
         return len(self.texts)
 
     def part(self, start: int, stop: int) -> PairBatch:
-        """The pairs from `start` to `stop`, in the same order."""
+        """Return the pairs from `start` to `stop`, in the same order."""
         num_images, kept, left = len(self.images), self.kept_patches, self.left_texts
         if left is not None:
-            left = left.take(np.arange(*(max(i - num_images, 0) for i in (start, stop))))
+            left = part_of_texts(left, *(max(i - num_images, 0) for i in (start, stop)))
         return PairBatch(
             self.images[start:stop],
-            self.texts.take(np.arange(start, stop)),
+            part_of_texts(self.texts, start, stop),
             left,
             None if kept is None else kept[start:stop],
         )
+
+
+def part_of_texts(
+    texts: PreparedTexts | DeviceTexts, start: int, stop: int
+) -> PreparedTexts | DeviceTexts:
+    """Return the texts from `start` to `stop`, in the form that they have."""
+    if isinstance(texts, PatchSets):
+        return texts.part(start, stop)
+    return texts[start:stop] if isinstance(texts, Tensor) else texts.take(np.arange(start, stop))
 
 
 Encode = Callable[[PairBatch], Embeddings]
@@ -117,7 +127,7 @@ def train_step(
 
     Returns:
         `loss`, the shard's part of the global batch's loss (the parts add up), and of the update:
-        `gradient_norm` before clipping, `logit_scale`, `learning_rate`.
+        `gradient_norm` before clipping, and `logit_scale`. All stay on the device.
     """
     shard = Shard() if shard is None else shard
     memory = StepMemory() if memory is None else memory
@@ -142,15 +152,14 @@ def apply_gradients(
     """Update the parameters by their gradients, as the schedule has it at `state.step`.
 
     Returns:
-        `gradient_norm` before clipping, and `learning_rate`.
+        `gradient_norm`, before clipping.
     """
     gradient_norm = clip_gradients(state.model.parameters(), config.gradient_clip_norm)
     multiplier = schedule_multiplier(config.schedule, state.step, total_steps=total_steps)
     set_multiplier(state.optimizer, config, multiplier)
     state.optimizer.step()
     state.step += 1
-    learning_rate = torch.tensor(config.learning_rate * multiplier)
-    return {"gradient_norm": gradient_norm, "learning_rate": learning_rate}
+    return {"gradient_norm": gradient_norm}
 
 
 def accumulate_gradients(

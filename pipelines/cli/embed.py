@@ -23,13 +23,13 @@ class EmbedArguments:
     out: str
     """Folder or URI for the Parquet files."""
     precision: Precision = "float32"
-    """Of the matrix products; bfloat16 is off in the third digit, and faster where the hardware
-    has it."""
+    """Precision of the matrix products; bfloat16 is off in the third digit, and faster where the
+    hardware has it."""
     cpus: float = 1
-    """CPUs that Ray sets aside for a task."""
+    """CPUs that Ray sets aside for a task, which decodes pictures on as many."""
     gpus: float = 0
-    """GPUs that Ray sets aside for a task, which encodes there. With a part of one, such as 0.1,
-    some tasks decode pictures while others encode."""
+    """GPUs that Ray sets aside for a task, which encodes there while its CPUs decode. With a part
+    of one, such as 0.1, several tasks share it."""
     max_tasks: int | None = None
     """Tasks at a time; None: as many as fit."""
 

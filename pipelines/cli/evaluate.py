@@ -59,13 +59,12 @@ def run(argv: list[str]) -> None:
         _require_questions(benchmarks)
     results = results_folder(name, checkpoint)
     folder = results if arguments.out is None else Location.of(arguments.out)
-    stored = {} if arguments.again else _stored(checkpoint, benchmarks, options, folder)
+    evaluated = _Evaluated(checkpoint, config, options, folder)
+    stored = {} if arguments.again else _stored(evaluated, benchmarks)
     for report in stored.values():
         print("\n".join([*result_lines(report), "  as stored; --again measures anew"]))
     missing = [benchmark for benchmark in benchmarks if benchmark not in stored]
-    measured = (
-        _evaluate(checkpoint, missing, options, config, folder, run_folder) if missing else []
-    )
+    measured = _evaluate(evaluated, missing) if missing else []
     reports = [*stored.values(), *measured]
     failures = [f"{r.name}: {r.status}: {r.message}" for r in reports if r.status != "ok"]
     if failures:
@@ -77,9 +76,8 @@ def evaluate_checkpoint(
     checkpoint: Location, config: EvaluationConfig, folder: Location
 ) -> list[EvaluationReport]:
     """Run a config's benchmarks on a checkpoint; results are written to a folder and printed."""
-    benchmarks = [parse_benchmark(text) for text in config.tasks]
-    options = EvaluationOptions.of(config)
-    return _evaluate(checkpoint, benchmarks, options, config, folder, run_of(checkpoint))
+    evaluated = _Evaluated(checkpoint, config, EvaluationOptions.of(config), folder)
+    return _evaluate(evaluated, [parse_benchmark(text) for text in config.tasks])
 
 
 def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
@@ -91,30 +89,34 @@ def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
         )
 
 
-def _evaluate(
-    checkpoint: Location,
-    benchmarks: Sequence[Benchmark],
-    options: EvaluationOptions,
-    config: EvaluationConfig,
-    folder: Location,
-    run_folder: Location | None,
-) -> list[EvaluationReport]:
+@dataclass(frozen=True)
+class _Evaluated:
+    """A checkpoint, how it is evaluated, and the folder of its results."""
+
+    checkpoint: Location
+    config: EvaluationConfig
+    options: EvaluationOptions
+    folder: Location
+
+
+def _evaluate(evaluated: _Evaluated, benchmarks: Sequence[Benchmark]) -> list[EvaluationReport]:
     """Run benchmarks; each is written, printed and told to MLflow as it ends."""
     reports: list[EvaluationReport] = []
+    checkpoint, config = evaluated.checkpoint, evaluated.config
     cpus, gpus = config.cpus, config.gpus
     with ray_session(cpus=cpus, gpus=gpus):
         tasks = EvaluationTasks(
-            benchmarks, options, cpus=cpus, gpus=gpus, timeout_s=config.timeout_s
+            benchmarks, evaluated.options, cpus=cpus, gpus=gpus, timeout_s=config.timeout_s
         )
         tasks.start(checkpoint.uri)
         # Now, since importing MLflow takes seconds, in which the tasks are at work already.
-        tracker = _tracker_of(run_folder)
+        tracker = _tracker_of(run_of(checkpoint))
         with progress("evaluating", unit="task", total=len(benchmarks)) as bar:
             while tasks.num_running:
                 for report in tasks.finished(wait_s=0.5):
                     bar.update()
                     reports.append(report)
-                    write_report(report, folder)
+                    write_report(report, evaluated.folder)
                     if tracker is not None:
                         step = checkpoint_step(checkpoint.name) or 0
                         log_evaluation(tracker, report, step=step)
@@ -126,30 +128,28 @@ def _evaluate(
 
 
 def _tracker_of(run_folder: Location | None) -> RunTracker | None:
-    """The MLflow run that trained the checkpoint, to have the results beside its own."""
+    """Return the MLflow run that trained the checkpoint, to have the results beside its own."""
     if run_folder is None or not (run_folder / TRACKED_FILE).exists():
         return None
     return RunTracker(TrackedRun(**(run_folder / TRACKED_FILE).read_json()))
 
 
 def results_folder(name: str, checkpoint: Location) -> Location:
-    """Where the results of a checkpoint are, unless `--out` says otherwise.
+    """Return the folder for a checkpoint's results, unless `--out` names another one.
 
     Args:
-        name: as a person gave it.
-        checkpoint: as `find_model` found it.
+        name: what a person called the checkpoint.
+        checkpoint: what `find_model` found under that name.
     """
     beside = Location.of(".") if is_registered(name) else run_of(checkpoint) or checkpoint.parent
     return beside / "evaluations" / model_name(name, checkpoint).rpartition("/")[2]
 
 
 def _stored(
-    checkpoint: Location,
-    benchmarks: Sequence[Benchmark],
-    options: EvaluationOptions,
-    folder: Location,
+    evaluated: _Evaluated, benchmarks: Sequence[Benchmark]
 ) -> dict[Benchmark, EvaluationReport]:
-    """The benchmarks that have a result already."""
+    """Return the results that are there already."""
+    checkpoint, options, folder = evaluated.checkpoint, evaluated.options, evaluated.folder
     # Most have none, and the weights need not be read to see that.
     if not any(name.endswith(".json") for name in folder.files()):
         return {}
@@ -160,7 +160,7 @@ def _stored(
 
 
 def run_of(checkpoint: Location) -> Location | None:
-    """The run that a checkpoint belongs to, if it is in one."""
+    """Return the run that a checkpoint belongs to, if it is in one."""
     run_folder = checkpoint.parent.parent
     is_in_run = checkpoint.parent.name == "checkpoints" and (run_folder / RUN_FILE).exists()
     return run_folder if is_in_run else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.config.resolution import ResolvedRun, derive, validate
+from pipelines.config.derived import derive
+from pipelines.config.resolution import ResolvedRun, validate
 from pipelines.reporting.stored import file_name, result_lines
 from pipelines.training.run import RunSummary
 

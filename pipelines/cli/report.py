@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
 
 
 def find_results(reference: str) -> Evaluated:
-    """The results of what a person means.
+    """Return the results of a run, a checkpoint, a registered model or a folder of results.
 
     The checkpoint need not be there any more: its results outlive it.
 
@@ -59,15 +59,14 @@ def find_results(reference: str) -> Evaluated:
 
 
 def _candidates(reference: str) -> list[tuple[str, Location]]:
-    """Names, and the folders that results may be in, the likeliest first."""
+    """Return names, and the folders that results may be in, the likeliest first."""
     place = Location.of(reference)
+    name = model_name(reference, place)
     if is_registered(reference):
-        name = model_name(reference, place)
         return [(name, Location.of(".") / "evaluations" / name)]
     if (place / RUN_FILE).exists():
         folder = place / "evaluations"
-        return [(f"{place.name}/{name}", folder / name) for name in reversed(folder.names())]
-    name = model_name(reference, place)
+        return [(f"{place.name}/{step}", folder / step) for step in reversed(folder.names())]
     if place.parent.name == "checkpoints":
         return [(name, place.parent.parent / "evaluations" / place.name)]
     return [(name, place.parent / "evaluations" / place.name), (name, place)]

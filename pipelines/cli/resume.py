@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from clippo_core.errors import ConfigError
 from pipelines.cli.arguments import parse, take_first
-from pipelines.config.resolution import flatten, read_run_config, resolve
+from pipelines.config.derived import flatten
+from pipelines.config.resolution import read_run_config, resolve
 from pipelines.config.settings import RunConfig
 from pipelines.runtime.storage import Location
 
@@ -18,6 +19,8 @@ CHANGEABLE = (
     "data.record_keys",
     "train.checkpoint_every",
     "train.log_every",
+    "train.micro_batch_size",
+    "train.logit_rows",
 )
 
 

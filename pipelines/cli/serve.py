@@ -31,7 +31,7 @@ class ServeArguments:
     limit: int | None = None
     """Search the first so many pictures only; None: all."""
     host: str = "127.0.0.1"
-    """Address to listen on. Other than the default, other machines can search and upload: there
+    """Address to listen on. If it is not the default, other machines can search and upload: there
     is no password."""
     port: int = 8000
     """Port to listen on; 0: any that is free."""
@@ -55,13 +55,16 @@ def run(argv: list[str]) -> None:
     from pipelines.serving.requests import LOOPBACK_NAMES
 
     kind, place = input_kind(wanted)
-    port = free_port(arguments.host, arguments.port)
-    is_local = _is_loopback(arguments.host)
+    host = arguments.host
+    is_local = host in ("localhost", "::1") or host.startswith("127.")
     settings = PageSettings(
         checkpoint=checkpoint.uri,
         model_name=model_name(arguments.model, checkpoint),
         max_upload_bytes=round(arguments.max_upload_mb * 1e6),
-        allowed_hosts=(*LOOPBACK_NAMES, arguments.host) if is_local else None,
+        allowed_hosts=(*LOOPBACK_NAMES, host) if is_local else None,
+        host=host,
+        port=free_port(host, arguments.port),
+        cpus=arguments.cpus,
     )
     with ray_session(cpus=arguments.cpus):
         # A preempted page ends as one that is interrupted; Ray has set a handler of its own.
@@ -73,13 +76,12 @@ def run(argv: list[str]) -> None:
         print(f"{len(collection)} pictures of {collection.name}{rejected}")
         if not is_local:
             print(
-                f"listening on {arguments.host}: whoever reaches it can search and upload, "
+                f"listening on {host}: whoever reaches it can search and upload, "
                 "without a password",
                 file=sys.stderr,
             )
-        with served(settings, collection, host=arguments.host, port=port, cpus=arguments.cpus):
-            host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-            print(f"http://{host}:{port}/", flush=True)
+        with served(settings, collection):
+            print(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/", flush=True)
             threading.Event().wait()
 
 
@@ -93,7 +95,7 @@ def _check(arguments: ServeArguments) -> None:
 
 
 def _evaluated_on(checkpoint: Location) -> str:
-    """The first data set of pictures that a checkpoint's run is evaluated on, or trained on."""
+    """Return the first data set of pictures that a checkpoint's run is evaluated or trained on."""
     run_folder = run_of(checkpoint)
     if run_folder is None:
         raise ConfigError(
@@ -103,16 +105,15 @@ def _evaluated_on(checkpoint: Location) -> str:
     config = read_run_config(run_folder)
     evaluated = [task.partition(":")[2] for task in config.evaluation.tasks]
     named = [*filter(None, evaluated), *config.data.sources]
-    return next((name for name in named if not _is_of_texts(name)), named[0])
-
-
-def _is_of_texts(name: str) -> bool:
-    place = locate_source(name)
-    return is_prepared(place) and not read_manifest(place).kind.startswith("image")
+    for name in named:
+        place = locate_source(name)
+        if not is_prepared(place) or read_manifest(place).kind.startswith("image"):
+            return name
+    return named[0]
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, if nobody listens on it; Ray Serve would say so late and at length.
+    """Return the port, or a free one for 0. Ray Serve would say late and at length if it is taken.
 
     Raises:
         ConfigError: if it is taken, or the address is not one of this machine.
@@ -126,7 +127,3 @@ def free_port(host: str, port: int) -> int:
             f"{host}:{port} cannot be listened on ({error.strerror}); name another with --port "
             "or --host"
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,16 +11,9 @@ import tyro
 
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.config.derived import derive, derive_without_data, flatten, parameters_side_by_side
 from pipelines.config.presets import PRESETS
-from pipelines.config.resolution import (
-    count_parameters,
-    derive,
-    estimate_memory,
-    expected_precision,
-    flatten,
-    parameters_side_by_side,
-    resolve,
-)
+from pipelines.config.resolution import resolve
 from pipelines.config.settings import RunConfig
 
 
@@ -31,6 +25,8 @@ class ShowArguments:
     """The preset with these overrides."""
     diff: str | None = None
     """Print only what differs from this preset or .json file."""
+    device_memory_gb: float | None = None
+    """Memory of each rank's GPU: print the micro-batch that fits, or what to change."""
 
 
 def run(argv: list[str]) -> None:
@@ -40,7 +36,11 @@ def run(argv: list[str]) -> None:
     if arguments.diff is not None:
         _print_difference(flatten(arguments.config), flatten(load_base(arguments.diff)))
         return
-    config, derived, missing = _resolved(arguments.config)
+    config = arguments.config
+    if arguments.device_memory_gb is not None:
+        scaling = dataclasses.replace(config.scaling, device_memory_gb=arguments.device_memory_gb)
+        config = dataclasses.replace(config, scaling=scaling)
+    config, derived, missing = _resolved(config)
     derived["parameters_side_by_side"] = parameters_side_by_side(config.model)
     _print_table(flatten(config))
     print("\nderived")
@@ -50,18 +50,11 @@ def run(argv: list[str]) -> None:
 
 
 def _resolved(config: RunConfig) -> tuple[RunConfig, dict[str, Any], str]:
-    """The resolved config and what follows; where data is missing, as much as does without it."""
+    """Resolve a config and derive its numbers; where data is missing, those that need none."""
     try:
         resolved = resolve(config)
     except (ConfigError, SampleError) as error:
-        derived = {
-            "parameters": count_parameters(config.model),
-            "batch_size_per_rank": config.batch_size_per_rank,
-            "samples_total": config.train.steps * config.train.global_batch_size,
-            "precision": expected_precision(config),
-            "memory_estimate_bytes_per_rank": estimate_memory(config),
-        }
-        return config, derived, str(error)
+        return config, derive_without_data(config), str(error)
     return resolved.config, derive(resolved), ""
 
 

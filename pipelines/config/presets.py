@@ -37,7 +37,7 @@ def demo() -> RunConfig:
         model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied"),
         optim=OptimConfig(name="adafactor", learning_rate=1e-3, schedule=schedule),
         data=DataConfig(sources=("fashion_mnist/train",), run_length=16),
-        train=TrainConfig(steps=400, global_batch_size=128, checkpoint_every=200),
+        train=TrainConfig(steps=400, global_batch_size=128, checkpoint_every=200, log_every=10),
         # Two cores: one is declared to be the trainer's, the rest is shared by the light work.
         scaling=ScalingConfig(renderer_cpus=0.25, max_renderers=2),
         evaluation=EvaluationConfig(
@@ -55,15 +55,12 @@ def finetune_text(model: ClippoConfig) -> RunConfig:
     # As transformers are scaled: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
     learning_rate = 3e-4 * 192 / model.vit.width
     schedule = ScheduleConfig(decay="cosine", warmup_steps=None, cooldown_steps=0)
-    small = demo()
     return RunConfig(
         preset="finetune_text",
         model=model,
         optim=OptimConfig(name="adamw", learning_rate=learning_rate, schedule=schedule),
         data=DataConfig(run_length=16),
         train=TrainConfig(steps=1000, global_batch_size=64, checkpoint_every=500),
-        scaling=small.scaling,
-        evaluation=EvaluationConfig(cpus=small.evaluation.cpus),
     )
 
 
@@ -114,6 +111,7 @@ def registry_full() -> RunConfig:
             text_patches="occupied",
         ),
         train=TrainConfig(steps=20_000, global_batch_size=1024, checkpoint_every=1000),
+        scaling=ScalingConfig(),
         evaluation=EvaluationConfig(
             tasks=(
                 *small.evaluation.tasks,

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from clippo_core import modeling
 from clippo_core.checkpoints import load_checkpoint, read_classifier
 from clippo_core.checkpoints.native import FONT_FILE, VOCABULARY_FILE
 from clippo_core.config import (
     ClassifierConfig,
     ClippoConfig,
-    Precision,
-    RenderConfig,
-    TextInput,
     from_json,
-    to_dict,
 )
 from clippo_core.errors import CheckpointError, ConfigError, Rejected, SampleError
-from clippo_core.modeling import make_model, without_values
-from clippo_core.modeling.flops import encoded_patches
 from clippo_core.rendering import TextRenderer
 from clippo_core.sample_plan import SamplePlan
-from clippo_core.training.fine_tuning import loss_at_chance
-from clippo_core.training.memory import training_bytes, typical_text_patches
-from clippo_core.training.precision import find_precision
-from clippo_core.training.step import StepMemory
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.labels import find_labels, label_spec, require_task_kind
 from pipelines.datasets.manifest import TRAINABLE_KINDS
@@ -264,35 +249,6 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
     return rejected
 
 
-def derive(resolved: ResolvedRun) -> dict[str, Any]:
-    """The numbers that follow from a run's config, for `show` and for MLflow."""
-    config, rows = resolved.config, [source.num_rows for source in resolved.sources]
-    samples = config.train.steps * config.train.global_batch_size
-    drawn = resolved.stream.plan.rows_drawn(config.train.steps)
-    passes = [round(d / r, 2) for d, r in zip(drawn, rows, strict=True)]
-    return {
-        "parameters": count_parameters(config.model),
-        "batch_size_per_rank": config.batch_size_per_rank,
-        "samples_total": samples,
-        "rows_per_source": dict(zip((s.name for s in resolved.sources), rows, strict=True)),
-        "passes_per_source": dict(zip((s.name for s in resolved.sources), passes, strict=True)),
-        "patches_per_canvas": config.model.grid_size**2,
-        "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
-        "precision": expected_precision(config),
-        "memory_estimate_bytes_per_rank": estimate_memory(config, mean_text_patches(resolved)),
-        "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
-    }
-
-
-def chance_of(classifier: ClassifierConfig | None, config: RunConfig) -> float:
-    """The loss of a model that knows nothing."""
-    return (
-        math.log(config.train.global_batch_size)
-        if classifier is None
-        else loss_at_chance(classifier)
-    )
-
-
 def check_labels(resolved: ResolvedRun) -> None:
     """Make sure that a run that goes on still has the labels that its checkpoints were made with.
 
@@ -312,91 +268,3 @@ def check_labels(resolved: ResolvedRun) -> None:
             f"{len(after)} now (gone: {gone[:5]}, new: {new[:5]}), or they have another order, or "
             "scores another mean; put the old data back, or start a new run with finetune"
         )
-
-
-def count_parameters(config: ClippoConfig) -> int:
-    """Parameters of the model, without spending memory on them."""
-    # They do not depend on the font, whose file may be elsewhere.
-    render = RenderConfig(image_size_px=config.render.image_size_px)
-    with without_values():
-        return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
-
-
-def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:
-    """Parameters of CLIPPO and of the baselines of the same size."""
-    names: dict[str, TextInput] = {
-        "CLIPPO": "pixels",
-        "1T-CLIP": "tokens_one_tower",
-        "CLIP*": "tokens_two_towers",
-    }
-    return {
-        name: count_parameters(dataclasses.replace(config, text_input=text_input))
-        for name, text_input in names.items()
-    }
-
-
-def expected_precision(config: RunConfig) -> Precision:
-    """That of the matrix products, if ranks have this machine's CPU; or GPUs, with bfloat16."""
-    setting = config.train.precision
-    if setting == "auto" and config.scaling.use_gpu:
-        return "bfloat16"
-    return find_precision(setting, torch.device("cpu"))
-
-
-def mean_text_patches(resolved: ResolvedRun) -> int:
-    """Patches, or tokens, that are encoded of a caption: of each source's first, by its weight.
-
-    As of one of 50 characters where a source has no captions, such as questions.
-
-    Raises:
-        SampleError: if a shard is missing or not what the manifest says.
-    """
-    model, means = resolved.config.model, list[float]()
-    for source in resolved.sources:
-        samples = source.read_texts(range(min(VALIDATED_SAMPLES, source.num_rows)))
-        texts = [text for sample in samples for text in sample.captions or () if text]
-        if model.reads_tokens or not texts:
-            return typical_text_patches(model)
-        rasters = resolved.renderer.render_batch(texts)
-        means.append(float(encoded_patches(model, rasters).mean()))
-    return round(float(np.average(means, weights=resolved.config.data.weights)))
-
-
-def estimate_memory(config: RunConfig, text_patches: int | None = None) -> int:
-    """Bytes that a rank needs at the peak of a step.
-
-    tests/unit/test_memory.py holds it against a measured peak.
-
-    Args:
-        config: the run's.
-        text_patches: patches, or tokens, that are encoded of a caption; None: as of one of 50
-            characters.
-    """
-    train, model = config.train, config.model
-    divisor = config.scaling.num_ranks if config.scaling.shard_weights else 1
-    kept = (1 - train.image_patch_drop) if not train.unmasked_steps else 1
-    return training_bytes(
-        model,
-        config.optim,
-        num_parameters=count_parameters(model) // divisor,
-        pairs=config.batch_size_per_rank,
-        columns=train.global_batch_size,
-        precision=expected_precision(config),
-        memory=StepMemory(micro_batch_size=train.micro_batch_size, logit_rows=train.logit_rows),
-        image_patches=max(round(kept * model.grid_size**2), 1),
-        text_patches=typical_text_patches(model) if text_patches is None else text_patches,
-        recomputes_activations=train.activation_checkpointing,
-        is_on_gpu=config.scaling.use_gpu,
-    )
-
-
-def flatten(config: RunConfig) -> dict[str, Any]:
-    """The settings by their dotted names, as on the command line and in MLflow's params."""
-
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        parts = [walk(f"{prefix}.{key}" if prefix else key, inner) for key, inner in value.items()]
-        return {name: leaf for part in parts for name, leaf in part.items()}
-
-    return walk("", to_dict(config))

@@ -6,6 +6,7 @@ the rest. The resolved config is stored beside the checkpoints and as MLflow par
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,11 +77,12 @@ class TrainConfig(Config):
     seed: int = 0
     """Of the fresh weights and of the sample plan."""
     precision: PrecisionSetting = "auto"
-    """Of the matrix products; weights, moments and the loss are float32. "auto": bfloat16 where the
-    device of each rank has instructions for it, on CPUs if they are the faster, else float32."""
-    micro_batch_size: int | None = None
+    """Precision of the matrix products; weights, moments and the loss are float32. "auto": bfloat16
+    where each rank has a GPU that knows it, else float32."""
+    micro_batch_size: int | Literal["auto"] | None = "auto"
     """Pairs that a rank encodes at a time, each twice: memory for a big batch, a third more time.
-    None: all of its pairs at once. The update is the same."""
+    "auto": as many as fit on the GPU by an estimate, all on a CPU. None: all. The update is the
+    same."""
     logit_rows: int | None = None
     """Rows of the batch's logits that exist at a time on a rank; None: all of its rows."""
     image_patch_drop: float = 0.0
@@ -95,8 +97,8 @@ class TrainConfig(Config):
     """Checkpoint (folder, .npz, URI) whose weights to start from; positions are resized."""
     checkpoint_every: int = 1_000
     """Steps between checkpoints; there is one at the end in any case."""
-    log_every: int = 1
-    """Steps between points in MLflow's charts."""
+    log_every: int = 50
+    """Steps between points in MLflow's charts, each the mean over these steps."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch_size", "checkpoint_every", "log_every"):
@@ -104,7 +106,8 @@ class TrainConfig(Config):
             require(value >= 1, f"train.{name}={value}; expected 1 or more")
         for name in ("micro_batch_size", "logit_rows"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"train.{name}={value}; expected None or >= 1")
+            is_wrong = isinstance(value, int) and value < 1
+            require(not is_wrong, f"train.{name}={value}; expected 1 or more")
         drop, unmasked = self.image_patch_drop, self.unmasked_steps
         require(0 <= drop < 1, f"train.image_patch_drop={drop}; expected a share in [0, 1)")
         require(unmasked >= 0, f"train.unmasked_steps={unmasked}; expected 0 or more")
@@ -150,8 +153,9 @@ class ScalingConfig(Config):
     """Divide weights, gradients and moments over the ranks (FSDP2) instead of copying them."""
     cpus_per_rank: float = 1
     """CPUs that Ray sets aside for a rank."""
-    threads_per_rank: int | None = None
-    """Threads of a rank's matrix products; None: the machine's cores over the ranks on it."""
+    device_memory_gb: float | None = None
+    """Memory of each rank's GPU, by which a run is checked before it starts, and
+    train.micro_batch_size=auto chosen; None: as the cluster's GPU says."""
     renderer_cpus: float = 1
     """CPUs that Ray sets aside for one render task; fractions let several share a core."""
     min_renderers: int = 1
@@ -184,7 +188,7 @@ class ScalingConfig(Config):
             self.start_timeout_s >= 0,
             f"scaling.start_timeout_s={self.start_timeout_s}; expected 0 or more",
         )
-        for name in ("threads_per_rank", "max_renderers"):
+        for name in ("device_memory_gb", "max_renderers"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"scaling.{name}={value}; expected 1 or more")
         require(self.max_failures >= 0, f"scaling.max_failures={self.max_failures}; expected >= 0")
@@ -271,7 +275,7 @@ class EvaluationOptions:
 
     Attributes:
         templates: prompts of pictures' classes; {} is the class name.
-        text_templates: prompts of texts' classes, or names of sets of `prompts.TEMPLATES`.
+        text_templates: prompts of texts' classes, or names of sets of `zero_shot.TEMPLATES`.
         limit: take the first so many samples; None: all.
         blank: side of visual questions that is left out.
     """
@@ -345,6 +349,11 @@ class RunConfig(Config):
     def batch_size_per_rank(self) -> int:
         """Pairs that one rank encodes in a step."""
         return self.train.global_batch_size // self.scaling.num_ranks
+
+    def with_ranks(self, num_ranks: int) -> RunConfig:
+        """Return the same run on another number of ranks."""
+        scaling = dataclasses.replace(self.scaling, num_ranks=num_ranks, min_ranks=None)
+        return dataclasses.replace(self, scaling=scaling)
 
 
 @dataclass(frozen=True)

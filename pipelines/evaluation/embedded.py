@@ -1,42 +1,53 @@
-"""Pictures of a data set, decoded and encoded batch by batch; its captions and their room."""
+"""A data set as evaluations see it: its pictures embedded, its captions, and their room."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int
 
-from clippo_core.errors import Rejected, SampleError
-from clippo_core.evaluation.text_pairs import share_full
-from clippo_core.images import decode_image
+from clippo_core.encoding import BATCH_SIZE, Canvases, Encode, encode_pictures
+from clippo_core.errors import SampleError
+from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.modeling import PairModel
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import Source
-from pipelines.evaluation.results import require_pictures
+from pipelines.evaluation.results import WITH_PICTURES, require_kind
 
-BATCH_SIZE = 256
 IMAGES_IN_PICTURE = 40
-
-Canvases = UInt8[np.ndarray, "image height_px width_px 3"]
-#: Canvases -> features.
-Encode = Callable[[Canvases], Float32[np.ndarray, "image feature"]]
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedSource:
-    """The usable pictures of a data set, embedded; some of them as pixels, to be shown."""
+    """The pictures of a data set that can be decoded, embedded.
 
-    images: Float32[np.ndarray, "image embed"]
+    Attributes:
+        source: the data set.
+        rows: the row of each picture in it, to read the file again.
+        samples: the rest of these rows, without the files.
+        images: an embedding, or other features, for each of them.
+        num_rejected: number of pictures that cannot be decoded.
+        shown: some of the pictures, to be looked at.
+    """
+
+    source: Source
+    rows: Int[np.ndarray, " image"]
     samples: list[RawSample]
+    images: Float32[np.ndarray, "image feature"]
     num_rejected: int
-    shown: UInt8[np.ndarray, "image height_px width_px 3"]
+    shown: Canvases
 
 
 def embed_source(
-    model: PairModel, source: Source, *, limit: int | None, encode: Encode | None = None
+    model: PairModel,
+    source: Source,
+    *,
+    limit: int | None = None,
+    rows: Int[np.ndarray, " row"] | None = None,
+    encode: Encode | None = None,
 ) -> EmbeddedSource:
     """Decode and embed the pictures of a data set.
 
@@ -44,50 +55,54 @@ def embed_source(
         model: embeds them.
         source: the data set.
         limit: take the first so many; None: all.
-        encode: makes other features of pictures than their embeddings.
+        rows: take these, in this order, instead of the first.
+        encode: makes other features of canvases than their embeddings.
 
     Raises:
-        SampleError: if none can be decoded.
+        SampleError: if it has no pictures, or none that can be decoded.
     """
-    require_pictures(source, "an evaluation of pictures")
-    return embed_samples(model, itertools.islice(source, limit), name=source.name, encode=encode)
-
-
-def embed_samples(
-    model: PairModel, samples: Iterable[RawSample], *, name: str, encode: Encode | None = None
-) -> EmbeddedSource:
-    """`embed_source` of samples that are at hand; `name` says in errors whose they are."""
+    require_kind(source, "an evaluation of pictures", WITH_PICTURES)
     encode = encode or (lambda canvases: model.encode_images(canvases, batch_size=BATCH_SIZE))
-    embeddings, usable, shown, num_rejected = [], [], None, 0
-    for batch, pixels, rejected in decoded_batches(model, samples):
-        num_rejected += rejected
-        if not batch:
-            continue
-        usable += batch
-        embeddings.append(encode(pixels))
-        shown = pixels[:IMAGES_IN_PICTURE] if shown is None else shown
-    if shown is None:
-        raise SampleError(f"{name}: not one of {num_rejected} pictures can be decoded")
-    return EmbeddedSource(np.concatenate(embeddings), usable, num_rejected, shown)
+    shown: list[Canvases] = []
+
+    def encode_and_show(canvases: Canvases) -> Float32[np.ndarray, "image feature"]:
+        if not shown:
+            shown.append(canvases[:IMAGES_IN_PICTURE].copy())
+        return encode(canvases)
+
+    numbered = (
+        enumerate(itertools.islice(source, limit))
+        if rows is None
+        else zip(rows.tolist(), source.read(rows), strict=True)
+    )
+    found = encode_pictures(model, named_pictures(numbered), encode=encode_and_show)
+    require_some(source, found.names, num_rejected=len(found.rejected))
+    places, samples = zip(*found.names, strict=True)
+    return EmbeddedSource(
+        source, np.array(places), list(samples), found.embeddings, len(found.rejected), shown[0]
+    )
 
 
-def decoded_batches(
-    model: PairModel, samples: Iterable[RawSample], *, size: int = BATCH_SIZE
-) -> Iterator[tuple[list[RawSample], Canvases, int]]:
-    """Samples whose pictures can be decoded, these on the model's canvas, and how many cannot."""
-    canvas_px, iterator = model.config.render.image_size_px, iter(samples)
-    while batch := list(itertools.islice(iterator, size)):
-        decoded = [
-            decode_image(s.image, model.config.image, image_size_px=canvas_px) for s in batch
-        ]
-        pixels = [canvas for canvas in decoded if not isinstance(canvas, Rejected)]
-        usable = [not isinstance(canvas, Rejected) for canvas in decoded]
-        stacked = np.stack(pixels) if pixels else np.empty((0, canvas_px, canvas_px, 3), np.uint8)
-        yield list(itertools.compress(batch, usable)), stacked, len(batch) - len(pixels)
+def named_pictures(
+    samples: Iterable[tuple[int, RawSample]],
+) -> Iterator[tuple[tuple[int, RawSample], bytes | None]]:
+    """Take the encoded pictures out of numbered samples, so that the samples need little memory."""
+    for number, sample in samples:
+        yield (number, sample._replace(image=None)), sample.image
+
+
+def require_some(source: Source, decoded: Sequence[object], *, num_rejected: int) -> None:
+    """Make sure that a picture could be decoded.
+
+    Raises:
+        SampleError: if none could be.
+    """
+    if not decoded:
+        raise SampleError(f"{source.name}: not one of {num_rejected} pictures can be decoded")
 
 
 def captions_of(source: Source, samples: Sequence[RawSample]) -> list[list[str]]:
-    """The captions of each sample, without blank ones.
+    """Return the captions of each sample, without blank ones.
 
     Raises:
         SampleError: if one has none.
@@ -100,6 +115,11 @@ def captions_of(source: Source, samples: Sequence[RawSample]) -> list[list[str]]
 
 
 def full_texts(model: PairModel, texts: Sequence[str]) -> dict[str, float]:
-    """For a result's details: the share of texts that fill their room, and so may be cut."""
+    """Return, for a result's details, the share of texts that fill their room and may be cut."""
     room = "max_tokens" if model.config.reads_tokens else "the_canvas"
     return {f"share_of_texts_that_fill_{room}": share_full(model.prepare_texts(texts))}
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Choose at most so many of the numbers below a count, from the first to the last."""
+    return sorted({round(n) for n in np.linspace(0, count - 1, min(count, wanted))})

@@ -1,17 +1,17 @@
-"""What a model is like inside: its first layer, and where it puts pictures and texts."""
+"""Evaluations of a model from inside: its first layer, and where it puts pictures and texts."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
-from clippo_core.evaluation.modality_gap import modality_gap
-from clippo_core.evaluation.patch_filters import patch_filters
-from clippo_core.evaluation.uncertainty import bootstrap_interval
+from clippo_core.encoding import BATCH_SIZE
+from clippo_core.evaluation.representation import modality_gap, patch_filters
+from clippo_core.evaluation.scores import mean_interval
 from clippo_core.modeling import PairModel
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source
-from pipelines.evaluation.embedded import BATCH_SIZE, captions_of, embed_source
+from pipelines.evaluation.embedded import captions_of, embed_source
 from pipelines.evaluation.results import TaskResult
 from pipelines.figures.charts import scatter
 from pipelines.figures.sheets import label_sheet
@@ -23,7 +23,7 @@ _FILTERS_EXPLAINED = 10
 def modality_gap_of_pairs(
     model: PairModel, source: Source, options: EvaluationOptions
 ) -> TaskResult:
-    """How far apart pictures and their captions lie as a whole; 0 would be no gap.
+    """Measure how far apart pictures and their captions lie as a whole; 0 would be no gap.
 
     Of several captions one is taken, another for each picture in turn.
 
@@ -48,8 +48,8 @@ def modality_gap_of_pairs(
             "pair_similarity": {"a picture and another's caption": float(others.mean())},
         },
         intervals={
-            "gap": bootstrap_interval(_mean, _along_gap(embedded.images, texts)),
-            "pair_similarity": bootstrap_interval(_mean, similarity),
+            "gap": mean_interval(_along_gap(embedded.images, texts)),
+            "pair_similarity": mean_interval(similarity),
         },
         pictures={
             "embeddings": scatter(
@@ -63,36 +63,30 @@ def modality_gap_of_pairs(
 def _along_gap(
     images: Float32[np.ndarray, "pair embed"], texts: Float32[np.ndarray, "pair embed"]
 ) -> Float32[np.ndarray, " pair"]:
-    """How far apart each pair is in the direction of the gap; the mean is the gap."""
+    """Return how far apart each pair is in the direction of the gap; the mean is the gap."""
     differences = images - texts
     mean = differences.mean(axis=0)
     return differences @ (mean / max(float(np.linalg.norm(mean)), 1e-9))
 
 
-def _mean(values: Float[np.ndarray, " pair"]) -> float:
-    return float(values.mean())
-
-
 def patch_filters_of(model: PairModel) -> TaskResult:
-    """The principal components of the first layer's filters, as pictures; needs no data."""
+    """Show the principal components of the first layer's filters; needs no data."""
     found = patch_filters(model)
     kernel = model.encoder.patch_embedding.kernel
     num_components = min(kernel.shape[-1], kernel[..., 0].numel())
-    explained = float(found.explained[:_FILTERS_EXPLAINED].sum())
+    explained = f"explained_by_{_FILTERS_EXPLAINED}"
     labels = [
         (f"{100 * share:.1f} % colour {100 * colour:.0f} %", None)
         for share, colour in zip(found.explained, found.colour_share, strict=True)
     ]
     return TaskResult(
         metrics={
-            f"explained_by_{_FILTERS_EXPLAINED}": explained,
+            explained: float(found.explained[:_FILTERS_EXPLAINED].sum()),
             "mean_colour_share": float(np.average(found.colour_share, weights=found.explained)),
         },
         num_samples=int(kernel.shape[-1]),
         floors={
-            f"explained_by_{_FILTERS_EXPLAINED}": {
-                "all components alike": min(_FILTERS_EXPLAINED / num_components, 1.0)
-            },
+            explained: {"all components alike": min(_FILTERS_EXPLAINED / num_components, 1.0)},
             # Two of a pixel's three directions are colour.
             "mean_colour_share": {"random filters": 2 / 3},
         },

@@ -6,30 +6,35 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 
+from clippo_core.encoding import BATCH_SIZE, decoded_batches
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.few_shot import FewShotResult, choose_shots, few_shot, pooled_features
-from clippo_core.evaluation.prompts import fill
+from clippo_core.evaluation.scores import class_floors, proportion_interval
 from clippo_core.evaluation.typographic import AttackResult, typographic_attack
-from clippo_core.evaluation.uncertainty import proportion_interval
-from clippo_core.evaluation.zero_shot import class_embeddings, classify
+from clippo_core.evaluation.zero_shot import classify, embed_classes
 from clippo_core.modeling import PairModel
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import is_prepared
 from pipelines.datasets.sources import Source, open_source
-from pipelines.evaluation.classification import classified
 from pipelines.evaluation.embedded import (
-    BATCH_SIZE,
     IMAGES_IN_PICTURE,
-    decoded_batches,
-    embed_samples,
     embed_source,
+    named_pictures,
+    require_some,
 )
-from pipelines.evaluation.results import TaskResult, class_names_of, labels_of, require_pictures
+from pipelines.evaluation.results import (
+    WITH_PICTURES,
+    TaskResult,
+    class_names_of,
+    classified,
+    labels_of,
+    require_kind,
+)
 from pipelines.figures.sheets import label_sheet
 
-#: Of each class, as in the paper; drawn several times, since much depends on which they are.
+#: Examples of each class, as in the paper; drawn several times, since much depends on which.
 SHOTS, NUM_DRAWS = 10, 3
 #: The data set, beside the one that is tested on, that shots are drawn from.
 SHOTS_FROM = "train"
@@ -44,29 +49,22 @@ def zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> T
         SampleError: if the data set has no classes.
     """
     names = class_names_of(source, "zero_shot")
-    classes = _embed_classes(model, names, options)
+    classes = embed_classes(model, names, options.templates, batch_size=BATCH_SIZE)
     embedded = embed_source(model, source, limit=options.limit)
     labels = labels_of(source, [sample.class_id for sample in embedded.samples])
     result = classify(embedded.images, classes, labels)
     captions = [
         (names[predicted], bool(predicted == label))
-        for predicted, label in zip(result.predictions, labels, strict=True)
-    ][: len(embedded.shown)]
+        for predicted, label, _ in zip(result.predictions, labels, embedded.shown, strict=False)
+    ]
     return classified(
         result,
+        source,
         names,
-        data_set=source.name,
-        templates=options.templates,
         num_rejected=embedded.num_rejected,
-        pictures={"predictions": label_sheet(embedded.shown[: len(captions)], captions)},
+        details={"templates": list(options.templates)},
+        pictures={"predictions": label_sheet(embedded.shown, captions)},
     )
-
-
-def _embed_classes(
-    model: PairModel, names: Sequence[str], options: EvaluationOptions
-) -> Float32[np.ndarray, "label embed"]:
-    prompts = model.encode_texts(fill(options.templates, names), batch_size=BATCH_SIZE)
-    return class_embeddings(prompts, num_classes=len(names))
 
 
 def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
@@ -93,17 +91,14 @@ def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions
     test_labels = labels_of(source, [sample.class_id for sample in tested.samples])
 
     def fit(rows: Int[np.ndarray, " shot"]) -> FewShotResult:
-        shots = embed_samples(model, training.read(rows), name=training.name, encode=encode)
-        shot_labels = labels_of(training, [sample.class_id for sample in shots.samples])
+        shots = embed_source(model, training, rows=rows, encode=encode)
         return few_shot(
-            shots.images, shot_labels, tested.images, test_labels, num_classes=len(names)
+            shots.images, labels[shots.rows], tested.images, test_labels, num_classes=len(names)
         )
 
     draws = [fit(rows) for rows in chosen]
     accuracy = float(np.mean([draw.accuracy for draw in draws]))
-    chance = 1 / len(names)
-    majority = float(np.bincount(test_labels).max() / len(test_labels))
-    floors = {"chance": chance, "most frequent class": majority}
+    floors = class_floors(test_labels, len(names))
     return TaskResult(
         metrics={
             "accuracy": accuracy,
@@ -144,24 +139,23 @@ def typographic(model: PairModel, source: Source, options: EvaluationOptions) ->
     Raises:
         SampleError: if the data set has no classes.
     """
-    require_pictures(source, "typographic")
+    require_kind(source, "typographic", WITH_PICTURES)
     names = class_names_of(source, "typographic")
-    classes = _embed_classes(model, names, options)
+    classes = embed_classes(model, names, options.templates, batch_size=BATCH_SIZE)
     attacks: list[AttackResult] = []
     labels: list[np.ndarray] = []
     num_rejected = 0
-    samples = itertools.islice(source, options.limit)
-    for batch, pixels, rejected in decoded_batches(model, samples, size=_ATTACKED_AT_A_TIME):
-        num_rejected += rejected
-        if batch:
-            labels.append(labels_of(source, [sample.class_id for sample in batch]))
+    pictures = named_pictures(enumerate(itertools.islice(source, options.limit)))
+    for batch in decoded_batches(model, pictures, batch_size=_ATTACKED_AT_A_TIME):
+        num_rejected += len(batch.rejected)
+        if batch.names:
+            labels.append(labels_of(source, [sample.class_id for _, sample in batch.names]))
             attacks.append(
                 typographic_attack(
-                    model, pixels, labels[-1], classes, class_names=names, seed=len(attacks)
+                    model, batch.canvases, labels[-1], classes, class_names=names, seed=len(attacks)
                 )
             )
-    if not attacks:
-        raise SampleError(f"{source.name}: not one of {num_rejected} pictures can be decoded")
+    require_some(source, attacks, num_rejected=num_rejected)
     return _attacked(names, attacks, np.concatenate(labels), num_rejected)
 
 
@@ -171,14 +165,13 @@ def _attacked(
     labels: Int[np.ndarray, " image"],
     num_rejected: int,
 ) -> TaskResult:
-    """The attacks' numbers together; the first photos with their words as a picture."""
+    """Average the numbers of the attacks; show the first photos with their words."""
     sizes = [len(attack.written) for attack in attacks]
 
     def mean(name: str) -> float:
         return float(np.average([getattr(attack, name) for attack in attacks], weights=sizes))
 
-    majority = float(np.bincount(labels).max() / len(labels))
-    floors = {"chance": 1 / len(names), "most frequent class": majority}
+    floors = class_floors(labels, len(names))
     shares = {name: mean(name) for name in ("flip_rate", "attacked_accuracy", "accuracy")}
     first = attacks[0]
     shown = [

@@ -1,4 +1,4 @@
-"""What an evaluation is told, and what it answers."""
+"""What an evaluation answers, and what it asks of a data set."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 
 from clippo_core.errors import SampleError
-from clippo_core.evaluation.uncertainty import Interval
+from clippo_core.evaluation.scores import Interval, mean_interval
+from clippo_core.evaluation.zero_shot import ZeroShotResult
 from pipelines.datasets.manifest import SampleKind
 from pipelines.datasets.sources import Source
+from pipelines.figures.sheets import confusion_matrix
 
-#: By metric, then by what knows nothing, such as {"accuracy": {"chance": 0.1}}.
+#: Scores of what knows nothing, by metric, such as {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
+#: Kinds of data sets that have pictures.
+WITH_PICTURES: Sequence[SampleKind] = ("image-text", "image-question")
 
 
 @dataclass(frozen=True, eq=False)
 class TaskResult:
-    """What an evaluation found.
+    """Numbers and pictures of an evaluation.
 
     Attributes:
-        metrics: by name, the one that counts first.
-        num_samples: that took part.
-        num_rejected: pictures that could not be decoded.
-        floors: what something that knows nothing gets, for each metric that has such a floor.
-        intervals: 95 %, for each metric that samples decide.
+        metrics: values by name; the one that counts comes first.
+        num_samples: number of samples that took part.
+        num_rejected: number of pictures that could not be decoded.
+        floors: values that something gets which knows nothing, for each metric that has such.
+        intervals: the 95 % interval of each metric that samples decide.
         details: further JSON, such as accuracy per class.
         pictures: something to look at, by name.
         also_read: digests of data sets that were read beside the source, by URI.
@@ -44,6 +48,63 @@ class TaskResult:
     also_read: dict[str, str] = field(default_factory=dict[str, str])
 
 
+def classified(
+    result: ZeroShotResult,
+    source: Source,
+    names: Sequence[str],
+    *,
+    num_rejected: int = 0,
+    details: Mapping[str, Any],
+    pictures: Pictures | None = None,
+) -> TaskResult:
+    """Report the accuracy of any classification, as a whole and per class, and its confusions.
+
+    Args:
+        result: the classification.
+        source: the data set that was classified.
+        names: names of the classes.
+        num_rejected: number of pictures that could not be decoded.
+        details: what to report beside.
+        pictures: what to show beside the confusion matrix.
+    """
+    confusion = result.confusion
+    right = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)
+    title = f"{source.name}: class (row) taken for (column)"
+    return TaskResult(
+        metrics={"accuracy": result.accuracy, "mean_class_accuracy": result.mean_class_accuracy},
+        num_samples=len(result.labels),
+        num_rejected=num_rejected,
+        floors={
+            "accuracy": result.floors,
+            "mean_class_accuracy": {"chance": result.floors["chance"]},
+        },
+        intervals={"accuracy": result.interval},
+        details={
+            **details,
+            "accuracy_per_class": dict(zip(names, right.tolist(), strict=True)),
+            "confusion": confusion.tolist(),
+        },
+        pictures={**(pictures or {}), "confusion": confusion_matrix(confusion, names, title=title)},
+    )
+
+
+def language_means(
+    columns: Mapping[str, Float[np.ndarray, " language"]],
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Average metrics over languages.
+
+    Args:
+        columns: values of each metric, one for each language.
+
+    Returns:
+        The means, with the number of languages; and their intervals, over languages drawn again.
+    """
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    num_languages = float(len(next(iter(columns.values()))))
+    intervals = {name: mean_interval(values) for name, values in columns.items()}
+    return means | {"languages": num_languages}, intervals
+
+
 def require_kind(source: Source, task: str, kinds: Sequence[SampleKind]) -> None:
     """Make sure that a data set is of a kind that an evaluation reads.
 
@@ -55,17 +116,8 @@ def require_kind(source: Source, task: str, kinds: Sequence[SampleKind]) -> None
         raise SampleError(f"{source.name} holds {kind} samples; {task} needs {' or '.join(kinds)}")
 
 
-def require_pictures(source: Source, task: str) -> None:
-    """Make sure that a data set has pictures.
-
-    Raises:
-        SampleError: if it is one of texts.
-    """
-    require_kind(source, task, ("image-text", "image-question"))
-
-
 def class_names_of(source: Source, task: str) -> tuple[str, ...]:
-    """The classes of a data set.
+    """Return the names of a data set's classes.
 
     Raises:
         SampleError: if it has none.
@@ -76,14 +128,30 @@ def class_names_of(source: Source, task: str) -> tuple[str, ...]:
     return names
 
 
-def labels_of(source: Source, class_ids: Sequence[int | None]) -> np.ndarray[Any, Any]:
-    """The samples' classes as an array.
+def labels_of(source: Source, class_ids: Sequence[int | None]) -> Int64[np.ndarray, " sample"]:
+    """Return the samples' classes as an array.
 
     Raises:
         SampleError: if a sample has none.
     """
-    known = [class_id for class_id in class_ids if class_id is not None]
-    if len(known) < len(class_ids):
-        missing = len(class_ids) - len(known)
-        raise SampleError(f"{source.name} has samples without a class, {missing} of them")
-    return np.array(known, np.int64)
+    return np.array(_known(source, class_ids, "class"), np.int64)
+
+
+def scores_of(source: Source, scores: Sequence[float | None]) -> Float64[np.ndarray, " sample"]:
+    """Return the samples' scores as an array.
+
+    Raises:
+        SampleError: if a sample has none.
+    """
+    hint = "; expected how alike people find the texts of each"
+    return np.array(_known(source, scores, "score", hint), np.float64)
+
+
+def _known(
+    source: Source, values: Sequence[float | None], what: str, hint: str = ""
+) -> list[float]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        missing = f"{len(values) - len(known)} of them{hint}"
+        raise SampleError(f"{source.name} has samples without a {what}, {missing}")
+    return known

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from clippo_core.errors import Rejected, SampleError
+from clippo_core.encoding import BATCH_SIZE, decoded_batches
+from clippo_core.errors import SampleError
 from clippo_core.evaluation.behaviour import changed_captions
 from clippo_core.evaluation.retrieval import retrieval_chance, retrieval_recall
-from clippo_core.evaluation.uncertainty import Interval, bootstrap_interval, proportion_interval
-from clippo_core.images import decode_image
+from clippo_core.evaluation.scores import proportion_interval
 from clippo_core.modeling import PairModel
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source
-from pipelines.evaluation.embedded import BATCH_SIZE, EmbeddedSource, captions_of, embed_source
-from pipelines.evaluation.results import TaskResult, require_kind
+from pipelines.evaluation.embedded import EmbeddedSource, captions_of, embed_source, evenly
+from pipelines.evaluation.results import TaskResult, language_means, require_kind
 from pipelines.figures.sheets import gallery
 
-#: Fewer make no test of a language.
+#: Pictures that make a test of a language.
 MIN_IMAGES_PER_LANGUAGE = 100
 _QUERIES_IN_PICTURE, _FOUND_IN_PICTURE = 8, 5
 
@@ -38,7 +38,7 @@ def retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> T
     queries = list(itertools.chain(*captions))
     texts = model.encode_texts(queries, batch_size=BATCH_SIZE)
     recalls = retrieval_recall(embedded.images, texts, image_of_text)
-    shown = _evenly(len(queries))
+    shown = evenly(len(queries), _QUERIES_IN_PICTURE)
     picture = _draw_gallery(
         model, embedded, [queries[n] for n in shown], texts[shown], image_of_text[shown]
     )
@@ -57,12 +57,6 @@ def retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> T
     )
 
 
-def _evenly(count: int) -> Int[np.ndarray, " shown"]:
-    """Numbers of the queries that a gallery shows."""
-    chosen = np.linspace(0, count - 1, min(count, _QUERIES_IN_PICTURE))
-    return np.unique(chosen.round().astype(int))
-
-
 def _draw_gallery(
     model: PairModel,
     embedded: EmbeddedSource,
@@ -70,15 +64,14 @@ def _draw_gallery(
     texts: Float32[np.ndarray, "query embed"],
     image_of_text: Int[np.ndarray, " query"],
 ) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """Texts and the pictures nearest to them; right is the picture that the text describes."""
+    """Draw texts and the pictures nearest to them; right is the one that the text describes."""
     similarity = texts @ embedded.images.T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_FOUND_IN_PICTURE]
     size = model.config.render.image_size_px
-    found = [
-        decode_image(embedded.samples[number].image, model.config.image, image_size_px=size)
-        for number in nearest.flat
-    ]
-    pixels = np.stack([p for p in found if not isinstance(p, Rejected)])
+    pixels = np.zeros((nearest.size, size, size, 3), np.uint8)
+    files = [sample.image for sample in embedded.source.read(embedded.rows[nearest.ravel()])]
+    for batch in decoded_batches(model, enumerate(files)):
+        pixels[batch.names] = batch.canvases
     return gallery(
         queries,
         pixels.reshape(*nearest.shape, *pixels.shape[1:]),
@@ -91,7 +84,7 @@ def _draw_gallery(
 def multilingual_retrieval(
     model: PairModel, source: Source, options: EvaluationOptions
 ) -> TaskResult:
-    """Retrieval in each language by itself, among the pictures that have a caption in it; the mean.
+    """Retrieve in each language by itself, among the pictures with a caption in it; the mean.
 
     Source: Crossmodal-3600 (arXiv:2205.12522), as the paper evaluates on it.
 
@@ -115,27 +108,20 @@ def multilingual_retrieval(
             f"{source.name}: no language has captions of {MIN_IMAGES_PER_LANGUAGE} pictures or "
             f"more; it has {dict(counts.most_common(10))}"
         )
-    recalls = [name for name in next(iter(per_language.values())) if "_recall@" in name]
-    columns = {
-        name: np.array([found[name] for found in per_language.values()])
-        for name in (*recalls, "chance_recall@1")
-    }
-    chance = {"chance": float(columns["chance_recall@1"].mean())}
+    rows = list(per_language.values())
+    recalls = [name for name in rows[0] if name.startswith(("image_to_text", "text_to_image"))]
+    columns = {f"mean_{name}": np.array([row[name] for row in rows]) for name in recalls}
+    chance = float(np.mean([row["chance_recall@1"] for row in rows]))
+    metrics, intervals = language_means(columns)
     return TaskResult(
-        metrics={f"mean_{name}": float(columns[name].mean()) for name in recalls}
-        | {"languages": float(len(per_language))},
+        metrics=metrics,
         num_samples=len(embedded.samples),
         num_rejected=embedded.num_rejected,
-        floors={f"mean_{name}": chance for name in recalls if name.endswith("@1")},
-        intervals={f"mean_{name}": _interval_of_mean(columns[name]) for name in recalls},
+        floors={name: {"chance": chance} for name in columns if name.endswith("@1")},
+        intervals=intervals,
         details={"per_language": per_language},
         pictures={"gallery": _gallery_of_languages(model, embedded, captions, list(per_language))},
     )
-
-
-def _interval_of_mean(values: np.ndarray) -> Interval:
-    """Over languages drawn again: how much the mean depends on which there are."""
-    return bootstrap_interval(lambda drawn: float(drawn.mean()), values)
 
 
 def _gallery_of_languages(
@@ -144,8 +130,8 @@ def _gallery_of_languages(
     captions: Mapping[str, Sequence[tuple[int, str]]],
     languages: Sequence[str],
 ) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """One query in each of some languages, all for different pictures where there are enough."""
-    chosen = [languages[int(number)] for number in _evenly(len(languages))]
+    """Draw a query of each of some languages, for different pictures where there are enough."""
+    chosen = [languages[number] for number in evenly(len(languages), _QUERIES_IN_PICTURE)]
     pairs = [captions[name][n % len(captions[name])] for n, name in enumerate(chosen)]
     queries = [text for _, text in pairs]
     labels = [f"{text} [{language}]" for text, language in zip(queries, chosen, strict=True)]
@@ -158,7 +144,7 @@ def _recall_in(
     images: Float32[np.ndarray, "image embed"],
     captions: Sequence[tuple[int, str]],
 ) -> dict[str, float]:
-    """Recalls among the pictures that have a caption, how many these are, and what chance finds."""
+    """Return recalls among the pictures with a caption, how many these are, and chance."""
     numbers, image_of_text = np.unique([number for number, _ in captions], return_inverse=True)
     texts = model.encode_texts([text for _, text in captions], batch_size=BATCH_SIZE)
     recalls = retrieval_recall(images[numbers], texts, image_of_text)
@@ -180,7 +166,8 @@ def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> T
     if len(counts) < 2:
         raise SampleError(f"{source.name}: all pictures have the caption {captions[0]!r}")
     found = changed_captions(model, embedded.images, captions)
-    metrics = {_metric(change): outcome.accuracy for change, outcome in found.items()}
+    names = {change: "accuracy" if change == "none" else f"{change}_accuracy" for change in found}
+    metrics = {names[change]: outcome.accuracy for change, outcome in found.items()}
     floors = {
         "chance": 1 / len(counts),
         "most frequent caption": max(counts.values()) / len(captions),
@@ -199,10 +186,6 @@ def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> T
             "caption_to_picture_recall@1": {change: o.recall for change, o in found.items()},
         },
     )
-
-
-def _metric(change: str) -> str:
-    return "accuracy" if change == "none" else f"{change}_accuracy"
 
 
 def bitext_retrieval(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
@@ -236,16 +219,15 @@ def bitext_retrieval(model: PairModel, source: Source, options: EvaluationOption
             "translations whose languages are named"
         )
     names = ("mean_recall@1", "from_pivot_recall@1", "to_pivot_recall@1")
-    columns = {n: np.array([found[n] for found in per_language.values()]) for n in names}
-    if len(per_language) > 1:
-        intervals = {name: _interval_of_mean(values) for name, values in columns.items()}
-    else:
+    metrics, intervals = language_means(
+        {name: np.array([found[name] for found in per_language.values()]) for name in names}
+    )
+    if len(per_language) == 1:
         (alone,) = per_language.values()
         intervals = {n: proportion_interval(alone[n], int(alone["texts"])) for n in names}
     chance = float(np.mean([found["chance_recall@1"] for found in per_language.values()]))
     return TaskResult(
-        metrics={name: float(values.mean()) for name, values in columns.items()}
-        | {"languages": float(len(per_language))},
+        metrics=metrics,
         num_samples=len(rows),
         floors={name: {"chance": chance} for name in names},
         intervals=intervals,

@@ -1,4 +1,4 @@
-"""Evaluations as Ray tasks: each (checkpoint, benchmark) has its own resources and its own end.
+"""Evaluations by name, as Ray tasks: each (checkpoint, benchmark) has its own resources and end.
 
 A missing data set, a crash or a hang fails that task and nothing else.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,21 @@ import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError
+from clippo_core.modeling import PairModel
+from clippo_core.training.precision import autocast, find_precision
 from pipelines.config.settings import EvaluationOptions
-from pipelines.datasets.sources import locate_source, open_source
-from pipelines.evaluation.registry import WITHOUT_DATA, find_evaluation
+from pipelines.datasets.sources import Source, locate_source, open_source
+from pipelines.evaluation.fine_tuned_tasks import glue, text_classification, vqa
+from pipelines.evaluation.model_tasks import modality_gap_of_pairs, patch_filters_of
+from pipelines.evaluation.picture_tasks import few_shot_linear, typographic, zero_shot
 from pipelines.evaluation.results import TaskResult
+from pipelines.evaluation.retrieval_tasks import (
+    behaviour,
+    bitext_retrieval,
+    multilingual_retrieval,
+    retrieval,
+)
+from pipelines.evaluation.text_tasks import sequence_length, text_similarity, text_zero_shot
 from pipelines.figures.sheets import encode_pngs
 from pipelines.reporting.reports import (
     RESULT_FORMAT,
@@ -32,6 +43,40 @@ from pipelines.reporting.reports import (
 from pipelines.runtime.devices import NICE_BESIDE_RANKS, task_device
 from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
+
+Evaluation = Callable[[PairModel, Source, EvaluationOptions], TaskResult]
+
+#: Evaluations on a data set.
+EVALUATIONS: dict[str, Evaluation] = {
+    "zero_shot": zero_shot,
+    "few_shot": few_shot_linear,
+    "typographic": typographic,
+    "retrieval": retrieval,
+    "multilingual_retrieval": multilingual_retrieval,
+    "behaviour": behaviour,
+    "modality_gap": modality_gap_of_pairs,
+    "bitext_retrieval": bitext_retrieval,
+    "text_zero_shot": text_zero_shot,
+    "text_similarity": text_similarity,
+    "sequence_length": sequence_length,
+    "text_classification": text_classification,
+    "glue": glue,
+    "vqa": vqa,
+}
+#: Evaluations of the model alone.
+WITHOUT_DATA: dict[str, Callable[[PairModel], TaskResult]] = {"patch_filters": patch_filters_of}
+
+
+def find_evaluation(name: str) -> Evaluation:
+    """Return the evaluation of that name, of those that read a data set.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in EVALUATIONS:
+        known = sorted({*EVALUATIONS, *WITHOUT_DATA})
+        raise ConfigError(f"no evaluation is called {name!r}; there are {known}")
+    return EVALUATIONS[name]
 
 
 def parse_benchmark(text: str) -> Benchmark:
@@ -53,47 +98,47 @@ def parse_benchmark(text: str) -> Benchmark:
 
 
 def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:
-    """Run one evaluation in this process."""
+    """Run one evaluation in this process, on the GPU that Ray has set aside, or else the CPU.
+
+    On a GPU, matrices are multiplied in bfloat16 where it can, as in training.
+    """
     started = time.monotonic()
     # Before the model, which may take long: most of what goes wrong is in the data's name.
     source = open_source(benchmark.source) if benchmark.source else None
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
     identity = model_identity(model)
-    model.to(task_device())
-    if source is None:
-        found, name, digest = WITHOUT_DATA[benchmark.task](model), WEIGHTS, short_digest(identity)
-    else:
-        found = find_evaluation(benchmark.task)(model, source, options)
-        name, digest = source.name, source.manifest.digest
+    device = model.to(task_device()).device
+    # CPUs differ in what "auto" is for them; results must not.
+    precision = find_precision("auto" if device.type == "cuda" else "float32", device)
+    with autocast(device, precision):
+        if source is None:
+            found, name = WITHOUT_DATA[benchmark.task](model), WEIGHTS
+        else:
+            found, name = find_evaluation(benchmark.task)(model, source, options), source.name
     seconds = round(time.monotonic() - started, 2)
     result = {
         "format_version": RESULT_FORMAT,
         "task": benchmark.task,
         "source": name,
-        "source_digest": digest,
+        "source_digest": short_digest(identity) if source is None else source.manifest.digest,
         "checkpoint": checkpoint,
         "model": identity,
+        "precision": precision,
         "options": options_json(options),
-        "limit": options.limit if benchmark.source else None,
-        **_numbers(found),
-        "seconds": seconds,
-    }
-    pictures = encode_pngs(found.pictures)
-    return EvaluationReport(checkpoint, benchmark, "ok", result, seconds=seconds, pictures=pictures)
-
-
-def _numbers(found: TaskResult) -> dict[str, Any]:
-    return {
+        "limit": None if source is None else options.limit,
         "metrics": found.metrics,
         "floors": found.floors,
-        "intervals": {name: list(interval) for name, interval in found.intervals.items()},
+        "intervals": {metric: list(interval) for metric, interval in found.intervals.items()},
         "num_samples": found.num_samples,
         "num_rejected": found.num_rejected,
         "details": found.details,
         "pictures": list(found.pictures),
         "also_read": found.also_read,
+        "seconds": seconds,
     }
+    pictures = encode_pngs(found.pictures)
+    return EvaluationReport(checkpoint, benchmark, "ok", result, seconds=seconds, pictures=pictures)
 
 
 def _evaluate_beside(
@@ -104,16 +149,19 @@ def _evaluate_beside(
     return evaluate(checkpoint, benchmark, options)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Running:
     checkpoint: str
     benchmark: Benchmark
     started: float
-    deadline: float
+
+    def failed(self, status: Literal["failed", "timeout"], message: str) -> EvaluationReport:
+        seconds = time.monotonic() - self.started
+        return EvaluationReport(self.checkpoint, self.benchmark, status, {}, message, seconds)
 
 
 class EvaluationTasks:
-    """Starts evaluations and gathers their ends; waiting for them is the caller's choice."""
+    """Starts evaluations and gathers their reports; waiting for them is the caller's choice."""
 
     def __init__(
         self,
@@ -124,7 +172,7 @@ class EvaluationTasks:
         gpus: float = 0,
         timeout_s: float,
     ) -> None:
-        """Of the benchmarks that every checkpoint gets."""
+        """Say what every checkpoint is evaluated on, and what one evaluation may take."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
         # One retry, for a worker that is killed; an exception would only come again.
         self._task = ray.remote(max_calls=1)(_evaluate_beside).options(
@@ -136,9 +184,7 @@ class EvaluationTasks:
         """Start all benchmarks on a checkpoint."""
         for benchmark in self._benchmarks:
             reference = self._task.remote(checkpoint, benchmark, self._options)
-            now = time.monotonic()
-            deadline = now + self._timeout_s
-            self._running[reference] = _Running(checkpoint, benchmark, now, deadline)
+            self._running[reference] = _Running(checkpoint, benchmark, time.monotonic())
 
     @property
     def checkpoints_in_use(self) -> set[str]:
@@ -151,7 +197,7 @@ class EvaluationTasks:
         return len(self._running)
 
     def finished(self, *, wait_s: float = 0.0) -> list[EvaluationReport]:
-        """What has ended since the last call, waiting at most `wait_s` for something to end."""
+        """Return reports since the last call, waiting at most `wait_s` for something to end."""
         if not self._running:
             return []
         done, _ = ray.wait(list(self._running), timeout=wait_s)
@@ -160,13 +206,13 @@ class EvaluationTasks:
         return reports + self._stop_overdue()
 
     def _stop_overdue(self) -> list[EvaluationReport]:
-        now, reports = time.monotonic(), []
+        message = f"not done after {self._timeout_s:g} s (evaluation.timeout-s)"
+        latest_start, reports = time.monotonic() - self._timeout_s, []
         for reference, running in list(self._running.items()):
-            if now > running.deadline:
+            if running.started < latest_start:
                 ray.cancel(reference, force=True)
                 del self._running[reference]
-                message = f"not done after {self._timeout_s:g} s (evaluation.timeout-s)"
-                reports.append(_failure(running, "timeout", message))
+                reports.append(running.failed("timeout", message))
         return reports
 
 
@@ -174,13 +220,6 @@ def _report_of(reference: Any, running: _Running) -> EvaluationReport:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        return _failure(running, "failed", str(error.cause or error))
+        return running.failed("failed", str(error.cause or error))
     except ray.exceptions.RayError as error:
-        return _failure(running, "failed", f"{type(error).__name__}: {error}")
-
-
-def _failure(
-    running: _Running, status: Literal["failed", "timeout"], message: str
-) -> EvaluationReport:
-    seconds = time.monotonic() - running.started
-    return EvaluationReport(running.checkpoint, running.benchmark, status, {}, message, seconds)
+        return running.failed("failed", f"{type(error).__name__}: {error}")

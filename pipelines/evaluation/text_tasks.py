@@ -1,4 +1,4 @@
-"""Texts alone: their classes, how alike they are, how long they are for the model."""
+"""Evaluations of texts alone: their classes, how alike they are, their length for the model."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clippo_core.encoding import BATCH_SIZE
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.glue_metrics import GlueTask, pearson, score_texts, spearman
-from clippo_core.evaluation.prompts import named_templates
 from clippo_core.evaluation.sequence_length import CountTokens, SequenceLengths, sequence_lengths
-from clippo_core.evaluation.text_classification import classify_texts
-from clippo_core.evaluation.text_pairs import text_similarities
-from clippo_core.evaluation.uncertainty import bootstrap_interval
+from clippo_core.evaluation.zero_shot import classify, embed_classes, named_templates
 from clippo_core.modeling import PairModel
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import Source
-from pipelines.evaluation.classification import classified
-from pipelines.evaluation.embedded import BATCH_SIZE, captions_of, full_texts
-from pipelines.evaluation.results import TaskResult, class_names_of, labels_of, require_kind
+from pipelines.evaluation.embedded import captions_of, evenly, full_texts
+from pipelines.evaluation.results import (
+    TaskResult,
+    class_names_of,
+    classified,
+    labels_of,
+    language_means,
+    require_kind,
+    scores_of,
+)
 from pipelines.figures.charts import bars
 
-#: What a tokenizer's name counts, where that is no token of its own.
+#: Names of what each tokenizer counts.
 _UNITS = {"bytes": "byte", "sentencepiece": "sentencepiece_token", "clip": "clip_token"}
 #: Texts that a vocabulary is trained on; more change it little, and take long.
 _VOCABULARY_TEXTS = 20_000
@@ -42,24 +47,13 @@ def text_zero_shot(model: PairModel, source: Source, options: EvaluationOptions)
     require_kind(source, "text_zero_shot", ("labelled-text",))
     names = class_names_of(source, "text_zero_shot")
     samples = list(itertools.islice(source, options.limit))
-    texts = _texts(source, samples, number=1)
-    result = classify_texts(
-        model,
-        [text for (text,) in texts],
-        labels_of(source, [sample.class_id for sample in samples]),
-        class_names=names,
-        templates=options.text_templates,
-        batch_size=BATCH_SIZE,
-    )
-    found = classified(
-        result,
-        names,
-        data_set=source.name,
-        templates=named_templates(options.text_templates),
-        pictures={},
-    )
-    found.details.update(full_texts(model, [text for (text,) in texts]))
-    return found
+    texts = [text for (text,) in _texts(source, samples, number=1)]
+    labels = labels_of(source, [sample.class_id for sample in samples])
+    classes = embed_classes(model, names, options.text_templates, batch_size=BATCH_SIZE)
+    result = classify(model.encode_texts(texts, batch_size=BATCH_SIZE), classes, labels)
+    templates = list(named_templates(options.text_templates))
+    details = {"templates": templates, **full_texts(model, texts)}
+    return classified(result, source, names, details=details)
 
 
 def text_similarity(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
@@ -71,16 +65,12 @@ def text_similarity(model: PairModel, source: Source, options: EvaluationOptions
     require_kind(source, "text_similarity", ("labelled-text",))
     samples = list(itertools.islice(source, options.limit))
     pairs = _texts(source, samples, number=2)
-    scores = [sample.score for sample in samples if sample.score is not None]
-    if len(scores) < len(samples):
-        raise SampleError(
-            f"{source.name} has samples without a score, {len(samples) - len(scores)} of them; "
-            "text_similarity needs how alike people find each pair"
-        )
-    firsts, seconds = ([pair[side] for pair in pairs] for side in (0, 1))
-    cosine = text_similarities(model, firsts, seconds, batch_size=BATCH_SIZE)
+    human = scores_of(source, [sample.score for sample in samples])
+    firsts, seconds = (
+        model.encode_texts([pair[side] for pair in pairs], batch_size=BATCH_SIZE) for side in (0, 1)
+    )
+    cosine = (firsts * seconds).sum(axis=1)
     task = GlueTask(metrics={"spearman": spearman, "pearson": pearson}, is_regression=True)
-    human = np.array(scores, np.float64)
     found = score_texts(cosine.astype(np.float64), human, task)
     shared = np.array([_shared_letters(*pair) for pair in pairs])
     return TaskResult(
@@ -98,7 +88,7 @@ def text_similarity(model: PairModel, source: Source, options: EvaluationOptions
 
 
 def _shared_letters(one: str, other: str, *, length: int = 3) -> float:
-    """Share of three-letter sequences that two texts have in common (Jaccard), case aside."""
+    """Return the share of letter triples that two texts have in common (Jaccard), case aside."""
     first, second = (
         {padded[at : at + length] for at in range(len(padded) - length + 1)}
         for padded in (f" {one.lower()} ", f" {other.lower()} ")
@@ -118,7 +108,7 @@ def _texts(source: Source, samples: Sequence[RawSample], *, number: int) -> list
 
 
 def sequence_length(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
-    """How long texts are in patches, against bytes and tokens, language by language.
+    """Measure texts in patches, against bytes and tokens, language by language.
 
     The tokens are SentencePiece's, of a vocabulary that is trained here on every other sample and
     therefore knows the languages and the domain; all is measured on the samples between them. With
@@ -127,25 +117,16 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
     Raises:
         SampleError: if there are fewer than two samples with a text.
     """
-    texts: list[dict[str, list[str]]] = []
-    for sample in itertools.islice(source, options.limit):
-        captions = [text for text in sample.captions or () if text]
-        known = sample.languages if len(sample.languages or ()) == len(captions) else None
-        of_sample: dict[str, list[str]] = defaultdict(list)
-        for language, text in zip(known or ["und"] * len(captions), captions, strict=True):
-            of_sample[language].append(text)
-        if of_sample:
-            texts.append(of_sample)
-    if len(texts) < 2:
+    rows = [row for sample in itertools.islice(source, options.limit) if (row := _tagged(sample))]
+    if len(rows) < 2:
         raise SampleError(
-            f"{source.name} has {len(texts)} samples with texts; sequence_length needs two or "
-            "more: a vocabulary is trained on every other one"
+            f"{source.name} has {len(rows)} samples with texts; sequence_length needs two or more: "
+            "a vocabulary is trained on every other one"
         )
-    training = [text for found in texts[1::2] for of in found.values() for text in of]
+    training = [text for row in rows[1::2] for _, text in row]
     measured: dict[str, list[str]] = defaultdict(list)
-    for found in texts[::2]:
-        for language, of in found.items():
-            measured[language] += of
+    for language, text in itertools.chain(*rows[::2]):
+        measured[language].append(text)
     vocabulary = Vocabulary(train_vocabulary(training, max_texts=_VOCABULARY_TEXTS))
     lengths = sequence_lengths(
         dict(sorted(measured.items())),
@@ -156,8 +137,16 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
     return _compared(source, lengths, vocabulary.size)
 
 
+def _tagged(sample: RawSample) -> list[tuple[str, str]]:
+    """Return the texts of a sample, each after its language or "und"."""
+    texts = [text for text in sample.captions or () if text]
+    languages = sample.languages or ()
+    is_known = len(languages) == len(texts)
+    return list(zip(languages if is_known else ["und"] * len(texts), texts, strict=True))
+
+
 def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
-    """Bytes and SentencePiece's, and CLIP's where it is installed."""
+    """Return functions that count bytes, SentencePiece's tokens, and CLIP's where installed."""
     counters: dict[str, CountTokens] = {
         "bytes": lambda text: len(text.encode()),
         "sentencepiece": vocabulary.count_tokens,
@@ -173,7 +162,7 @@ def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
 def _compared(
     source: Source, lengths: Mapping[str, SequenceLengths], vocabulary_size: int
 ) -> TaskResult:
-    """Means over languages, and all lengths of each as a chart, those best for patches first."""
+    """Average over languages; draw the lengths of each, those with few patches per token first."""
     names = list(next(iter(lengths.values())).mean)
     tokenizers = [name for name in names if name not in ("characters", "patches")]
     ratios = {n: np.array([found.ratio(n) for found in lengths.values()]) for n in tokenizers}
@@ -187,17 +176,12 @@ def _compared(
         },
     }
     order = sorted(lengths, key=lambda language: lengths[language].ratio("sentencepiece"))
-    shown = [order[n] for n in _evenly(len(order), _LANGUAGES_IN_PICTURE)]
+    shown = [order[n] for n in evenly(len(order), _LANGUAGES_IN_PICTURE)]
+    metrics, intervals = language_means(columns)
     return TaskResult(
-        metrics={name: float(values.mean()) for name, values in columns.items()}
-        | {"languages": float(len(lengths))},
+        metrics=metrics,
         num_samples=sum(found.num_texts for found in lengths.values()),
-        intervals={
-            name: bootstrap_interval(lambda drawn: float(drawn.mean()), values)
-            for name, values in columns.items()
-        }
-        if len(lengths) > 1
-        else {},
+        intervals=intervals if len(lengths) > 1 else {},
         details={
             "vocabulary_size": vocabulary_size,
             "per_language": {
@@ -212,7 +196,3 @@ def _compared(
             )
         },
     )
-
-
-def _evenly(count: int, wanted: int) -> list[int]:
-    return sorted({round(n) for n in np.linspace(0, count - 1, min(count, wanted))})

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipelines.reporting.paper import PUBLISHED, Published
-from pipelines.reporting.table import Cell, Evaluated, Row, make_rows
+from pipelines.reporting.table import Cell, Evaluated, Row, make_rows, paper_lines
 
 _STYLE = Path(__file__).with_name("page.css")
 
 
 def to_html(evaluated: Sequence[Evaluated]) -> str:
-    """The table, and under it the pictures of each benchmark, checkpoint by checkpoint."""
+    """Return the table, and under it the pictures of each benchmark, checkpoint by checkpoint."""
     rows = make_rows(evaluated)
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
-    theirs = [row.paper for row in rows if row.paper is not None]
+    theirs = paper_lines(rows)
     parts = [
         "<h1>Evaluations</h1>",
         f'<p class="quiet">{len(evaluated)} checkpoint{"s" * (len(evaluated) > 1)}, '
         f"{len(benchmarks)} benchmarks. Small numbers are 95 % intervals; a floor is what "
         "something that knows nothing gets.</p>",
         _table(evaluated, rows),
-        *([_paper_table(theirs)] if theirs else []),
+        *(
+            ["<h2>In the paper</h2>", _plain_table(theirs, texts=(0, len(theirs[0]) - 1))]
+            if theirs
+            else []
+        ),
         *_failures(evaluated),
         *(_section(benchmark, evaluated) for benchmark in benchmarks),
     ]
@@ -43,7 +46,7 @@ def _table(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> str:
     columns = "".join(f'<th class="number">{_breakable(one.name)}</th>' for one in evaluated)
     has_paper = any(row.paper is not None for row in rows)
     paper = '<th class="number">paper</th>' * has_paper
-    lines = [f"<tr><th>benchmark</th><th>metric</th>{columns}<th>floor</th>{paper}</tr>"]
+    header = f"<tr><th>benchmark</th><th>metric</th>{columns}<th>floor</th>{paper}</tr>"
     body: list[str] = []
     for _, group in itertools.groupby(rows, lambda row: row.benchmark):
         of_benchmark = list(group)
@@ -57,7 +60,7 @@ def _table(evaluated: Sequence[Evaluated], rows: Sequence[Row]) -> str:
                 + f'<td class="number">{escape(row.paper_text)}</td>' * has_paper
                 + "</tr>"
             )
-    return _scrolled(lines, body)
+    return _scrolled(header, body)
 
 
 def _table_cell(row: Row, cell: Cell | None) -> str:
@@ -66,19 +69,6 @@ def _table_cell(row: Row, cell: Cell | None) -> str:
     interval = row.interval_text(cell)
     below = f"<small>{interval}</small>" if interval else ""
     return f'<td class="number">{row.shown(cell.value)}{below}</td>'
-
-
-def _paper_table(found: Sequence[Published]) -> str:
-    models = list(dict.fromkeys(model for one in PUBLISHED for model in one.percent))
-    columns = "".join(f'<th class="number">{escape(model)}</th>' for model in models)
-    body = [
-        f"<tr><th>{_breakable(one.benchmark)}</th><td>{escape(one.metric.replace('_', ' '))}</td>"
-        + "".join(f'<td class="number">{one.percent.get(model, "")}</td>' for model in models)
-        + f"<td>{escape(one.how)}</td></tr>"
-        for one in found
-    ]
-    header = [f"<tr><th>benchmark</th><th>metric</th>{columns}<th>with</th></tr>"]
-    return "<h2>In the paper, %</h2>\n" + _scrolled(header, body)
 
 
 def _failures(evaluated: Sequence[Evaluated]) -> list[str]:
@@ -91,7 +81,7 @@ def _failures(evaluated: Sequence[Evaluated]) -> list[str]:
 
 
 def _section(benchmark: str, evaluated: Sequence[Evaluated]) -> str:
-    """Pictures of all checkpoints, and what there is for each language; "" without either."""
+    """Return pictures of all checkpoints and tables of languages; "" if there is neither."""
     figures: list[str] = []
     tables: list[str] = []
     for one in evaluated:
@@ -119,27 +109,31 @@ def _figure(caption: str, png: bytes) -> str:
 
 def _language_table(name: str, per_language: Mapping[str, Mapping[str, Any]]) -> str:
     columns = list(next(iter(per_language.values())))
-    header = "".join(f'<th class="number">{escape(column)}</th>' for column in columns)
-    body = [
-        f"<tr><td>{escape(language)}</td>"
-        + "".join(f'<td class="number">{found[column]:.4g}</td>' for column in columns)
-        + "</tr>"
-        for language, found in per_language.items()
-    ]
-    table = _scrolled([f"<tr><th>language</th>{header}</tr>"], body)
-    title = f"{len(per_language)} languages · {name}"
-    return f"<details><summary>{escape(title)}</summary>\n{table}\n</details>"
+    lines = [["language", *columns]]
+    lines += [[one, *(f"{found[c]:.4g}" for c in columns)] for one, found in per_language.items()]
+    title = escape(f"{len(per_language)} languages · {name}")
+    return f"<details><summary>{title}</summary>\n{_plain_table(lines, texts=(0,))}\n</details>"
 
 
-def _scrolled(header: Sequence[str], body: Sequence[str]) -> str:
+def _plain_table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> str:
+    """Return a table below its header; columns other than `texts` are set to the right."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = ["" if number in texts else ' class="number"' for number in range(len(cells))]
+        found = zip(kinds, map(_breakable, cells), strict=True)
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in found)}</tr>"
+
+    return _scrolled(row(lines[0], "th"), [row(line, "td") for line in lines[1:]])
+
+
+def _scrolled(header: str, body: Sequence[str]) -> str:
     rows = "\n".join(body)
-    head = "\n".join(header)
     return (
-        f'<div class="scroll"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n'
+        f'<div class="scroll"><table>\n<thead>{header}</thead>\n<tbody>\n{rows}\n</tbody>\n'
         "</table></div>"
     )
 
 
 def _breakable(name: str) -> str:
-    """A long name that may go on in the next line after a slash or a hyphen."""
+    """Return a long name that may go on in the next line after a slash or an underscore."""
     return escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")

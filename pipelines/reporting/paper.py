@@ -17,10 +17,10 @@ class Published:
     """One row of the paper.
 
     Attributes:
-        benchmark: the result's name here, of the whole data set.
-        metric: its name here.
-        how: what must agree for the numbers to be comparable.
-        percent: by model.
+        benchmark: this project's name of the result on the whole data set.
+        metric: this project's name of the metric.
+        how: conditions under which the numbers are comparable.
+        percent: the numbers, by model.
     """
 
     benchmark: str
@@ -30,7 +30,7 @@ class Published:
 
     @property
     def first(self) -> tuple[str, float]:
-        """The plain CLIPPO's number; of the first model that has one, where that has none."""
+        """Return the plain CLIPPO, or the first model that has a number, and its number."""
         return next(iter(self.percent.items()))
 
 
@@ -74,6 +74,6 @@ PUBLISHED = (
 
 
 def published(benchmark: str, metric: str) -> Published | None:
-    """The paper's row for a metric of a benchmark; None: it has none."""
+    """Return the paper's row for a metric of a benchmark, or None."""
     found = (p for p in PUBLISHED if (p.benchmark, p.metric) == (benchmark, metric))
     return next(found, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,11 @@ class Evaluated:
 
     @property
     def failures(self) -> dict[str, str]:
-        """What did not end well, and why; the first line of it."""
-        bad = {name: r for name, r in self.results.items() if r["status"] != "ok"}
+        """Return the first line of the reason for each result that is not ok, by its name."""
         return {
-            name: f"{r['status']}: {r.get('message', '').partition(chr(10))[0]}"
-            for name, r in bad.items()
+            name: f"{result['status']}: {result.get('message', '').partition(chr(10))[0]}"
+            for name, result in self.results.items()
+            if result["status"] != "ok"
         }
 
 
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric of a benchmark; None for a checkpoint that has it not."""
+    """A metric of a benchmark, with None in the place of a checkpoint that lacks it."""
 
     benchmark: str
     metric: str
@@ -63,61 +63,56 @@ class Row:
 
     @property
     def is_share(self) -> bool:
-        """Whether it is shown in percent."""
+        """Return true if the metric is shown in percent."""
         return any(part in self.metric for part in _SHARES)
 
     @property
     def label(self) -> str:
-        """The metric as a person reads it."""
+        """Return the metric as a person reads it."""
         return self.metric.replace("_", " ") + (", %" if self.is_share else "")
 
     @property
     def paper(self) -> Published | None:
-        """What the paper has in its place."""
+        """Return the paper's row for this metric, or None."""
         return published(self.benchmark, self.metric)
 
     @property
     def paper_text(self) -> str:
-        """The paper's number and whose it is; "" where it has none."""
+        """Return the paper's number and the model that it is of; "" where it has none."""
         if self.paper is None:
             return ""
         model, percent = self.paper.first
         return f"{percent:g} ({model})"
 
     def shown(self, value: float) -> str:
-        """A value as the table has it."""
+        """Return a value as the table has it."""
         if self.is_share:
             return f"{100 * value:.1f}"
         return f"{value:.3f}" if abs(value) < 10 and value % 1 else f"{value:.4g}"
 
     def interval_text(self, cell: Cell) -> str:
-        """The 95 % interval; "" where no samples decide."""
-        if cell.interval is None:
-            return ""
-        low, high = cell.interval
-        return f"{self.shown(low)} to {self.shown(high)}"
+        """Return the 95 % interval; "" for a metric that is no mean of samples."""
+        return "" if cell.interval is None else " to ".join(map(self.shown, cell.interval))
 
     @property
     def floor_lines(self) -> list[str]:
-        """What gets which floor; where checkpoints differ in one, from the least to the most."""
-        values: dict[str, list[float]] = {}
-        for cell in self.cells:
-            for name, value in (cell.floors if cell is not None else {}).items():
-                values.setdefault(name, []).append(value)
+        """Return the floor of each name as text; a range where checkpoints have different ones.
+
+        A floor is the score of something that knows nothing. Names of equal floors share a line.
+        """
+        floors = [cell.floors for cell in self.cells if cell is not None]
         names: dict[str, list[str]] = {}
-        for name, found in values.items():
-            ends = dict.fromkeys((self.shown(min(found)), self.shown(max(found))))
+        for name in dict.fromkeys(name for found in floors for name in found):
+            values = [found[name] for found in floors if name in found]
+            ends = dict.fromkeys((self.shown(min(values)), self.shown(max(values))))
             names.setdefault(" to ".join(ends), []).append(name)
         return [f"{', '.join(of)} {value}" for value, of in names.items()]
 
 
 def make_rows(evaluated: Sequence[Evaluated]) -> list[Row]:
-    """The rows of all metrics that a checkpoint has, benchmark by benchmark."""
-    names: dict[str, None] = {}
-    for name in sorted({name for one in evaluated for name in one.results}):
-        names[name] = None
+    """Return the rows of all metrics that a checkpoint has, benchmark by benchmark."""
     rows: list[Row] = []
-    for benchmark in names:
+    for benchmark in sorted({name for one in evaluated for name in one.results}):
         of_each = [one.results.get(benchmark, {}) for one in evaluated]
         metrics = dict.fromkeys(m for result in of_each for m in result.get("metrics", {}))
         rows += [
@@ -141,24 +136,39 @@ def _cell(result: Mapping[str, Any], metric: str) -> Cell | None:
     )
 
 
+def paper_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """Return a header and all that the paper has for some rows; nothing where it has nothing."""
+    models = list(dict.fromkeys(model for one in PUBLISHED for model in one.percent))
+    lines = [["in the paper, %", *models, "with"]]
+    for one in filter(None, (row.paper for row in rows)):
+        numbers = [f"{one.percent[m]:g}" if m in one.percent else "" for m in models]
+        lines.append([f"{one.benchmark} {one.metric}", *numbers, one.how])
+    return lines if len(lines) > 1 else []
+
+
 def to_markdown(evaluated: Sequence[Evaluated]) -> str:
-    """The table, the paper's models where a row is theirs, and what failed."""
-    rows = make_rows(evaluated)
-    has_paper = any(row.paper is not None for row in rows)
-    header = ["benchmark", "metric", *(one.name for one in evaluated), "floor"]
-    lines = [_line([*header, *["paper"] * has_paper])]
-    lines.append(_line(["---", "---", *["--:"] * len(evaluated), "---", *["--:"] * has_paper]))
+    """Return the table, the paper's models where a row is theirs, and what failed."""
+    rows, names = make_rows(evaluated), [one.name for one in evaluated]
+    table = [["benchmark", "metric", *names, "floor", "paper"]]
     before = ""
     for row in rows:
         cells = [_markdown_cell(row, cell) for cell in row.cells]
         name = row.benchmark if row.benchmark != before else ""
         before = row.benchmark
-        paper = [row.paper_text] * has_paper
-        lines.append(_line([name, row.label, *cells, "; ".join(row.floor_lines), *paper]))
+        table.append([name, row.label, *cells, "; ".join(row.floor_lines), row.paper_text])
+    theirs = paper_lines(rows)
+    if not theirs:
+        table = [line[:-1] for line in table]
+    lines = _markdown_table(table, texts=(0, 1, 2 + len(names)))
     lines += ["", "In brackets: 95 % intervals."]
-    if theirs := [row.paper for row in rows if row.paper is not None]:
-        lines += ["", *paper_lines(theirs)]
-    return "\n".join([*lines, *_failure_lines(evaluated)]) + "\n"
+    if theirs:
+        lines += ["", *_markdown_table(theirs, texts=(0, len(theirs[0]) - 1))]
+    failures = [
+        f"- {name} of {one.name}: {why}" for one in evaluated for name, why in one.failures.items()
+    ]
+    if failures:
+        lines += ["", "Not ended well:", "", *failures]
+    return "\n".join(lines) + "\n"
 
 
 def _markdown_cell(row: Row, cell: Cell | None) -> str:
@@ -168,30 +178,18 @@ def _markdown_cell(row: Row, cell: Cell | None) -> str:
     return row.shown(cell.value) + (f" [{interval}]" if interval else "")
 
 
-def paper_lines(found: Iterable[Published]) -> list[str]:
-    """All that the paper has for some rows, as a table of its own."""
-    models = list(dict.fromkeys(model for one in PUBLISHED for model in one.percent))
-    lines = [_line(["in the paper, %", *models, "with"])]
-    lines.append(_line(["---", *["--:"] * len(models), "---"]))
-    for one in found:
-        numbers = [f"{one.percent[m]:g}" if m in one.percent else "" for m in models]
-        lines.append(_line([f"{one.benchmark} {one.metric}", *numbers, one.how]))
-    return lines
-
-
-def _failure_lines(evaluated: Sequence[Evaluated]) -> list[str]:
-    failures = [
-        f"- {name} of {one.name}: {why}" for one in evaluated for name, why in one.failures.items()
+def _markdown_table(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]:
+    """Return a table below its header; columns other than `texts` are set to the right."""
+    rule = ["---" if number in texts else "--:" for number in range(len(lines[0]))]
+    cleaned = [
+        [cell.replace("|", "/").replace("\n", " ") for cell in line]
+        for line in (lines[0], rule, *lines[1:])
     ]
-    return ["", "Not ended well:", "", *failures] if failures else []
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+    return [f"| {' | '.join(cells)} |" for cells in cleaned]
 
 
 def to_csv(evaluated: Sequence[Evaluated]) -> str:
-    """A line for each metric of each checkpoint, values as they are stored."""
+    """Return a line for each metric of each checkpoint, values as they are stored."""
     written = io.StringIO()
     table = csv.writer(written, lineterminator="\n")
     table.writerow(_CSV_COLUMNS)
@@ -201,9 +199,7 @@ def to_csv(evaluated: Sequence[Evaluated]) -> str:
             if cell is None:
                 continue
             low, high = cell.interval or ("", "")
-            floors = cell.floors
-            highest = max(floors, key=lambda name: floors[name], default="")
-            floor = floors.get(highest, "")
-            found = (cell.value, low, high, floor, highest, cell.num_samples, percent, model)
+            of, floor = max(cell.floors.items(), key=lambda item: item[1], default=("", ""))
+            found = (cell.value, low, high, floor, of, cell.num_samples, percent, model)
             table.writerow([one.name, row.benchmark, row.metric, *found])
     return written.getvalue()

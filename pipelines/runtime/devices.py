@@ -36,3 +36,13 @@ def require_gpu() -> None:
             "cannot use it; look with python -m cluster.doctor, or do without: leave out --gpus, "
             "--evaluation.gpus or --scaling.use-gpu"
         )
+
+
+def gpu_memory_bytes() -> int:
+    """Return the memory of the GPU that Ray has set aside for the calling task.
+
+    Raises:
+        ConfigError: if torch cannot use it.
+    """
+    require_gpu()
+    return torch.cuda.get_device_properties(0).total_memory

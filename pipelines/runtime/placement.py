@@ -97,6 +97,14 @@ class Capacity:
         """Render tasks that will run at a time."""
         return min(self.render_tasks, scaling.max_renderers or self.render_tasks)
 
+    def _blocks(self, scaling: ScalingConfig) -> int:
+        """Return how many blocks of the stream are under way at a time."""
+        return BLOCKS_PER_RANK * scaling.num_ranks + self.running_tasks(scaling)
+
+    def max_block_bytes(self, scaling: ScalingConfig) -> float:
+        """Return the size of blocks with which the object stores are half full."""
+        return self.object_store_bytes / 2 / self._blocks(scaling)
+
     def shortage(self, config: RunConfig, placement: Placement, *, block_bytes: int) -> str | None:
         """What is missing for the run, in words; None if nothing is.
 
@@ -130,7 +138,7 @@ class Capacity:
                 f"no node has {wanted} beside the ranks; the most is {cpus:g} CPUs, and {gpus:g} "
                 "GPUs. Lower them, or add nodes"
             )
-        blocks = BLOCKS_PER_RANK * scaling.num_ranks + self.running_tasks(scaling)
+        blocks = self._blocks(scaling)
         if self.object_store_bytes < blocks * block_bytes:
             return (
                 f"the object stores of the nodes that render hold {self.object_store_bytes:.2g} "
@@ -146,7 +154,7 @@ def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], 
 
     Args:
         config: of the run.
-        block_bytes: size of a block of the stream.
+        block_bytes: least size of a block of the stream.
         say: is told once what is waited for.
 
     Raises:

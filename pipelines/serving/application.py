@@ -28,7 +28,7 @@ from starlette.routing import Route
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.checkpoints.native import STATE_FILE
 from clippo_core.errors import ConfigError, Rejected, StorageError
-from clippo_core.evaluation.text_pairs import share_full
+from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.images import decode_image, decode_thumbnail
 from clippo_core.modeling import PairModel
 from clippo_core.rendering import TextRasters
@@ -37,13 +37,12 @@ from clippo_core.vocabulary import PreparedTexts, concatenate_texts
 from pipelines.runtime.ray_session import cluster_address
 from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
-from pipelines.serving.collection import Collection, Match
+from pipelines.serving.collection import Collection
 from pipelines.serving.requests import (
     Gate,
     RequestError,
+    answer_error,
     answer_failure,
-    answer_http_error,
-    answer_request_error,
     read_body,
     read_text,
 )
@@ -53,7 +52,7 @@ MAX_TEXT_CHARS = 2000
 MAX_RESULTS = 96
 _RESULTS = 24
 _THUMBNAIL_PX = 320
-#: A picture of the most pixels that are decoded takes some 300 MB.
+#: Pictures that are decoded at a time; one of the most pixels that are allowed takes 300 MB.
 _DECODED_AT_A_TIME = 2
 _EXAMPLES = 6
 _PAGE = Path(__file__).parent / "page"
@@ -62,19 +61,25 @@ _FILES = {"/": "index.html", **{f"/{n}": n for n in ("page.css", "page.js", "ico
 
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
-    """What a replica needs to know.
+    """The settings of a page.
 
     Attributes:
         checkpoint: a native folder or a .npz, where every machine finds it.
-        model_name: what the page calls it.
-        max_upload_bytes: of a picture.
+        model_name: the model's name on the page.
+        max_upload_bytes: size of the largest picture that may be uploaded.
         allowed_hosts: names that requests may be made to; None: any.
+        host: address to listen on.
+        port: port to listen on.
+        cpus: CPUs that Ray sets aside for the model.
     """
 
     checkpoint: str
     model_name: str
     max_upload_bytes: int
     allowed_hosts: tuple[str, ...] | None
+    host: str
+    port: int
+    cpus: float
 
 
 @serve.deployment(
@@ -85,7 +90,7 @@ class PageSettings:
 )
 @serve.ingress()
 class SearchPage:
-    """Holds the model and the collection, and answers requests."""
+    """A model and a collection, and the answers to requests."""
 
     def __init__(self, settings: PageSettings, collection: Sequence[Any]) -> None:
         """Load the model.
@@ -98,15 +103,14 @@ class SearchPage:
         self._collection: Collection = ray.get(collection[0])
         with fetched(Location.of(settings.checkpoint)) as path:
             self._model = load_checkpoint(path)
-            self._about = _about_model(path, self._model, settings) | _about_collection(
-                self._collection
-            )
+            about = _about_model(path, self._model, settings)
+        self._about = about | _about_collection(self._collection)
         self._decoding = asyncio.Semaphore(_DECODED_AT_A_TIME)
         # A method's cache would be shared by all instances, and keep them.
         self._thumbnail = functools.lru_cache(maxsize=2048)(self._make_thumbnail)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """The routes, once there is a model."""
+        """Build the routes, once there is a model."""
         return Starlette(
             routes=[
                 *(Route(path, _file, methods=["GET"]) for path in _FILES),
@@ -118,58 +122,53 @@ class SearchPage:
             ],
             middleware=[Middleware(Gate, allowed_hosts=self._settings.allowed_hosts)],
             exception_handlers={
-                RequestError: answer_request_error,
-                HTTPException: answer_http_error,
+                HTTPException: answer_error,
                 Exception: answer_failure,
             },
         )
 
     async def about(self, _request: Request) -> Response:
-        """Which model, which collection, which limits, and something to begin with."""
+        """Describe the model, the collection and the limits; give something to begin with."""
         return JSONResponse(self._about)
 
     async def search_by_text(self, request: Request) -> Response:
-        """Render a text, embed it, search."""
-        count = _count(request)
+        """Search by a text."""
         text = await read_text(request, max_chars=MAX_TEXT_CHARS)
-        if self._model.config.reads_tokens:
-            tokens = self._model.prepare_texts([text])
+        prepared = self._model.prepare_texts([text])
+        if not isinstance(prepared, TextRasters):
             # What a model that reads no pixels sees cannot be shown.
-            query = {"kind": "text", "seen": None, "is_cut": share_full(tokens) > 0}
-            embedding = await self._embed(tokens)
-            return self._answer(query, self._collection.nearest(embedding, count=count))
-        rasters = self._model.renderer.render_batch([text])
-        if not rasters.occupied_rows[0]:
+            query = {"kind": "text", "seen": None, "is_cut": share_full(prepared) > 0}
+            return self._answer(request, query, await self._embed(prepared))
+        if not prepared.occupied_rows[0]:
             raise RequestError(
                 422,
                 "there is nothing to see in this text",
                 expected="characters that the model's font has",
                 do="write something else",
             )
-        embedding = await self._embed(rasters)
-        grey = rasters.to_pixels()[0]
-        query = {"kind": "text", "seen": _as_data(grey), "is_cut": self._is_cut(text, rasters)}
-        return self._answer(query, self._collection.nearest(embedding, count=count))
+        # The end of a text is not on the canvas if it looks the same without.
+        shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
+        is_cut = np.array_equal(shorter.columns, prepared.columns)
+        query = {"kind": "text", "seen": _as_data(prepared.to_pixels()[0]), "is_cut": is_cut}
+        return self._answer(request, query, await self._embed(prepared))
 
     async def search_by_picture(self, request: Request) -> Response:
-        """Decode an uploaded picture, embed it, search."""
-        count = _count(request)
+        """Search by an uploaded picture."""
         encoded = await read_body(request, max_bytes=self._settings.max_upload_bytes)
         pixels = await self._canvas(encoded)
-        embedding = await self._embed(pixels)
         query = {"kind": "picture", "seen": _as_data(pixels)}
-        return self._answer(query, self._collection.nearest(embedding, count=count))
+        return self._answer(request, query, await self._embed(pixels))
 
     async def search_alike(self, request: Request) -> Response:
         """Search by one of the collection's own pictures."""
-        count, picture = _count(request), self._picture_number(request)
+        picture = self._picture_number(request)
         pixels = await self._canvas(await asyncio.to_thread(self._collection.read, picture))
-        embedding = self._collection.pictures.embeddings[picture]
         query = {"kind": "alike", "seen": _as_data(pixels), **_shown(self._collection, picture)}
-        return self._answer(query, self._collection.nearest(embedding, count=count, but=picture))
+        embedding = self._collection.pictures.embeddings[picture]
+        return self._answer(request, query, embedding, but=picture)
 
     async def picture(self, request: Request) -> Response:
-        """A picture of the collection, decoded here and encoded anew: never a foreign file."""
+        """Send a picture of the collection, decoded here and encoded anew: never a foreign file."""
         number = self._picture_number(request)
         async with self._decoding:
             found = await asyncio.to_thread(self._thumbnail, number)
@@ -182,11 +181,11 @@ class SearchPage:
     async def _embed(
         self, queries: list[PreparedTexts | UInt8[np.ndarray, "height_px width_px 3"]]
     ) -> list[Float32[np.ndarray, " embed"]]:
-        """Embed what requests that come together ask for: one rendered text or canvas each."""
+        """Embed the rendered texts and canvases of requests that come together."""
         return await asyncio.to_thread(embed_queries, self._model, queries)
 
     async def _canvas(self, encoded: bytes | None) -> UInt8[np.ndarray, "height_px width_px 3"]:
-        """A picture as the model sees it."""
+        """Decode a picture to the canvas that the model sees."""
         config = self._model.config
         decode = functools.partial(
             decode_image, encoded, config.image, image_size_px=config.render.image_size_px
@@ -198,8 +197,7 @@ class SearchPage:
         return pixels
 
     def _make_thumbnail(self, picture: int) -> tuple[bytes, str] | Rejected:
-        image = self._model.config.image
-        encoded = self._collection.read(picture)
+        encoded, image = self._collection.read(picture), self._model.config.image
         pixels = decode_thumbnail(encoded, image, max_side_px=_THUMBNAIL_PX)
         return pixels if isinstance(pixels, Rejected) else _encoded(pixels)
 
@@ -214,31 +212,33 @@ class SearchPage:
             )
         return number
 
-    def _is_cut(self, text: str, rasters: TextRasters) -> bool:
-        """Whether the end of a text is not on the canvas: it looks the same without."""
-        shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
-        return np.array_equal(shorter.columns, rasters.columns)
-
-    def _answer(self, query: dict[str, Any], matches: Sequence[Match]) -> Response:
+    def _answer(
+        self,
+        request: Request,
+        query: dict[str, Any],
+        embedding: Float32[np.ndarray, " embed"],
+        *,
+        but: int | None = None,
+    ) -> Response:
+        """Answer with the pictures nearest to the query, as many as the request asks for."""
+        count = request.query_params.get("count", str(_RESULTS))
+        if not count.isdecimal() or not 1 <= int(count) <= MAX_RESULTS:
+            raise RequestError(
+                422,
+                f"count={count[:20]}",
+                expected=f"a number from 1 to {MAX_RESULTS}",
+                do="leave it out, or change it",
+            )
         results = [
             {"score": round(match.score, 4), **_shown(self._collection, match.picture)}
-            for match in matches
+            for match in self._collection.nearest(embedding, count=int(count), but=but)
         ]
         return JSONResponse({"query": query, "results": results})
 
 
 @contextmanager
-def served(
-    settings: PageSettings, collection: Collection, *, host: str, port: int, cpus: float
-) -> Iterator[None]:
+def served(settings: PageSettings, collection: Collection) -> Iterator[None]:
     """Serve the page for the while, on a Ray that is connected.
-
-    Args:
-        settings: of the page.
-        collection: to search.
-        host: address to listen on.
-        port: to listen on.
-        cpus: that Ray sets aside for the model.
 
     Raises:
         ConfigError: if the cluster serves something else: it would end with this page.
@@ -251,16 +251,12 @@ def served(
         )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    page = SearchPage.options(ray_actor_options={"num_cpus": cpus})
+    page = SearchPage.options(ray_actor_options={"num_cpus": settings.cpus})
+    listening = {"host": settings.host, "port": settings.port, "request_timeout_s": 60}
+    bound = page.bind(settings, [ray.put(collection)])
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port, "request_timeout_s": 60},
-            logging_config=quiet,
-        )
-        serve.run(
-            page.bind(settings, [ray.put(collection)]), name=APPLICATION, logging_config=quiet
-        )
+        serve.start(proxy_location="HeadOnly", http_options=listening, logging_config=quiet)
+        serve.run(bound, name=APPLICATION, logging_config=quiet)
         yield
     except RuntimeError as error:
         raise StorageError(f"Ray Serve does not start the page: {error}") from error
@@ -277,41 +273,20 @@ async def _file(request: Request) -> Response:
 def embed_queries(
     model: PairModel, queries: Sequence[PreparedTexts | UInt8[np.ndarray, "_ _ 3"]]
 ) -> list[Float32[np.ndarray, " embed"]]:
-    """Embeddings of rendered texts and canvases, in their order."""
-    images = [(n, query) for n, query in enumerate(queries) if isinstance(query, np.ndarray)]
-    texts = [(n, query) for n, query in enumerate(queries) if not isinstance(query, np.ndarray)]
-    found: dict[int, Float32[np.ndarray, " embed"]] = {}
-    if texts:
-        embeddings = model.encode_texts(concatenate_texts([query for _, query in texts]))
-        found |= zip((n for n, _ in texts), embeddings, strict=True)
-    if images:
-        embeddings = model.encode_images([query for _, query in images])
-        found |= zip((n for n, _ in images), embeddings, strict=True)
-    return [found[n] for n in range(len(queries))]
-
-
-def _count(request: Request) -> int:
-    """How many results are asked for."""
-    count = request.query_params.get("count", str(_RESULTS))
-    if not count.isdecimal() or not 1 <= int(count) <= MAX_RESULTS:
-        raise RequestError(
-            422,
-            f"count={count[:20]}",
-            expected=f"a number from 1 to {MAX_RESULTS}",
-            do="leave it out, or change it",
-        )
-    return int(count)
+    """Return the embeddings of rendered texts and canvases, in their order."""
+    images = [query for query in queries if isinstance(query, np.ndarray)]
+    texts = [query for query in queries if not isinstance(query, np.ndarray)]
+    of_images = iter(model.encode_images(images) if images else ())
+    of_texts = iter(model.encode_texts(concatenate_texts(texts)) if texts else ())
+    return [next(of_images if isinstance(query, np.ndarray) else of_texts) for query in queries]
 
 
 def _shown(collection: Collection, picture: int) -> dict[str, Any]:
-    """What the page says of a picture."""
-    pictures = collection.pictures
+    """Return a picture's number, key and caption."""
+    found = {"key": collection.pictures.keys, "caption": collection.pictures.captions}
     # A file's name may hold bytes that are no text.
-    key, caption = (
-        text.encode(errors="replace").decode()
-        for text in (pictures.keys[picture], pictures.captions[picture])
-    )
-    return {"id": picture, "key": key, "caption": caption}
+    texts = {name: of[picture].encode(errors="replace").decode() for name, of in found.items()}
+    return {"id": picture, **texts}
 
 
 def _undecodable(rejected: Rejected, do: str) -> RequestError:
@@ -325,7 +300,7 @@ def _undecodable(rejected: Rejected, do: str) -> RequestError:
 
 
 def _encoded(pixels: UInt8[np.ndarray, "..."]) -> tuple[bytes, str]:
-    """A picture for a browser: small ones exact, photographs small."""
+    """Return a picture for a browser, and its media type: small ones exact, photographs small."""
     kind, options = ("PNG", {}) if max(pixels.shape[:2]) <= 128 else ("JPEG", {"quality": 88})
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
@@ -333,7 +308,7 @@ def _encoded(pixels: UInt8[np.ndarray, "..."]) -> tuple[bytes, str]:
 
 
 def _as_data(pixels: UInt8[np.ndarray, "..."]) -> str:
-    """A canvas as a `data:` URI, exact."""
+    """Return a canvas as a `data:` URI, exact."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -355,15 +330,12 @@ def _about_model(path: Path, model: PairModel, settings: PageSettings) -> dict[s
             "font": BUNDLED_FONT.name.partition(".glyphs")[0] if font.is_bundled else "its own",
             "font_sha256": font.sha256,
         },
-        "limits": {
-            "text_chars": MAX_TEXT_CHARS,
-            "upload_bytes": settings.max_upload_bytes,
-        },
+        "limits": {"text_chars": MAX_TEXT_CHARS, "upload_bytes": settings.max_upload_bytes},
     }
 
 
 def _about_collection(collection: Collection) -> dict[str, Any]:
-    """Its name and size, and pictures from all over it to begin with."""
+    """Return the collection's name and size, and pictures from all over it to begin with."""
     count = len(collection)
     spread = [n * count // min(count, _RESULTS) for n in range(min(count, _RESULTS))]
     pictures = [_shown(collection, picture) for picture in spread]

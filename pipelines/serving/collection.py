@@ -12,8 +12,8 @@ import ray
 import ray.exceptions
 from jaxtyping import Float32
 
-from clippo_core.errors import Rejected, SampleError
-from clippo_core.images import decode_image
+from clippo_core.encoding import encode_pictures
+from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.sources import open_source
 from pipelines.embedding import InputKind, loaded_model, read_samples, split_input
@@ -33,11 +33,11 @@ class EmbeddedPictures:
     """Part of a collection, as a task returns it.
 
     Attributes:
-        rows: in the data set, or in the folder's list.
-        keys: of the samples: for a folder, paths.
-        captions: the first that says something; empty where there is none.
-        embeddings: of unit length.
-        rejected: reasons of what could not be decoded.
+        rows: number of each picture in the data set, or in the folder's list.
+        keys: name of each picture in the data set, or its path in the folder.
+        captions: the first of each that says something; empty where there is none.
+        embeddings: vectors of unit length.
+        rejected: a reason for each picture that could not be decoded.
     """
 
     rows: tuple[int, ...]
@@ -66,11 +66,11 @@ class Collection:
         count: int,
         but: int | None = None,
     ) -> list[Match]:
-        """The pictures most like a query, the best first; of equals, the one that comes first.
+        """Find the pictures most like a query, the best first; of equals, the first one.
 
         Args:
-            query: of unit length.
-            count: how many at most.
+            query: a vector of unit length.
+            count: how many to find at most.
             but: a picture to leave out.
         """
         scores = self.pictures.embeddings @ query
@@ -87,7 +87,7 @@ class Collection:
         return [Match(int(picture), float(scores[picture])) for picture in best]
 
     def read(self, picture: int) -> bytes | None:
-        """The encoded picture; None if its file is no longer there."""
+        """Read an encoded picture; None if its file is no longer there."""
         row, key = self.pictures.rows[picture], self.pictures.keys[picture]
         try:
             (sample,) = read_samples(self.kind, self.place, [row], [key])
@@ -97,7 +97,7 @@ class Collection:
 
     @property
     def rejected(self) -> dict[str, int]:
-        """How many pictures could not be used, by reason."""
+        """Number of pictures that could not be used, by reason."""
         return dict(Counter(self.pictures.rejected))
 
 
@@ -108,9 +108,9 @@ def embed_collection(
 
     Args:
         checkpoint: a native folder or a .npz, where every machine finds it.
-        kind: of the input; not "texts".
-        place: where it is.
-        cpus: that Ray sets aside for a task.
+        kind: "data set" or "pictures".
+        place: where the pictures are.
+        cpus: CPUs that Ray sets aside for a task.
         limit: take the first so many; None: all.
 
     Raises:
@@ -140,7 +140,7 @@ def embed_collection(
 
 
 def _result(reference: Any) -> EmbeddedPictures:
-    """What a task returned, or its own error."""
+    """Return what a task returned, or raise its own error."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -153,22 +153,14 @@ def _embed_unit(
     """Read, decode and embed the pictures of one part."""
     model, _ = loaded_model(checkpoint)
     rows = range(unit["start"], unit["stop"])
-    kept: list[tuple[int, RawSample]] = []
-    pixels, rejected = [], []
-    for row, sample in zip(rows, read_samples(kind, place, rows, unit["items"]), strict=True):
-        size = model.config.render.image_size_px
-        decoded = decode_image(sample.image, model.config.image, image_size_px=size)
-        if isinstance(decoded, Rejected):
-            rejected.append(decoded.reason)
-            continue
-        kept.append((row, sample))
-        pixels.append(decoded)
+    samples = read_samples(kind, place, rows, unit["items"])
+    found = encode_pictures(model, enumerate(sample.image for sample in samples))
     return EmbeddedPictures(
-        rows=tuple(row for row, _ in kept),
-        keys=tuple(sample.key for _, sample in kept),
-        captions=tuple(_caption(sample) for _, sample in kept),
-        embeddings=model.encode_images(pixels),
-        rejected=tuple(rejected),
+        rows=tuple(rows[number] for number in found.names),
+        keys=tuple(samples[number].key for number in found.names),
+        captions=tuple(_caption(samples[number]) for number in found.names),
+        embeddings=found.embeddings,
+        rejected=tuple(problem.reason for _, problem in found.rejected),
     )
 
 

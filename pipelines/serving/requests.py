@@ -1,4 +1,4 @@
-"""What is let in and what goes out: hosts, sizes, headers, and errors that say what to do."""
+"""Requests and their limits: hosts, sizes, headers, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Names by which a browser on this machine reaches it.
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-#: Nothing from elsewhere, nothing inline; the queries' pictures come as data.
+#: Headers of every answer: nothing from elsewhere, nothing inline but the queries' pictures.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -27,18 +27,17 @@ _HEADERS = {
 }
 
 
-class RequestError(Exception):
+class RequestError(HTTPException):
     """A request that cannot be answered; travels to the client as JSON."""
 
     def __init__(self, status: int, what: str, *, expected: str, do: str) -> None:
         """Say what was wrong, what was expected, and what to do."""
-        super().__init__(what)
-        self.status = status
+        super().__init__(status, what)
         self.content = {"what": what, "expected": expected, "do": do}
 
 
 class Gate:
-    """ASGI middleware: refuses foreign hosts and origins, and sets the headers of every answer.
+    """ASGI middleware that refuses foreign hosts and origins, and sets the headers of answers.
 
     A page elsewhere could have its own name point to this machine (DNS rebinding) and then read
     what is served here; the browser still sends that name as the Host. Where the address is open
@@ -61,7 +60,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(Headers(scope=scope))
-        answer = self._app if refusal is None else error_answer(refusal)
+        answer = self._app if refusal is None else await answer_error(Request(scope), refusal)
         await answer(scope, receive, send_with_headers)
 
     def _refusal(self, headers: Headers) -> RequestError | None:
@@ -85,7 +84,7 @@ class Gate:
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """The body of a request; of one that is too large no more than the limit is read.
+    """Return a request's body; if it is too large, no more than the limit is read.
 
     Raises:
         RequestError: if it is too large or empty.
@@ -104,7 +103,7 @@ async def read_body(request: Request, *, max_bytes: int) -> bytes:
 
 
 async def read_text(request: Request, *, max_chars: int) -> str:
-    """The query in a body of `{"text": …}`.
+    """Return the query in a body of `{"text": …}`.
 
     Raises:
         RequestError: if it is no such body, blank, or too long.
@@ -132,35 +131,25 @@ async def read_text(request: Request, *, max_chars: int) -> str:
     return text
 
 
-def error_answer(error: RequestError) -> Response:
-    """The answer to a request that cannot be answered."""
-    return JSONResponse(error.content, status_code=error.status)
-
-
-async def answer_request_error(_request: Request, error: Exception) -> Response:
-    """For Starlette: our own errors."""
-    assert isinstance(error, RequestError)
-    return error_answer(error)
-
-
-async def answer_http_error(request: Request, error: Exception) -> Response:
-    """For Starlette: no such path, or not by this method."""
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer a request that cannot be served, for one of our reasons or one of Starlette's."""
     assert isinstance(error, HTTPException)
-    return error_answer(
-        RequestError(
+    if not isinstance(error, RequestError):
+        error = RequestError(
             error.status_code,
             f"{request.method} {request.url.path[:100]}: {error.detail}",
             expected="a path of this page",
             do="open / and go from there",
         )
-    )
+    return JSONResponse(error.content, status_code=error.status_code)
 
 
-async def answer_failure(_request: Request, _error: Exception) -> Response:
-    """For Starlette: what should not happen. Details stay in the server's log."""
-    return error_answer(
-        RequestError(500, "the server failed", expected="an answer", do="look into Ray's logs")
+async def answer_failure(request: Request, _error: Exception) -> Response:
+    """Answer where something happened that should not. Details stay in the server's log."""
+    failure = RequestError(
+        500, "the server failed", expected="an answer", do="look into Ray's logs"
     )
+    return await answer_error(request, failure)
 
 
 def _too_large(max_bytes: int) -> RequestError:
@@ -173,6 +162,6 @@ def _too_large(max_bytes: int) -> RequestError:
 
 
 def _without_port(host: str) -> str:
-    """The name in a Host header."""
+    """Return the name in a Host header."""
     name, colon, port = host.rpartition(":")
     return name.lower() if colon and port.isdecimal() else host.lower()

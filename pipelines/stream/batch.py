@@ -146,6 +146,7 @@ class PreparedBatch:
         rejected: samples that were replaced.
         effort: that it took.
         targets: of labelled samples; None: pairs.
+        first_image: pictures of the global batch in the parts of the ranks before this one.
     """
 
     step: int
@@ -156,6 +157,7 @@ class PreparedBatch:
     rejected: list[RejectedRow]
     effort: Effort
     targets: Float32[np.ndarray, "sample output"] | None = None
+    first_image: int = 0
 
 
 def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> PreparedBatch:

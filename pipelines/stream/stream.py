@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -81,7 +82,12 @@ class Unit(NamedTuple):
 
 
 def steps_per_unit(
-    spec: StreamSpec, num_ranks: int, *, wanted: int | None = None, row_s: float = TYPICAL_ROW_S
+    spec: StreamSpec,
+    num_ranks: int,
+    *,
+    wanted: int | None = None,
+    row_s: float = TYPICAL_ROW_S,
+    max_bytes: float = MAX_BLOCK_BYTES,
 ) -> int:
     """Return how many steps a render task works for: about `TASK_S` seconds, one block at most.
 
@@ -90,12 +96,14 @@ def steps_per_unit(
         num_ranks: ranks over which each batch is divided.
         wanted: the answer where a person has given it.
         row_s: seconds that a render worker takes to prepare a row.
+        max_bytes: of a block, where object stores are small.
     """
     if wanted is not None:
         return wanted
     rows = spec.plan.batch_size // num_ranks
     of_time = round(TASK_S / (rows * row_s))
-    return max(1, min(of_time, MAX_BLOCK_BYTES // batch_bytes(spec, num_ranks)))
+    of_size = int(min(max_bytes, MAX_BLOCK_BYTES) // batch_bytes(spec, num_ranks))
+    return max(1, min(of_time, of_size))
 
 
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
@@ -172,7 +180,13 @@ def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") 
     """
     rows = spec.plan.batch_size // num_ranks
     mine = slice(unit.rank * rows, (unit.rank + 1) * rows)
-    batches = [prepare_batch(spec, spec.plan.batch(step)[mine], step=step) for step in unit.steps]
+    is_image = np.array([source.kind == "image-text" for source in spec.sources])
+    batches: list[PreparedBatch] = []
+    for step in unit.steps:
+        planned = spec.plan.batch(step)
+        batch = prepare_batch(spec, planned[mine], step=step)
+        first_image = int(is_image[planned.source[: mine.start]].sum())
+        batches.append(dataclasses.replace(batch, first_image=first_image))
     now = time.time()
     tables = []
     for batch in batches:

@@ -27,6 +27,7 @@ def to_block(batch: PreparedBatch) -> pa.Table:
     left_ends = np.concatenate([np.zeros(num_images, np.int64), left_ends])
     notes = {
         "step": batch.step,
+        "first_image": batch.first_image,
         "effort": asdict(batch.effort),
         "rejected": [asdict(row) for row in batch.rejected],
     }
@@ -71,7 +72,17 @@ def from_block(
     targets = None
     if "target" in block.column_names:
         targets = _values(block, "target")[1].view(np.float32).reshape(len(keys), -1)
-    return PreparedBatch(notes["step"], keys, images, left_texts, texts, rejected, effort, targets)
+    return PreparedBatch(
+        step=notes["step"],
+        keys=keys,
+        images=images,
+        left_texts=left_texts,
+        texts=texts,
+        rejected=rejected,
+        effort=effort,
+        targets=targets,
+        first_image=notes["first_image"],
+    )
 
 
 def _row_ends(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.errors import Rejected, SampleError
-from clippo_core.images import decode_image
+from clippo_core.encoding import encode_pictures
+from clippo_core.errors import SampleError
 from clippo_core.modeling import PairModel
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 TEXT, IMAGE = "text", "image"
 
 
-def _load_pyfunc(data_path: str) -> ClippoFunction:
+def _load_pyfunc(data_path: str) -> ClippoFunction:  # pyright: ignore[reportUnusedFunction] - MLflow calls it
     return ClippoFunction(load_checkpoint(data_path))
 
 
 class ClippoFunction:
-    """What `mlflow.pyfunc.load_model` wraps."""
+    """The function that `mlflow.pyfunc.load_model` wraps."""
 
     def __init__(self, model: PairModel) -> None:
-        """Of a loaded model."""
+        """Take a loaded model."""
         self.model = model
 
     def predict(
@@ -41,8 +41,8 @@ class ClippoFunction:
     ) -> Float32[np.ndarray, "row embed"]:
         """Embed each row: its `text`, or its `image`, the bytes of a file such as a JPEG.
 
-        Texts and pictures may be mixed, a row has one of the two. Similar rows have a large dot
-        product: embeddings have unit length.
+        Texts and pictures may be mixed, but a row has one of the two. Similar rows have a large
+        dot product: embeddings have unit length.
 
         Raises:
             SampleError: if a row has none or both, or its picture cannot be decoded.
@@ -59,26 +59,20 @@ class ClippoFunction:
                     f"row {number} has {'neither' if text is None else 'both'} of {TEXT} and "
                     f"{IMAGE}; expected one of them"
                 )
+        found = encode_pictures(
+            self.model, ((row, image) for row, image in enumerate(images) if image is not None)
+        )
+        for row, why in found.rejected:
+            raise SampleError(f"the picture in row {row} is refused: {why.reason}: {why.detail}")
         embeddings = np.empty((len(texts), self.model.config.vit.embed_dim), np.float32)
+        embeddings[found.names] = found.embeddings
         text_rows = [row for row, text in enumerate(texts) if text is not None]
-        image_rows = [row for row, image in enumerate(images) if image is not None]
         embeddings[text_rows] = self.model.encode_texts([texts[row] for row in text_rows])
-        pictures = [self._decode(row, images[row]) for row in image_rows]
-        embeddings[image_rows] = self.model.encode_images(pictures)
         return embeddings
-
-    def _decode(self, row: int, encoded: bytes) -> Any:
-        config = self.model.config
-        pixels = decode_image(encoded, config.image, image_size_px=config.render.image_size_px)
-        if isinstance(pixels, Rejected):
-            raise SampleError(
-                f"the picture in row {row} is refused: {pixels.reason}: {pixels.detail}"
-            )
-        return pixels
 
 
 def _column(table: pd.DataFrame, name: str) -> Sequence[Any]:
-    """The values of a column, None where there is none (pandas has several words for it)."""
+    """Return the values of a column, None where there is none (pandas has several words for it)."""
     if name not in table.columns:
         return [None] * len(table)
     return [value if isinstance(value, str | bytes) else None for value in table[name]]

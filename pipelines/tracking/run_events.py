@@ -12,7 +12,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from pipelines.config.resolution import ResolvedRun, flatten
+from pipelines.config.derived import flatten
+from pipelines.config.resolution import ResolvedRun
 from pipelines.config.settings import RunConfig
 from pipelines.figures.batch_sheets import draw_batch
 from pipelines.reporting.reports import EvaluationReport

@@ -49,9 +49,11 @@ class StreamWindow:
     wait_s: float = 0.0
     sums: Counter[str] = field(default_factory=Counter)
 
-    def add(self, sums: Mapping[str, float], *, elapsed_s: float, wait_s: float) -> None:
-        """Count a step: `sums` over all ranks, `wait_s` on average."""
-        self.steps += 1
+    def add(
+        self, sums: Mapping[str, float], *, steps: int, elapsed_s: float, wait_s: float
+    ) -> None:
+        """Count some steps: `sums` over all ranks, `elapsed_s` and `wait_s` on average."""
+        self.steps += steps
         self.elapsed_s += elapsed_s
         self.wait_s += wait_s
         self.sums.update(sums)  # pyright: ignore[reportArgumentType] - a Counter of seconds

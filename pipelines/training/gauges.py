@@ -15,10 +15,11 @@ from clippo_core.config import Precision
 from clippo_core.modeling.flops import encoded_patches, training_flops
 from clippo_core.sample_plan import SamplePlan
 from clippo_core.training.alignment import batch_alignment
+from clippo_core.training.fine_tuning import LabelledBatch
 from clippo_core.training.precision import matmul_flop_per_s
 from clippo_core.training.step import Gather, Shard
 from pipelines.config.settings import RunConfig
-from pipelines.stream.batch import PreparedBatch
+from pipelines.training.feeding import FedBatch
 from pipelines.training.parallel import gather_numbers
 
 #: For how long a rank measures its device.
@@ -60,7 +61,7 @@ class Gauges:
         self, config: RunConfig, device: torch.device, precision: Precision, *, num_ranks: int
     ) -> None:
         """Measures the device for a moment; every rank must do so at the same time."""
-        self._config, self._device, self._num_ranks = config, device, num_ranks
+        self._config, self._device, self.num_ranks = config, device, num_ranks
         self._tap = _GatherTap()
         self._flop_per_pair = 0.0
         self._precision = precision
@@ -71,34 +72,34 @@ class Gauges:
         self._tap.gather = shard.gather
         return dataclasses.replace(shard, gather=self._tap)
 
-    def read(
-        self, batch: PreparedBatch, shard: Shard, *, image_patches: int | None = None
-    ) -> dict[str, float]:
-        """Figures of the step that was just made, by the names that they have in the charts.
+    def read(self, batch: FedBatch, shard: Shard) -> dict[str, float]:
+        """Return figures of the step that was just made, by the names that they have in the charts.
 
         Similarities are of this rank's rows against all columns.
 
         Args:
             batch: of the step.
-            shard: as it was watched.
-            image_patches: that were encoded of each picture; None: all.
+            shard: which part of the global batch it is.
         """
-        model, rows = self._config.model, len(batch.texts)
-        texts = [batch.texts, batch.left_texts]
-        if batch.targets is not None:
+        model, prepared, pairs = self._config.model, batch.prepared, batch.on_device
+        rows = len(pairs)
+        is_labelled = isinstance(pairs, LabelledBatch)
+        texts = [prepared.texts, prepared.left_texts]
+        if is_labelled:
             # Either pictures or texts; the rasters on the other side are blank, and not encoded.
-            texts = texts[: int(not len(batch.images))]
+            texts = texts[: int(not len(prepared.images))]
+        kept = None if is_labelled else pairs.kept_patches
         patches = [np.zeros(0, np.int64), *(encoded_patches(model, found) for found in texts)]
         flops = training_flops(
             model,
-            num_images=len(batch.images),
+            num_images=len(prepared.images),
             text_patches=np.concatenate(patches),
             num_pairs=rows,
-            num_columns=0 if batch.targets is not None else rows * shard.count,
-            image_patches=image_patches,
+            num_columns=0 if is_labelled else rows * shard.count,
+            image_patches=None if kept is None else kept.shape[1],
         )
         self._flop_per_pair = flops / rows
-        if batch.targets is not None:
+        if is_labelled:
             return memory_gb(self._device)
         left, right, all_right = self._tap.last()
         aligned = batch_alignment(
@@ -106,7 +107,7 @@ class Gauges:
             right,
             all_right,
             row_offset=shard.index * rows,
-            num_images=len(batch.images),
+            num_images=len(prepared.images),
         )
         return {f"embedding/{k}": v for k, v in aligned.items()} | memory_gb(self._device)
 
@@ -115,7 +116,7 @@ class Gauges:
         rate = self._flop_per_pair * pairs_per_s
         return {
             "speed/is_bfloat16": float(self._precision == "bfloat16"),
-            "speed/mfu": rate / (self._num_ranks * self.matmul_flop_per_s),
+            "speed/mfu": rate / (self.num_ranks * self.matmul_flop_per_s),
             "speed/model_tflop_per_s": rate / 1e12,
             "speed/matmul_tflop_per_s_per_rank": self.matmul_flop_per_s / 1e12,
         }

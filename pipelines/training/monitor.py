@@ -43,13 +43,14 @@ class RunMonitor:
         """What was announced; None: nothing yet."""
         return self._tracked
 
-    def update(
-        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
-    ) -> bool:
-        """Rank 0 reports a step, and the stream so far; the answer is whether to stop."""
+    def update(self, step: int, metrics: dict[str, float], stream: StreamFigures | None) -> None:
+        """Take in rank 0's report: the last step, its metrics, and the stream so far."""
         self._progress.step, self._progress.metrics = step, metrics
         self._progress.stream = stream or self._progress.stream
         self._progress.heard_at = time.monotonic()
+
+    def is_stop_wanted(self) -> bool:
+        """Tell rank 0 whether the driver wants the run to stop."""
         return self._is_stop_wanted
 
     def checkpoint_committed(self, uri: str) -> None:
@@ -94,17 +95,23 @@ class MonitorClient:
             raise ConfigError(tracked)
         return tracked
 
-    def update(
-        self, step: int, metrics: dict[str, float], stream: StreamFigures | None = None
-    ) -> bool:
-        """Report a step unless the last report is still under way; whether to stop."""
+    @property
+    def is_stop_wanted(self) -> bool:
+        """Whether the driver wants the run to stop, as far as it has answered."""
+        return self._is_stop_wanted
+
+    def poll(self) -> None:
+        """Take the driver's answer if it is there, and ask again; never waits."""
         if self._pending is not None:
             done, _ = ray.wait([self._pending], timeout=0)
             if not done:
-                return self._is_stop_wanted
+                return
             self._is_stop_wanted = ray.get(done[0])
-        self._pending = self._monitor.update.remote(step, metrics, stream)
-        return self._is_stop_wanted
+        self._pending = self._monitor.is_stop_wanted.remote()
+
+    def update(self, step: int, metrics: dict[str, float], stream: StreamFigures | None) -> None:
+        """Report how far the run has come; does not wait."""
+        self._monitor.update.remote(step, metrics, stream)
 
     def checkpoint_committed(self, uri: str) -> None:
         """Report a checkpoint; waits until the driver can know of it."""

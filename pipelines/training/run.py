@@ -15,31 +15,33 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
-import torch
+import ray.exceptions
 from tqdm import tqdm
 
 from clippo_core.config import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
-from clippo_core.training.precision import has_bfloat16
-from pipelines.config.resolution import RUN_FILE, ResolvedRun, derive, flatten, validate
+from pipelines.config.derived import check_memory, derive, flatten, text_lengths
+from pipelines.config.resolution import RUN_FILE, ResolvedRun, validate
 from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.evaluation.tasks import EvaluationTasks
 from pipelines.reporting.reports import EvaluationReport
 from pipelines.reporting.stored import write_report
-from pipelines.runtime.placement import ClusterWatch, await_capacity
+from pipelines.runtime.devices import gpu_memory_bytes
+from pipelines.runtime.placement import ClusterWatch, Placement, await_capacity
 from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
 from pipelines.runtime.storage import Location, take_over
 from pipelines.stream.batch import prepare_batch
-from pipelines.stream.stream import batch_bytes, steps_per_unit
+from pipelines.stream.stream import batch_bytes
 from pipelines.tracking.mlflow_client import DataSet, TrackedRun
 from pipelines.tracking.mlflow_run import PATIENCE_AT_END_S, TRACKED_FILE, RunTracker
 from pipelines.tracking.run_events import RunEvents
 from pipelines.tracking.run_tags import run_tags
 from pipelines.training.bottleneck import StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
-from pipelines.training.rank import HOPELESS, spool_path, train_on_rank
+from pipelines.training.rank import HOPELESS, train_on_rank
+from pipelines.training.reporter import spool_path
 from pipelines.training.token_vocabulary import with_vocabulary
 from pipelines.training.trainer import RankJob, make_trainer
 
@@ -89,23 +91,16 @@ def train(
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
     validate(resolved)
-    _warn_of_slow_products(resolved.config)
     resolved = with_vocabulary(resolved)
-    row_s = _seconds_per_row(resolved)
+    row_s, lengths = _seconds_per_row(resolved), text_lengths(resolved)
+    known_gb = resolved.config.scaling.device_memory_gb
+    check_memory(resolved.config, lengths, None if known_gb is None else known_gb * 1e9)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
-        watch = _await_nodes(resolved, row_s)
-        attempt = f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        driver = RunDriver(resolved, attempt, watch, row_s=row_s)
+        watch = _await_nodes(resolved)
+        device_bytes = _device_bytes(resolved.config, watch.placement)
+        check_memory(resolved.config, lengths, device_bytes)
+        driver = RunDriver(resolved, watch, row_s, device_bytes)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
-
-
-def _warn_of_slow_products(config: RunConfig) -> None:
-    is_native = config.scaling.use_gpu or has_bfloat16(torch.device("cpu"))
-    if config.train.precision == "bfloat16" and not is_native:
-        tqdm.write(
-            "train.precision=bfloat16: the CPU of this machine has no instructions for it; such "
-            "products take tens of times as long as float32's. auto, the default, avoids that"
-        )
 
 
 def _seconds_per_row(resolved: ResolvedRun) -> float:
@@ -117,11 +112,31 @@ def _seconds_per_row(resolved: ResolvedRun) -> float:
     return (time.perf_counter() - started) / len(planned)
 
 
-def _await_nodes(resolved: ResolvedRun, row_s: float) -> ClusterWatch:
-    config, spec = resolved.config, resolved.stream
-    ranks = config.scaling.num_ranks
-    steps = steps_per_unit(spec, ranks, wanted=config.data.steps_per_task, row_s=row_s)
-    placement = await_capacity(config, block_bytes=steps * batch_bytes(spec, ranks), say=tqdm.write)
+def _device_bytes(config: RunConfig, placement: Placement) -> float | None:
+    """Ask the cluster for the memory of a rank's GPU; None where ranks are on CPUs.
+
+    Raises:
+        ConfigError: if torch cannot use the GPU.
+    """
+    if not config.scaling.use_gpu:
+        return None
+    if config.scaling.device_memory_gb is not None:
+        return config.scaling.device_memory_gb * 1e9
+    task = ray.remote(gpu_memory_bytes).options(
+        num_cpus=0, num_gpus=1, label_selector=dict(placement.trainer or {}), max_retries=0
+    )
+    try:
+        found: int = ray.get(task.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return found
+
+
+def _await_nodes(resolved: ResolvedRun) -> ClusterWatch:
+    config = resolved.config
+    of_step = batch_bytes(resolved.stream, config.scaling.num_ranks)
+    block_bytes = (config.data.steps_per_task or 1) * of_step
+    placement = await_capacity(config, block_bytes=block_bytes, say=tqdm.write)
     return ClusterWatch(config.scaling, placement)
 
 
@@ -131,9 +146,20 @@ class RunDriver:
     _record: RunEvents
 
     def __init__(
-        self, resolved: ResolvedRun, attempt: str, watch: ClusterWatch, *, row_s: float
+        self,
+        resolved: ResolvedRun,
+        watch: ClusterWatch,
+        row_s: float,
+        device_bytes: float | None,
     ) -> None:
-        """Only the monitor is started yet."""
+        """Start the monitor, and nothing else yet.
+
+        Args:
+            resolved: the run.
+            watch: its cluster.
+            row_s: seconds that a render worker takes to prepare a row.
+            device_bytes: memory of each rank's GPU; None: CPUs.
+        """
         self._watch, self._bottleneck = watch, ""
         self._resolved = resolved
         self._config, self._run = resolved.config, resolved.run
@@ -150,13 +176,16 @@ class RunDriver:
         self._num_followed = 0
         self._judged: StreamFigures | None = None
         self._job = RankJob(
-            self._config,
-            self._run,
-            attempt,
-            resolved.stream,
-            row_s,
-            self._monitor,
-            resolved.classifier,
+            config=self._config,
+            run=self._run,
+            attempt=f"attempt-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            stream=resolved.stream,
+            row_s=row_s,
+            max_block_bytes=watch.capacity.max_block_bytes(self._config.scaling),
+            text_lengths=text_lengths(resolved),
+            device_bytes=device_bytes,
+            monitor=self._monitor,
+            classifier=resolved.classifier,
         )
 
     def run(self, open_tracker: Callable[[], RunTracker]) -> RunSummary:

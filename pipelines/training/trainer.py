@@ -11,6 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from clippo_core.config import ClassifierConfig
+from pipelines.config.derived import TextLengths
 from pipelines.config.settings import RunConfig
 from pipelines.ray_compat import divide_whole_batches
 from pipelines.runtime.placement import Placement
@@ -42,6 +43,9 @@ class RankJob:
         attempt: the attempt's name, unique over all restarts.
         stream: what render workers are given.
         row_s: seconds that a render worker takes to prepare a row, as the driver measured it.
+        max_block_bytes: of a render task's block, by the object stores that there are.
+        text_lengths: patches, or tokens, of the run's texts.
+        device_bytes: memory of each rank's GPU; None: CPUs.
         monitor: the actor through which driver and rank 0 talk.
         classifier: the head of fine-tuning; None: pairs.
     """
@@ -51,13 +55,22 @@ class RankJob:
     attempt: str
     stream: StreamSpec
     row_s: float
+    max_block_bytes: float
+    text_lengths: TextLengths
+    device_bytes: float | None
     monitor: Any
     classifier: ClassifierConfig | None = None
 
     def steps_per_unit(self, num_ranks: int) -> int:
         """Return how many steps a render task works for, with so many ranks."""
         wanted = self.config.data.steps_per_task
-        return steps_per_unit(self.stream, num_ranks, wanted=wanted, row_s=self.row_s)
+        return steps_per_unit(
+            self.stream,
+            num_ranks,
+            wanted=wanted,
+            row_s=self.row_s,
+            max_bytes=self.max_block_bytes,
+        )
 
 
 def make_trainer(

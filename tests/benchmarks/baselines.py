@@ -17,8 +17,9 @@ from collections import defaultdict
 from mlflow import MlflowClient
 
 from clippo_core.config import TextInput
+from pipelines.config.derived import count_parameters
 from pipelines.config.presets import PRESETS, find_preset
-from pipelines.config.resolution import count_parameters, resolve
+from pipelines.config.resolution import resolve
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.training.run import RunSummary, train

@@ -20,7 +20,7 @@ from pipelines.config.presets import demo
 from pipelines.config.resolution import resolve
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.datasets.sources import locate_source, open_source
-from pipelines.evaluation.registry import EvaluationOptions, find_evaluation
+from pipelines.evaluation.tasks import EvaluationOptions, find_evaluation
 from pipelines.stream.batch import prepare_batch
 from tests.benchmarks import report
 

@@ -12,13 +12,14 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from clippo_core.config import ClippoConfig, OptimConfig, Precision
 from clippo_core.modeling.flops import encoded_patches
-from clippo_core.training.memory import training_bytes
+from clippo_core.training.memory import StepLoad, training_bytes
 from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
@@ -48,27 +49,17 @@ def make_batch(state: TrainState, pairs: int) -> PairBatch:
     return PairBatch(torch.from_numpy(images), texts)
 
 
-def estimated_bytes(
-    state: TrainState,
-    batch: PairBatch,
-    optim: OptimConfig,
-    *,
-    precision: Precision,
-    memory: StepMemory,
-    **settings: bool,
-) -> int:
-    """`training_bytes` of a step on that batch."""
+def load_of(state: TrainState, batch: PairBatch, **settings: Any) -> StepLoad:
+    """What a step on that batch is to its memory."""
     config = state.model.config
-    return training_bytes(
-        config,
-        optim,
+    patches = encoded_patches(config, batch.texts)
+    return StepLoad(
         num_parameters=sum(param.numel() for param in state.model.parameters()),
         pairs=len(batch),
         columns=len(batch),
-        precision=precision,
-        memory=memory,
         image_patches=config.grid_size**2,
-        text_patches=round(float(encoded_patches(config, batch.texts).mean())),
+        text_patches=round(float(patches.mean())),
+        longest_text=int(patches.max()),
         **settings,
     )
 
@@ -106,11 +97,16 @@ def probe(
         train_step(state, batch, OPTIM, total_steps=100, precision=precision, memory=memory)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall_s, cpu_s = np.mean(seconds[steps // 2 :], axis=0)
-    settings = {"memory": memory, "recomputes_activations": recomputes_activations}
-    estimate = estimated_bytes(state, batch, OPTIM, precision=precision, **settings)
+    load = load_of(
+        state,
+        batch,
+        precision=precision,
+        memory=memory,
+        recomputes_activations=recomputes_activations,
+    )
     return {
         "peak_bytes": resident_bytes("VmHWM") - before,
-        "estimated_bytes": estimate,
+        "estimated_bytes": training_bytes(model, OPTIM, load),
         "wall_s": float(wall_s),
         "cpu_s": float(cpu_s),
     }

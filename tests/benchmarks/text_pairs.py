@@ -31,7 +31,7 @@ from pipelines.config.resolution import resolve
 from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.datasets.sources import locate_source, open_source
-from pipelines.evaluation.registry import find_evaluation
+from pipelines.evaluation.tasks import find_evaluation
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import as_drawn, prepare_batch
 from tests.benchmarks import report

@@ -50,7 +50,7 @@ class LocalCluster:
     environment: dict[str, str]
 
     def submit(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`python -m cluster.submit` in a process of its own."""
+        """Run `python -m cluster.submit` in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "cluster.submit", "--address", self.address, *words],
             cwd=ROOT,
@@ -62,7 +62,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(folder: Path, *, data: Path) -> Iterator[LocalCluster]:
-    """Start one, and end it by its own processes."""
+    """Start a cluster, and end it by its own processes."""
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)

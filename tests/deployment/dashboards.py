@@ -1,4 +1,4 @@
-"""A stand-in for Ray's dashboard, that answers as Ray 2.60 does."""
+"""A stand-in for Ray's dashboard, that answers as Ray does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import ray
 
 TOKEN = "the-token-of-the-cluster"
 HEAD = {
@@ -20,7 +22,7 @@ HEAD = {
 
 
 def node(role: str, ip: str = "198.51.100.9", **labels: str) -> dict[str, Any]:
-    """A worker of a role."""
+    """Return a worker of a role."""
     resources = {"CPU": 8.0, "object_store_memory": 2e9}
     return HEAD | {
         "node_ip": ip,
@@ -32,11 +34,11 @@ def node(role: str, ip: str = "198.51.100.9", **labels: str) -> dict[str, Any]:
 
 @contextmanager
 def dashboard(
-    nodes: list[dict[str, Any]], *, ray: str = "2.60.0", python: str = "3.11.9"
+    nodes: list[dict[str, Any]], *, release: str = ray.__version__, python: str = "3.11.9"
 ) -> Iterator[str]:
-    """Its address, while it runs."""
+    """Yield its address, while it runs."""
     answers = {
-        "/api/version": {"ray_version": ray},
+        "/api/version": {"ray_version": release},
         "/api/v0/cluster_metadata": {"data": {"pythonVersion": python}},
         "/api/v0/nodes": {"data": {"result": {"result": nodes}}},
     }

@@ -19,7 +19,7 @@ from clippo_core.config import to_json
 from cluster import submit
 from cluster.environment import JobEnvironment
 from cluster.package import pack
-from cluster.submit import process_environment
+from cluster.ray_jobs import process_environment
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import Location
 from tests.deployment.clusters import LocalCluster, local_cluster

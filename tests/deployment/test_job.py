@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clippo_core.config import to_json
-from cluster import job, make_bucket
+from cluster import job
 from pipelines.config.resolution import RUN_FILE, resolve
 from pipelines.training import run as training_run
 
@@ -44,18 +44,3 @@ def test_a_job_works_in_the_folder_that_it_is_told(tmp_path: Path, monkeypatch, 
     (tmp_path / "there").mkdir()
     assert job.main(["--folder", "there", "render", "a", "--out", "a.png"]) == 0
     assert (tmp_path / "there" / "a.png").exists()
-
-
-def test_the_bucket_of_the_tracking_server_is_made_once(monkeypatch: pytest.MonkeyPatch):
-    import boto3
-    from moto import mock_aws
-
-    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "https://s3.amazonaws.com")
-    with mock_aws():
-        make_bucket.make_bucket("mlflow")
-        make_bucket.make_bucket("mlflow")
-        buckets = boto3.client("s3").list_buckets()["Buckets"]
-    assert [bucket["Name"] for bucket in buckets] == ["mlflow"]

@@ -20,7 +20,7 @@ from compose_spec import PyCompose
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERNETES = "1.33"
-#: Of KubeRay's own; tests/deployment/kuberay/make_definitions.py says where from.
+#: KubeRay's definitions; tests/deployment/kuberay/make_definitions.py says where from.
 DEFINITIONS = Path(__file__).parent / "kuberay" / "definitions.json.gz"
 
 
@@ -39,7 +39,7 @@ def document(name: str, kind: str) -> dict[str, Any]:
 
 
 def unknown_fields(value: Any, schema: dict[str, Any], where: str) -> list[str]:
-    """Fields that the definition does not list: the API server would drop them in silence."""
+    """Return fields that the definition lacks: the API server would drop them in silence."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or where == "metadata":
         return []
     if isinstance(value, list):
@@ -66,16 +66,18 @@ def faults(manifest: dict[str, Any]) -> list[str]:
     return [error.message for error in errors] + unknown_fields(manifest, schema, "")
 
 
-def clusters() -> list[dict[str, Any]]:
-    job = document("rayjob.yaml", "RayJob")
-    return [document("raycluster.yaml", "RayCluster")["spec"], job["spec"]["rayClusterSpec"]]
+def cluster() -> dict[str, Any]:
+    return document("raycluster.yaml", "RayCluster")["spec"]
+
+
+def launcher() -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / "aws.yaml").read_text())
 
 
 def pod_templates() -> list[dict[str, Any]]:
-    spec = document("rayjob.yaml", "RayJob")["spec"]
-    cluster = spec["rayClusterSpec"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    return [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
+    submitter = document("rayjob.yaml", "RayJob")["spec"]["submitterPodTemplate"]
+    groups = [cluster()["headGroupSpec"], *cluster()["workerGroupSpecs"]]
+    return [submitter, *(group["template"] for group in groups)]
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
@@ -101,22 +103,26 @@ def test_kubernetes_takes_the_pods_and_what_lies_beside_them():
 
 
 def test_the_job_brings_the_cluster_that_stands_in_the_other_file():
-    cluster, of_job = clusters()
-    assert of_job == cluster
+    assert document("rayjob.yaml", "RayJob")["spec"]["rayClusterSpec"] == cluster()
+
+
+def test_image_and_manifests_name_one_release_of_ray():
+    named = re.search(r"^ARG RAY=(.+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)
+    assert named is not None
+    assert cluster()["rayVersion"] == named[1]
 
 
 def test_the_head_takes_no_work_and_the_workers_say_their_roles():
-    for cluster in clusters():
-        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-        labels = {group["groupName"]: group["labels"] for group in cluster["workerGroupSpecs"]}
-        assert labels == {
-            "renderer": {"clippo.role": "renderer", "ray-subcluster": "renderer"},
-            "trainer": {"clippo.role": "trainer"},
-        }
+    assert cluster()["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    labels = {group["groupName"]: group["labels"] for group in cluster()["workerGroupSpecs"]}
+    assert labels == {
+        "renderer": {"clippo.role": "renderer", "ray-subcluster": "renderer"},
+        "trainer": {"clippo.role": "trainer"},
+    }
 
 
 def test_ray_can_read_the_resources_that_it_is_started_with():
-    for group in clusters()[0]["workerGroupSpecs"]:
+    for group in cluster()["workerGroupSpecs"]:
         quoted = group["rayStartParams"].get("resources")
         if quoted is not None:
             # The operator pastes it into a shell command.
@@ -125,24 +131,19 @@ def test_ray_can_read_the_resources_that_it_is_started_with():
 
 
 def test_every_cluster_wants_the_token():
-    for cluster in clusters():
-        assert cluster["authOptions"] == {"mode": "token"}
-    launcher = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    assert cluster()["authOptions"] == {"mode": "token"}
     for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert launcher[kind][1].startswith("RAY_AUTH_MODE=token ray start ")
+        assert launcher()[kind][1].startswith("RAY_AUTH_MODE=token ray start ")
 
 
 def test_nothing_listens_to_the_world():
     text = "".join(path.read_text() for path in CLUSTER.glob("*.yaml"))
     assert not re.search(r"LoadBalancer|NodePort|enableIngress|0\.0\.0\.0/0|hostNetwork", text)
-    launcher = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-    assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][1]
-    (permission,) = launcher["provider"]["security_group"]["IpPermissions"]
+    assert "--dashboard-host=127.0.0.1" in launcher()["head_start_ray_commands"][1]
+    (permission,) = launcher()["provider"]["security_group"]["IpPermissions"]
     assert permission["FromPort"] == permission["ToPort"] == 22
-    services = compose({}).services
-    assert services is not None
-    ports = {name: getattr(service, "ports", None) for name, service in services.items()}
-    assert [name for name, listed in ports.items() if listed] == ["mlflow"]
+    services = compose()["services"]
+    assert [name for name, service in services.items() if service.get("ports")] == ["mlflow"]
     policy = document("kubernetes.yaml", "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress"]
     for template in pod_templates():
@@ -180,33 +181,33 @@ def test_no_manifest_holds_a_secret():
 def test_rays_launcher_takes_the_aws_cluster():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = prepare_config(yaml.safe_load((CLUSTER / "aws.yaml").read_text()))
+    config = prepare_config(launcher())
     validate_config(config)
     types = config["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["renderer"]["labels"]["ray-subcluster"] == "renderer"
 
 
-def compose(variables: dict[str, str]) -> Any:
-    """The Compose file, with its variables filled in by Compose's rules."""
-
-    def value(match: re.Match[str]) -> str:
-        if match["kind"] == "?" and match["name"] not in variables:
-            raise KeyError(match["name"])
-        return variables.get(match["name"], match["rest"] or "")
-
-    variables = {"STORE_PASSWORD": "a", "POSTGRES_PASSWORD": "b", **variables}
-    variables = {"MLFLOW_ADMIN_PASSWORD": "c", "MLFLOW_COOKIE_KEY": "d", **variables}
-    pattern = r"(?<!\$)\$\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\}"
+def compose() -> dict[str, Any]:
+    """Return the Compose file, with its variables filled in by Compose's rules."""
+    pattern = r"\$\{\w+(?::([-?])([^}]*))?\}"
     text = (CLUSTER / "mlflow-compose.yaml").read_text()
-    return PyCompose.from_yaml(re.sub(pattern, value, text).replace("$$", "$"))
+    filled = re.sub(pattern, lambda match: match[2] if match[1] == "-" else "secret", text)
+    return PyCompose.from_yaml(filled).to_dict()
 
 
 def test_compose_takes_the_mlflow_server_and_binds_it_to_this_machine():
-    mlflow = compose({}).to_dict()["services"]["mlflow"]
+    mlflow = compose()["services"]["mlflow"]
     assert "127.0.0.1" in str(mlflow["ports"])
     assert "5000" in str(mlflow["ports"])
     assert mlflow["build"]["target"] == "mlflow"
+
+
+def test_the_store_has_the_bucket_that_the_mlflow_server_writes_to():
+    services = compose()["services"]
+    bucket = re.search(r"--artifacts-destination s3://(\S+)", str(services["mlflow"]["command"]))
+    assert bucket is not None
+    assert services["store"]["volumes"] == [f"artifacts:/data/{bucket[1]}"]
 
 
 def test_the_dockerfile_has_the_targets_and_no_fault():

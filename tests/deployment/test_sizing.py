@@ -42,6 +42,7 @@ def test_workers_without_a_free_core_do_the_rest_of_the_work_as_well():
     assert 1000 * 2 / shared - 1000 * 2 / alone == pytest.approx(1000 * ELSEWHERE_S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_input", ["pixels", "tokens_two_towers"])
 def test_the_last_line_is_the_number_of_workers(text_input, tmp_path, capsys):
     source = write_samples(tmp_path / "colours", colour_samples(120))

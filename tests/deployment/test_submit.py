@@ -7,17 +7,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import ray
 
 from clippo_core.config import to_json
 from clippo_core.errors import ConfigError
 from cluster import package, sealing, submit
-from cluster.dashboard import Dashboard, Place
+from cluster.dashboard import Dashboard
 from cluster.environment import job_environment, refuse_secrets
 from cluster.package import pack
 from cluster.plan import name_job, plan_job
 from tests.deployment.dashboards import HEAD, TOKEN, dashboard, node
 
-ELSEWHERE = Place("http://cluster:8265", is_here=False)
 BUCKET = ("--storage.root", "s3://bucket/runs")
 
 
@@ -44,10 +44,10 @@ def test_a_dry_run_prints_the_job_and_needs_no_cluster(capsys):
 
 def test_the_same_command_with_the_same_code_is_the_same_job():
     words = ["train", "demo", *BUCKET]
-    plans = [name_job(plan_job(words, ELSEWHERE), digest) for digest in ("a", "a", "b")]
+    plans = [name_job(plan_job(words, is_here=False), digest) for digest in ("a", "a", "b")]
     assert plans[0] == plans[1]
     assert plans[0].stem != plans[2].stem
-    named = name_job(plan_job([*words, "--storage.run", "my run"], ELSEWHERE), "a")
+    named = name_job(plan_job([*words, "--storage.run", "my run"], is_here=False), "a")
     assert named.stem == "my-run"
     assert named.run is not None
     assert named.run.uri == "s3://bucket/runs/my run"
@@ -55,11 +55,11 @@ def test_the_same_command_with_the_same_code_is_the_same_job():
 
 def test_a_fine_tuning_is_named_as_a_run_is():
     words = ["finetune", "vqa", "--checkpoint", "s3://bucket/runs/one", *BUCKET]
-    plan = name_job(plan_job(words, ELSEWHERE), "a")
+    plan = name_job(plan_job(words, is_here=False), "a")
     assert plan.stem is not None
     assert plan.stem.startswith("finetune_vqa-")
     assert plan.words[-2:] == ("--storage.run", plan.stem)
-    assert name_job(plan_job([*words, "--storage.run", "own"], ELSEWHERE), "a").stem == "own"
+    assert name_job(plan_job([*words, "--storage.run", "own"], is_here=False), "a").stem == "own"
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ def test_a_fine_tuning_is_named_as_a_run_is():
 def test_what_cannot_run_elsewhere_is_refused_here(words: list[str], message: str):
     Path("mine").mkdir()
     with pytest.raises(ConfigError, match=message):
-        plan_job(words, ELSEWHERE)
+        plan_job(words, is_here=False)
 
 
 def test_data_that_only_the_cluster_sees_is_said_and_not_fatal():
-    plan = plan_job(["train", "demo", *BUCKET], ELSEWHERE)
+    plan = plan_job(["train", "demo", *BUCKET], is_here=False)
     assert [note for note in plan.notes if "left for the job to check" in note]
 
 
 def test_a_config_file_and_a_font_travel_with_the_code(make_config, tmp_path: Path):
     (tmp_path / "mine.json").write_text(to_json(make_config()))
-    plan = plan_job(["train", "mine.json"], Place("", is_here=True))
+    plan = plan_job(["train", "mine.json"], is_here=True)
     assert plan.words[:2] == ("train", "packed:mine.json")
     with zipfile.ZipFile(io.BytesIO(pack(files=plan.files).content)) as archive:
         assert archive.read("job_files/mine.json") == (tmp_path / "mine.json").read_bytes()
@@ -128,19 +128,19 @@ def test_only_the_token_opens_what_was_sealed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(sealing.SEALED_VARIABLE, sealed)
     monkeypatch.setenv("KEY", "")
     sealing.open_sealed()
-    assert job_environment(["KEY"], ELSEWHERE).secrets["KEY"] == "value-of-the-secret"
+    assert job_environment(["KEY"], is_here=False).secrets["KEY"] == "value-of-the-secret"
 
 
 def test_secrets_are_sealed_places_are_shown_and_what_is_of_this_machine_stays(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     monkeypatch.setenv("CLIPPO_DATA", "s3://bucket/data")
-    there = job_environment([], ELSEWHERE)
+    there = job_environment([], is_here=False)
     assert there.places == {"CLIPPO_DATA": "s3://bucket/data"}
     assert there.secrets == {"AWS_SECRET_ACCESS_KEY": "planted-secret"}
     assert "MLFLOW_TRACKING_URI=http://localhost:5000 is of this machine" in there.notes[0]
     assert "planted-secret" not in there.summary()
-    here = job_environment([], Place("", is_here=True))
+    here = job_environment([], is_here=True)
     assert here.places["MLFLOW_TRACKING_URI"] == "http://localhost:5000"
 
 
@@ -149,11 +149,11 @@ def test_without_a_token_no_secret_leaves(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = job_environment([], ELSEWHERE)
+    found = job_environment([], is_here=False)
     assert found.secrets == {}
     assert "AWS_SECRET_ACCESS_KEY stay here" in found.notes[-1]
     with pytest.raises(ConfigError, match="HF_TOKEN cannot be sealed without"):
-        job_environment(["HF_TOKEN"], ELSEWHERE)
+        job_environment(["HF_TOKEN"], is_here=False)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_without_a_token_no_secret_leaves(monkeypatch: pytest.MonkeyPatch, tmp_p
 )
 def test_a_name_that_cannot_be_given_is_refused(name: str, message: str):
     with pytest.raises(ConfigError, match=message):
-        job_environment([name], ELSEWHERE)
+        job_environment([name], is_here=False)
 
 
 def test_a_secret_in_the_command_or_in_the_code_is_refused(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    environment = job_environment([], ELSEWHERE)
+    environment = job_environment([], is_here=False)
     clean = pack(code(tmp_path))
     refuse_secrets(["train"], clean.content, environment)
     with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY is in the command"):
@@ -200,9 +200,16 @@ def test_a_refusal_says_what_is_wrong_with_the_token(
 
 
 def test_another_release_of_ray_is_refused_before_anything_is_sent(capsys):
-    with dashboard([HEAD], ray="2.61.0") as address:
+    with dashboard([HEAD], release="2.12.0") as address:
         assert submit.main(["--address", address, "--", "train", "demo", *BUCKET]) == 4
-    assert "runs Ray 2.61.0; this code is made for 2.60." in capsys.readouterr().err
+    message = f"the cluster at {address} runs Ray 2.12.0, here is {ray.__version__}; they must be"
+    assert message in capsys.readouterr().err
+
+
+def test_a_patch_of_the_same_release_of_ray_will_do():
+    release = ray.__version__.rpartition(".")[0]
+    with dashboard([HEAD], release=f"{release}.99") as address:
+        assert Dashboard(address).release_mismatch() is None
 
 
 def test_a_cluster_is_here_if_all_its_machines_have_our_addresses():

@@ -47,13 +47,14 @@ def test_what_is_submitted_could_be(words: list[str], monkeypatch, tmp_path: Pat
 
 def test_the_doctor_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "MACHINE_CHECKS", ())
-    monkeypatch.setattr(doctor, "check_place", lambda uri: None)
-    monkeypatch.setattr(doctor, "_ask_cluster", lambda address, check: None)
+    monkeypatch.setattr(doctor, "check_place", lambda uri: [])
+    monkeypatch.setattr(doctor, "_ask_cluster", lambda address, check: [])
     monkeypatch.delenv("CLIPPO_DATA")
     for words in commands("python", "-m", "cluster.doctor"):
         assert doctor.main(words[3:]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", commands("python", "-m", "cluster.sizing"), ids=shlex.join)
 def test_sizing_says_how_many_workers(words: list[str], tmp_path: Path, capsys):
     source = write_samples(tmp_path / "colours", colour_samples(256))

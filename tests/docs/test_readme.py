@@ -303,8 +303,8 @@ def test_the_python_in_it_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_there_are_at_most_eighty_settings():
+    from pipelines.config.derived import flatten
     from pipelines.config.presets import demo
-    from pipelines.config.resolution import flatten
 
     assert issubclass(type(demo()), Config)
     settings = set(flatten(demo())) - {

@@ -68,12 +68,8 @@ def make_config(tmp_path: Path, colours: Path, mlflow_tables: Path) -> ConfigMak
             data=DataConfig(
                 sources=(str(colours),), run_length=4, steps_per_task=1, record_keys=True
             ),
-            train=TrainConfig(
-                steps=12, global_batch_size=16, precision="float32", checkpoint_every=5
-            ),
-            scaling=ScalingConfig(
-                threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
-            ),
+            train=TrainConfig(steps=12, global_batch_size=16, checkpoint_every=5, log_every=1),
+            scaling=ScalingConfig(renderer_cpus=0.5, max_renderers=2, max_failures=1),
             storage=StorageConfig(root=str(tmp_path / "runs"), run="run"),
             # Each would take seconds; tests/integration/test_mlflow_server.py looks at them.
             tracking=TrackingConfig(pictures=False),

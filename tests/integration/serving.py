@@ -29,7 +29,7 @@ class ServedPage:
     def ask(
         self, path: str, body: bytes | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers, body; `path` goes out as it is."""
+        """Return status, headers and body; `path` goes out as it is."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET" if body is None else "POST", path, body, headers)
@@ -47,7 +47,7 @@ class ServedPage:
         return self.json(f"/api/search/text?count={count}", json.dumps({"text": text}).encode())
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it as a person or a scheduler does; its exit code."""
+        """End it as a person or a scheduler does; return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         self.process.communicate(timeout=60)

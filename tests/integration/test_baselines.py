@@ -23,7 +23,7 @@ from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
 from pipelines.evaluation.model_tasks import patch_filters_of
-from pipelines.evaluation.registry import find_evaluation
+from pipelines.evaluation.tasks import find_evaluation
 from pipelines.runtime.storage import Location
 from pipelines.serving.application import embed_queries
 from pipelines.stream.batch import open_vocabulary, prepare_batch

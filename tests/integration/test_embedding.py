@@ -20,7 +20,7 @@ from pipelines.embedding import EmbeddingJob, EmbeddingSummary, embed, input_kin
 from pipelines.runtime.ray_session import check_resources
 from tests.integration.colours import colour_samples
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

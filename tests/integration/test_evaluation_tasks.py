@@ -21,9 +21,8 @@ from clippo_core.rendering import TextRenderer
 from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
-from pipelines.evaluation.registry import EVALUATIONS, WITHOUT_DATA
 from pipelines.evaluation.results import TaskResult
-from pipelines.evaluation.tasks import parse_benchmark
+from pipelines.evaluation.tasks import EVALUATIONS, WITHOUT_DATA, parse_benchmark
 from pipelines.runtime.storage import Location
 from tests.integration.colours import COLOURS, colour_samples, write_samples
 
@@ -131,6 +130,21 @@ def test_the_gap_has_a_floor_and_a_picture(trained, named):
     picture = result.pictures["embeddings"]
     colours = {tuple(colour) for colour in picture.reshape(-1, 3)[::7].tolist()}
     assert len(colours) >= 4, "white, axes, pictures and captions"
+
+
+def test_pictures_that_cannot_be_decoded_are_left_out_and_counted(trained, named, tmp_path):
+    """The others keep their captions, and the gallery finds their files again."""
+    samples = list(named)
+    broken = [samples[0]._replace(image=b"no picture"), samples[1]._replace(image=None)]
+    source = open_source(str(write_samples(tmp_path / "some", [*broken, *samples])))
+    found, whole = (EVALUATIONS["retrieval"](trained, data, OPTIONS) for data in (source, named))
+    assert (found.num_rejected, found.num_samples) == (2, len(samples))
+    assert found.metrics == whole.metrics
+    np.testing.assert_array_equal(found.pictures["gallery"], whole.pictures["gallery"])
+    only = open_source(str(write_samples(tmp_path / "none", broken)))
+    for task in ("zero_shot", "typographic"):
+        with pytest.raises(SampleError, match="not one of 2 pictures can be decoded"):
+            EVALUATIONS[task](trained, only, OPTIONS)
 
 
 def test_chance_of_retrieval_is_what_random_embeddings_get(trained, named):

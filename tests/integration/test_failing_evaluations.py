@@ -35,7 +35,7 @@ def test_what_goes_wrong_beside_training_is_in_the_run_and_nowhere_else(
             time.sleep(600)
         return module.evaluate(checkpoint, benchmark, options)
 
-    monkeypatch.setattr(module, "evaluate", misbehave)
+    monkeypatch.setattr(module, "_evaluate_beside", misbehave)
     tasks = (f"retrieval:{colours}", f"behaviour:{colours}", f"zero_shot:{tmp_path}")
     config = make_config(
         train={"steps": 8, "checkpoint_every": 8},

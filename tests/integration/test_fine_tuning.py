@@ -51,8 +51,7 @@ from pipelines.config.settings import (
 from pipelines.datasets.labels import find_labels
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import Source, open_source
-from pipelines.evaluation.registry import EVALUATIONS
-from pipelines.evaluation.tasks import evaluate, parse_benchmark
+from pipelines.evaluation.tasks import EVALUATIONS, evaluate, parse_benchmark
 from pipelines.figures.batch_sheets import draw_batch
 from pipelines.reporting.stored import file_name, stored_report, write_report
 from pipelines.runtime.run_checkpoints import whole_checkpoints
@@ -158,9 +157,7 @@ def config_of(
         optim=OptimConfig(name="adamw", learning_rate=3e-3, schedule=schedule),
         data=DataConfig(sources=(str(place / source / "train"),), run_length=4, record_keys=True),
         train=dataclasses.replace(base.train, global_batch_size=16, **changes),
-        scaling=ScalingConfig(
-            threads_per_rank=1, renderer_cpus=0.5, max_renderers=2, max_failures=1
-        ),
+        scaling=ScalingConfig(renderer_cpus=0.5, max_renderers=2, max_failures=1),
         storage=StorageConfig(root=str(place / "runs"), run=run),
         tracking=TrackingConfig(pictures=False),
     )

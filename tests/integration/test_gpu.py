@@ -22,6 +22,7 @@ from clippo_core.config import (
 )
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
+from clippo_core.training.memory import training_bytes
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, StepMemory, train_step
 from pipelines.config.resolution import resolve
@@ -30,7 +31,7 @@ from pipelines.embedding import EmbeddingJob, embed
 from pipelines.evaluation.tasks import EvaluationTasks, parse_benchmark
 from pipelines.training.run import train
 from tests.benchmarks.captions import captions
-from tests.benchmarks.memory_probe import estimated_bytes
+from tests.benchmarks.memory_probe import load_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -148,10 +149,8 @@ def test_the_memory_estimate_is_within_15_percent_of_the_peak(recomputes: bool):
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         train_step(state, batch, optim, total_steps=1000, precision="bfloat16")
-    settings = {"recomputes_activations": recomputes, "is_on_gpu": True}
-    estimate = estimated_bytes(
-        state, batch, optim, precision="bfloat16", memory=StepMemory(), **settings
-    )
+    load = load_of(state, batch, precision="bfloat16", recomputes_activations=recomputes)
+    estimate = training_bytes(config, optim, load)
     assert estimate == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15)
 
 

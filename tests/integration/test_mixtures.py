@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clippo_core.errors import ConfigError, Rejected
-from pipelines.config.resolution import derive, estimate_memory, read_run_config, resolve
+from pipelines.config.derived import derive, estimate_memory
+from pipelines.config.resolution import read_run_config, resolve
 from pipelines.datasets.manifest import RawSample, SampleKind, ShardWriter
 from pipelines.runtime.storage import Location, read_json_lines
 from pipelines.stream.batch import (

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def registry(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def registry(
+    checkpoint: Path, mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A registry whose model `tiny` holds the checkpoint beside a pyfunc's own files."""
     folder = tmp_path_factory.mktemp("mlflow")
     model = folder / "artifacts"
@@ -60,6 +63,7 @@ def registry(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (model / "config.json").write_text('{"format": "another"}')
     (checkpoint.rename(model / "artifacts" / "checkpoint")).chmod(0o755)
     checkpoint.symlink_to(model / "artifacts" / "checkpoint")
+    shutil.copy(mlflow_tables, folder)
     uri = f"sqlite:///{folder}/mlflow.db"
     client: MlflowClient = connect(uri)
     client.create_registered_model("tiny")
@@ -99,7 +103,7 @@ def usable(samples: Path) -> list[RawSample]:
 
 
 def scores_of(checkpoint: Path, samples: Path, query: np.ndarray) -> np.ndarray:
-    """The slow reference: every picture decoded and embedded here."""
+    """Decode and embed every picture here, as the slow reference."""
     model = load_checkpoint(checkpoint)
     canvases = [
         decode_image(sample.image, model.config.image, image_size_px=32)
@@ -156,7 +160,6 @@ def test_a_folder_is_embedded_and_what_is_no_picture_is_counted(local_ray, check
         embed_collection(str(checkpoint), "pictures", place, cpus=1)
 
 
-@pytest.mark.slow
 def test_a_registered_model_is_the_checkpoint_in_it(registry, checkpoint):
     for reference in ("models:/tiny@champion", "models:/tiny/1"):
         place = find_model(reference)

@@ -11,8 +11,6 @@ from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import ConfigError
 from clippo_core.evaluation.behaviour import (
     changed_captions,
-    mean_similarity,
-    random_similarity,
     upside_down,
     with_typos,
 )
@@ -41,18 +39,6 @@ def test_a_typo_changes_one_place_and_is_the_same_again():
     assert with_typos(text, num_typos=3, seed=5) == with_typos(text, num_typos=3, seed=5)
     assert with_typos("a") == "a"
     assert with_typos(text, num_typos=0) == text
-
-
-def test_similarity_of_any_encoder_is_held_against_chance(tiny_model: Clippo):
-    def encode(texts):
-        return tiny_model.encode_texts(texts)
-
-    shouted = [word.upper() for word in WORDS]
-    assert mean_similarity(encode, WORDS, shouted) == pytest.approx(1, abs=1e-6)
-    typos = [with_typos(word) for word in WORDS]
-    assert mean_similarity(encode, WORDS, typos) > random_similarity(encode, WORDS)
-    with pytest.raises(ConfigError, match="8 texts, but 1"):
-        mean_similarity(encode, WORDS, WORDS[:1])
 
 
 @pytest.fixture(scope="module")

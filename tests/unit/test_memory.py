@@ -9,14 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from clippo_core.training.precision import has_bfloat16
 from tests.benchmarks.memory_probe import TIGHT_MEMORY
 
 ROOT = Path(__file__).parents[2]
-#: Without the instructions it takes minutes.
-HAS_BFLOAT16 = has_bfloat16(torch.device("cpu"))
 PROBE = """
 import json, sys, torch
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
@@ -35,12 +31,6 @@ print(json.dumps(probe(model, 2048, StepMemory(**memory), steps=1, **options)))
     ("model", "memory", "options"),
     [
         ({"text_patches": "occupied"}, {}, {"precision": "float32"}),
-        pytest.param(
-            {"text_patches": "occupied"},
-            {},
-            {"precision": "bfloat16"},
-            marks=pytest.mark.skipif(not HAS_BFLOAT16, reason="needs a CPU with bfloat16"),
-        ),
         ({"text_patches": "occupied"}, {"micro_batch_size": 1024, "logit_rows": 128}, {}),
         ({"text_patches": "occupied"}, {}, {"recomputes_activations": True}),
         ({"text_input": "tokens_two_towers", "max_tokens": 24}, {}, {}),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -8,15 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clippo_core.config import SIZES, ClippoConfig, RenderConfig, VitConfig, vit_config
 from clippo_core.errors import ConfigError, RenderError
-from clippo_core.modeling import Clippo, without_values
-from clippo_core.modeling.layers import (
-    MAX_EXPLICIT_TOKENS,
-    AttentionPooling,
-    TokenGroup,
-    attend,
-)
+from clippo_core.modeling import Clippo, token_groups, without_values
+from clippo_core.modeling.layers import AttentionPooling
 from clippo_core.modeling.pair_model import normalize
-from clippo_core.modeling.patch_sets import PatchSets, text_patches
+from clippo_core.modeling.patch_sets import PatchSets
+from clippo_core.modeling.token_groups import attend, even_sets, sets_of
 from clippo_core.rendering import TextRenderer
 
 TINY = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
@@ -68,57 +66,20 @@ def test_occupied_equals_encoding_the_patches_with_ink_alone(patch_size_px: int)
             if (patch != 127).any() or (position == 0 and (canvas == 127).all()):
                 patches.append(patch.reshape(-1))
                 positions.append(position)
-        sets = PatchSets(
-            torch.from_numpy(np.stack(patches)),
-            torch.tensor(positions),
-            [TokenGroup(1, len(positions))],
-        )
+        lengths = np.array([len(positions)])
+        sets = PatchSets(torch.from_numpy(np.stack(patches)), torch.tensor(positions), lengths)
         with torch.no_grad():
-            alone = model.encoder.embed(sets)[0][0]
+            alone = model.encoder.embed(sets)[0]
         np.testing.assert_allclose(embedding, (alone / alone.norm()).numpy(), atol=1e-5)
 
 
-def test_padding_of_sets_takes_no_part():
+def test_a_part_of_texts_on_the_device_is_what_it_is_in_the_whole():
     model = tiny(text_patches="occupied")
-    rasters = model.renderer.render_batch(TEXTS)
-    tight, padded = (
-        text_patches(
-            rasters,
-            "occupied",
-            patch_size_px=16,
-            device=torch.device("cpu"),
-            set_multiple=multiple,
-        )
-        for multiple in (1, 8)
-    )
-    assert len(padded.groups) < len(tight.groups)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
-        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            ours, theirs = (normalize(model.encoder.embed(sets)[0]) for sets in (padded, tight))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
-
-
-def test_rows_that_pad_products_take_no_part(monkeypatch):
-    model = tiny(text_patches="occupied")
-    rasters = model.renderer.render_batch(TEXTS)
-    sets = text_patches(rasters, "occupied", patch_size_px=16, device=torch.device("cpu"))
-    num_tokens = sum(group.size for group in sets.groups)
-    rows, embeddings, gradients = [], [], []
-    model.encoder.norm.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    for sizes in (10**6, 1):
-        monkeypatch.setattr("clippo_core.modeling.vit.PRODUCT_SIZES", sizes)
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            embeddings.append(normalize(model.encoder.embed(sets)[0]))
-        embeddings[-1][:, 0].sum().backward()
-        kernel = model.encoder.blocks[0].mlp.hidden.kernel
-        gradients.append(kernel.grad.clone())
-    assert rows == [num_tokens, 1 << num_tokens.bit_length()]
-    torch.testing.assert_close(*embeddings, rtol=0, atol=0.02)
-    assert gradients[0].abs().max() > 0
-    torch.testing.assert_close(*gradients, rtol=0, atol=0.02 * float(gradients[0].abs().max()))
-    model.encoder.embed(sets)
-    assert rows[-1] == num_tokens, "in float32 nothing is compiled"
+    whole = model.on_device(model.renderer.render_batch(TEXTS))
+    with torch.no_grad():
+        expected = model.encoder.embed(whole)[2:5]
+        found = model.encoder.embed(whole.part(2, 5))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_encoded_together_pictures_and_texts_are_what_each_is_alone():
@@ -176,49 +137,82 @@ def test_a_new_model_has_the_papers_logit_scale():
     assert tiny().logit_scale.item() == pytest.approx(10)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, MAX_EXPLICIT_TOKENS, MAX_EXPLICIT_TOKENS + 1])
-def test_attention_in_bfloat16_agrees_with_float32(tokens: int):
+def attention_set_by_set(projected: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """The slow, obvious way: each set by itself."""
+    attended = []
+    for part in projected.split(lengths):
+        query, key, value = (x.transpose(0, 1) for x in part.unbind(1))
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        attended.append((scores.softmax(-1) @ value).transpose(0, 1))
+    return torch.cat(attended)
+
+
+@pytest.mark.parametrize("lengths", [[3, 3, 3], [5, 1, 7, 2], [1], [4, 4, 1]])
+def test_attention_is_that_of_each_set_by_itself(lengths: list[int]):
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 2, tokens, 8, generator=generator)
-    halves = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
-    torch.testing.assert_close(halves.float(), attend(query, key, value), atol=0.05, rtol=0.05)
+    shape = (sum(lengths), 3, 2, 8)
+    projected = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    group = sets_of(np.array(lengths), torch.device("cpu"))
+    found, expected = attend(projected, group), attention_set_by_set(projected, lengths)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad((x * weights).sum(), projected)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, MAX_EXPLICIT_TOKENS + 1])
-def test_attention_of_sets_whose_size_varies_is_that_of_float32(tokens: int):
-    generator = torch.Generator().manual_seed(0)
-    parts = torch.randn(3, 2, 2, tokens, 8, generator=generator).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = attend(*parts, size_varies=True)
-    assert torch.equal(found, attend(*parts.float()).bfloat16())
+def test_the_kernel_of_packed_sequences_is_given_what_it_expects(monkeypatch):
+    """It runs on CUDA alone; here a stand-in of its signature computes from its arguments."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="since torch 2.10")
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def stand_in(*args, **kwargs):
+        given = list(signature.bind(*args, **kwargs).arguments.values())
+        query, key, value, ends, of_keys, longest, longest_keys = given
+        lengths = ends.diff().tolist()
+        assert ends.dtype == torch.int32
+        assert torch.equal(ends, of_keys)
+        assert longest == longest_keys == max(lengths)
+        return attention_set_by_set(torch.stack([query, key, value], 1), lengths)
+
+    lengths = [5, 1, 7, 2]
+    projected = torch.randn(15, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    group = sets_of(np.array(lengths), torch.device("cpu"))
+    padded = attend(projected, group)
+    monkeypatch.setattr(varlen, "varlen_attn", stand_in)
+    monkeypatch.setattr(token_groups, "_is_packed", lambda _: True)
+    torch.testing.assert_close(attend(projected, group), padded)
 
 
-def test_products_of_sets_are_of_the_same_sizes_in_every_batch():
-    """In bfloat16 torch compiles a CPU's products for each size; compiling takes longer."""
-    model = tiny(text_patches="occupied")
+class CountsOperations(TorchDispatchMode):
+    """Counts what is dispatched."""
 
-    class BatchedProducts(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.shapes: set[tuple[torch.Size, ...]] = set()
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket is torch.ops.aten.bmm and args[0].dtype == torch.bfloat16:
-                self.shapes.add((args[0].shape, args[1].shape))
-            return func(*args, **kwargs or {})
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **kwargs or {})
 
-    def shapes(texts: list[str]) -> set[tuple[torch.Size, ...]]:
+
+def test_a_pass_over_occupied_patches_dispatches_hardly_more_than_one_over_all():
+    """Few, large kernels: no loop over the lengths of texts, however many there are."""
+    images = torch.zeros(64, 64, 64, 3, dtype=torch.uint8)
+    texts = [f"text {n} " * (n % 9) for n in range(64)]
+    counts = {}
+    for which in ("all", "occupied"):
+        vit = VitConfig(**{**vars(TINY), "depth": 12})
+        model = Clippo(
+            ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches=which)
+        )
         rasters = model.renderer.render_batch(texts)
-        with BatchedProducts() as products:
-            with torch.autocast("cpu", torch.bfloat16):
-                embeddings = model.embed_texts(rasters)
-            embeddings[:, 0].sum().backward()
-        return products.shapes
-
-    others = ["x", "y", "a text of some words", "another one", "z", "a red car and a blue one"]
-    found = shapes(TEXTS)
-    assert found, "the values of all sets are projected at once"
-    assert shapes(others) == found
+        lengths = set(model.on_device(rasters).lengths.tolist())
+        assert (len(lengths) > 5) == (which == "occupied")
+        with CountsOperations() as operations:
+            left, right, scale = model(images, rasters)
+            (left * right * scale).sum().backward()
+        counts[which] = operations.count
+    assert counts["occupied"] <= 1.5 * counts["all"], counts
 
 
 def test_pooling_is_attention_with_keys_and_values_for_each_token():
@@ -227,10 +221,9 @@ def test_pooling_is_attention_with_keys_and_values_for_each_token():
     pooling = AttentionPooling(width=8, mlp_dim=16, num_heads=2).double()
     for parameter in pooling.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
-    is_token = torch.tensor([[True, True, False], [True, True, True]])
-    groups = [TokenGroup(1, 4), TokenGroup(2, 3, is_token)]
-    x = torch.randn(11, 8, generator=generator, dtype=torch.float64)  # one row pads a product
-    sets = [x[:4], x[4:6], x[7:10]]
+    groups = [even_sets(1, 4), sets_of(np.array([2, 3]), torch.device("cpu"))]
+    x = torch.randn(9, 8, generator=generator, dtype=torch.float64)
+    sets = [x[:4], x[4:6], x[6:9]]
     query = torch.einsum("w,wphd->phd", pooling.probe[0, 0], pooling.query.kernel)[0]
     query = query + pooling.query.bias[0]
     pooled = []

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -106,74 +103,36 @@ def test_left_open_ramps_are_a_tenth_of_the_run():
     assert set(multipliers[5:46]) == {1.0}
 
 
-def test_an_optimizer_is_made_and_used_without_torchs_compiler():
-    """Its import takes seconds of every start."""
-    code = """
-import sys, torch
-from clippo_core.config import OptimConfig
-from clippo_core.optim import make_optimizer
-model = torch.nn.Linear(2, 2)
-optimizer = make_optimizer(model, OptimConfig())
-model(torch.ones(1, 2)).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
-print(type(optimizer).__name__, "torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout == "Adafactor False\n"
-
-
-@pytest.mark.parametrize(
-    "shape", [(96, 40), (40, 96), (1, 50, 64), (5, 40, 48), (64, 3, 2, 48), (40, 64, 3), (70,)]
-)
-def test_compiled_loops_give_the_update_of_torchs_operations(shape, monkeypatch):
+def test_parameters_of_one_shape_are_updated_as_if_each_were_alone():
+    """Stacked or not, factored or not, in stacks that hold all of them or some."""
     generator = torch.Generator().manual_seed(0)
-    compiled = nn.Parameter(torch.randn(shape, generator=generator))
-    plain = nn.Parameter(compiled.data.clone())
-    optimizers = [Adafactor([param], lr=0.1, weight_decay=0.01) for param in (compiled, plain)]
+    shapes = [(96, 40), (96, 40), (64, 3, 2, 48), (70,), (70,), (96, 40), (5, 40, 48)]
+    together = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    alone = [nn.Parameter(param.data.clone()) for param in together]
+    optimizers = [Adafactor(together, lr=0.1, weight_decay=0.01)]
+    optimizers += [Adafactor([param], lr=0.1, weight_decay=0.01) for param in alone]
     for _ in range(3):
-        compiled.grad = torch.randn(shape, generator=generator)
-        plain.grad = compiled.grad.clone()
-        optimizers[0].step()
-        with monkeypatch.context() as patched:
-            patched.setattr(adafactor, "_is_compiled", lambda _: False)
-            optimizers[1].step()
-        for name, expected in optimizers[1].state[plain].items():
-            # A momentum in bfloat16 may be rounded to the other side.
-            rtol, atol = (2**-7, 1e-3) if name == "momentum" else (1e-5, 1e-7)
-            found = optimizers[0].state[compiled][name]
-            torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
-    torch.testing.assert_close(compiled.data, plain.data, rtol=0, atol=1e-3)
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adafactor, "MAX_STACKED", 2 * 96 * 40)
+            for optimizer in optimizers:
+                optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.data, other.data, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(96, 40), (5, 40, 48), (64, 3, 2, 48), (40, 64, 3), (70,)])
-def test_kernels_of_the_models_layouts_are_updated_by_compiled_loops(shape, monkeypatch):
-    looked_at = list[int]()
-    monkeypatch.setattr(adafactor, "_apply_compiled", lambda update: looked_at.append(1))
-    param = nn.Parameter(torch.zeros(shape))
-    param.grad = torch.ones(shape)
-    Adafactor([param], lr=0.1).step()
-    # Loops run along the last dimension, which has to be a factored one.
-    assert bool(looked_at) == (shape[-1] >= 32 and len(shape) > 1)
-
-
-def test_states_of_another_layout_are_updated_all_the_same():
-    # Dimensions that the loops see as one, and that this layout keeps apart.
-    shape = (64, 3, 2, 40)
-    params = [nn.Parameter(torch.ones(shape)) for _ in range(2)]
-    optimizers = [Adafactor([param], lr=0.1) for param in params]
+def test_a_parameter_without_a_gradient_stays_and_falls_behind_the_others():
+    params = [nn.Parameter(torch.ones(64, 64)) for _ in range(2)]
+    optimizer = Adafactor(params, lr=0.1)
     for step in range(2):
-        for param, optimizer in zip(params, optimizers, strict=True):
-            param.grad = torch.randn(shape, generator=torch.Generator().manual_seed(step))
-            optimizer.step()
-        state = optimizers[0].state[params[0]]
-        state["momentum"] = state["momentum"].transpose(1, 2).contiguous().transpose(1, 2)
-    torch.testing.assert_close(params[0].data, params[1].data, rtol=0, atol=1e-3)
-    momenta = [o.state[p]["momentum"] for p, o in zip(params, optimizers, strict=True)]
-    torch.testing.assert_close(*momenta, rtol=2**-7, atol=1e-3)
+        params[0].grad = torch.ones(64, 64)
+        params[1].grad = torch.ones(64, 64) if step else None
+        optimizer.step()
+        assert (params[1].data == 1).all() != bool(step)
+    steps = [float(optimizer.state[param]["step"]) for param in params]
+    assert steps == [2.0, 1.0]
 
 
 def test_a_gradient_that_is_no_number_is_seen_in_parameter_and_momentum():

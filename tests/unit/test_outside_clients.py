@@ -15,9 +15,8 @@ from clippo_core.checkpoints import save_checkpoint
 from clippo_core.checkpoints.features_api import ClippoFeatures, TextEncoder
 from clippo_core.checkpoints.open_clip_api import as_open_clip, unpack_rows
 from clippo_core.errors import ConfigError
-from clippo_core.evaluation.prompts import TEMPLATES, fill
 from clippo_core.evaluation.retrieval import retrieval_recall
-from clippo_core.evaluation.zero_shot import class_embeddings, classify
+from clippo_core.evaluation.zero_shot import TEMPLATES, class_embeddings, classify, fill
 from clippo_core.modeling import Clippo
 
 NAMES = ["boot", "coat", "dress", "shirt", "sandal", "bag"]

@@ -9,12 +9,10 @@ from PIL import Image
 
 from clippo_core.config import ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError
-from clippo_core.evaluation.modality_gap import modality_gap
-from clippo_core.evaluation.patch_filters import patch_filters
+from clippo_core.evaluation.representation import modality_gap, patch_filters
 from clippo_core.evaluation.typographic import draw_words, typographic_attack
 from clippo_core.evaluation.vqa import (
     answer_targets,
-    class_answers,
     draw_questions,
     exact_matches,
     most_frequent_answers,
@@ -87,7 +85,6 @@ def test_targets_are_the_scores_that_answers_would_get():
         [agreement_slowly("dog", said[0]), agreement_slowly("cat", said[0])]
     )
     assert targets[1].tolist() == [1, 0]
-    assert class_answers(np.array([1, 0]), ["dog", "cat"]) == ["cat", "dog"]
 
 
 def test_the_floor_knows_the_question_but_not_the_picture():
@@ -96,12 +93,11 @@ def test_the_floor_knows_the_question_but_not_the_picture():
     assert found == ["box", "blue", "blue"]
 
 
-@pytest.mark.parametrize("layout", ["above", "over"])
-def test_the_question_is_at_the_top_and_the_picture_below(layout):
+def test_the_question_is_at_the_top_and_the_picture_below():
     picture = np.zeros((50, 70, 3), np.uint8)
     picture[40:] = (0, 200, 0)
     questions = ["what is it?", "", "what colour is the shape in this picture?"]
-    drawn = draw_questions([picture] * 3, questions, RENDERER, ImageConfig(), layout=layout)
+    drawn = draw_questions([picture] * 3, questions, RENDERER, ImageConfig())
     rows = RENDERER.render_batch(questions).occupied_rows
     assert rows.tolist() == [1, 0, 3]
     for canvas, question, num_rows in zip(drawn, questions, rows, strict=True):
@@ -110,9 +106,8 @@ def test_the_question_is_at_the_top_and_the_picture_below(layout):
         )
         below = canvas[num_rows * 16 :]
         green = (below[..., 1] > 100).mean()
-        covered = 0 if layout == "above" else num_rows / 6
         # A fifth of the picture is green, and is all there.
-        assert green == pytest.approx(0.2 / (1 - covered), abs=0.03)
+        assert green == pytest.approx(0.2, abs=0.03)
 
 
 def test_a_question_never_takes_more_than_half_and_the_rest_is_counted():

@@ -17,11 +17,9 @@ from clippo_core.evaluation.glue_metrics import (
     score_texts,
     spearman,
 )
-from clippo_core.evaluation.prompts import TEMPLATES
-from clippo_core.evaluation.sequence_length import count_patches, sequence_lengths
-from clippo_core.evaluation.text_classification import classify_texts
-from clippo_core.evaluation.text_pairs import share_full, text_similarities
-from clippo_core.evaluation.uncertainty import bootstrap_interval, proportion_interval
+from clippo_core.evaluation.scores import bootstrap_interval, proportion_interval
+from clippo_core.evaluation.sequence_length import count_patches, sequence_lengths, share_full
+from clippo_core.evaluation.zero_shot import TEMPLATES, classify, embed_classes
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
 from clippo_core.rendering.pairs import join_pairs
@@ -94,21 +92,23 @@ def test_texts_that_reach_the_last_row_are_counted(tiny_model: Clippo):
 
 def test_a_text_is_most_similar_to_itself(tiny_model: Clippo):
     texts = ["a red car", "ein rotes Auto", ""]
-    same = text_similarities(tiny_model, texts, texts)
-    np.testing.assert_allclose(same, 1, atol=1e-5)
-    assert (text_similarities(tiny_model, texts, texts[::-1])[[0, 2]] < 0.999).all()
+    embeddings = tiny_model.encode_texts(texts)
+    similarities = embeddings @ embeddings.T
+    np.testing.assert_allclose(similarities.diagonal(), 1, atol=1e-5)
+    assert (similarities[[0, 2], [2, 0]] < 0.999).all()
 
 
 def test_texts_get_the_class_that_they_name(tiny_model: Clippo):
     names = ["positive", "negative", "neutral"]
     labels = np.array([2, 0, 1, 0])
     texts = [names[label] for label in labels]
-    found = classify_texts(tiny_model, texts, labels, class_names=names, templates=["{}"])
+    classes = embed_classes(tiny_model, names, ["{}"])
+    found = classify(tiny_model.encode_texts(texts), classes, labels)
     assert found.accuracy == found.top_k_accuracy(1) == 1
-    assert found.majority_floor == 0.5
+    assert found.floors == {"chance": 1 / 3, "most frequent class": 0.5}
     assert found.interval[0] < 1
-    several = TEMPLATES["sentiment5"]
-    classify_texts(tiny_model, texts, labels, class_names=names, templates=several)
+    several = embed_classes(tiny_model, names, TEMPLATES["sentiment5"])
+    assert several.shape == classes.shape
 
 
 @pytest.mark.parametrize("patch_size_px", [8, 16, 20, 32])
@@ -131,7 +131,6 @@ def test_lengths_are_means_per_language_that_no_canvas_cuts():
     assert found["en"].mean["patches"] > len(long) * 5 / 16 / 2
     assert found["zh"].mean["patches"] == 6
     assert found["zh"].ratio("words") == 6
-    assert found["zh"].standard_error["patches"] == 0
     with pytest.raises(ConfigError, match="'de' has no texts"):
         sequence_lengths({"de": []}, renderer, {})
     with pytest.raises(ConfigError, match="patches"):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster import following, submit
+from cluster import ray_jobs
 from cluster.plan import JobPlan
 from pipelines.runtime.storage import Location
 
@@ -19,7 +19,7 @@ def details(status: str, *, run: str = "", code: int | None = None) -> SimpleNam
 
 
 class FlakyClient:
-    """Its connections break after so many parts of the log; the job ends with the last."""
+    """A client whose connections break after some parts of the log; the job ends with the last."""
 
     parts = ("one\n", "two\n", "three\n")
 
@@ -39,9 +39,9 @@ class FlakyClient:
 
 
 def test_a_log_is_printed_once_however_often_the_connection_breaks(capsys, monkeypatch):
-    monkeypatch.setattr(following, "_ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(ray_jobs, "_ASK_EVERY_S", 0.0)
     client = FlakyClient(1, 0, 2, 3)
-    assert asyncio.run(following.follow_job(client, "x")).status == "SUCCEEDED"  # pyright: ignore
+    assert asyncio.run(ray_jobs.follow_job(client, "x")).status == "SUCCEEDED"  # pyright: ignore
     captured = capsys.readouterr()
     assert captured.out == "one\ntwo\nthree\n"
     assert captured.err == "the connection was lost, trying again: closed\n"
@@ -59,16 +59,16 @@ def test_a_log_is_printed_once_however_often_the_connection_breaks(capsys, monke
     ],
 )
 def test_the_exit_code_is_the_drivers_where_it_has_one(status: str, driver, expected: int):
-    assert submit.exit_code(details(status, code=driver)) == expected  # pyright: ignore
+    assert ray_jobs.exit_code(details(status, code=driver)) == expected  # pyright: ignore
 
 
 def test_a_run_that_is_at_work_is_attached_to_and_an_attempt_that_failed_is_followed_by_another():
     plan = JobPlan(("resume", "s3://b/run"), run=Location("s3://b/run"), stem="run-resume")
     jobs = [details("FAILED", run="s3://b/run"), details("RUNNING", run="s3://b/other")]
-    assert submit._at_work_on(plan, jobs) is None  # pyright: ignore
+    assert ray_jobs._at_work_on(plan, jobs) is None  # pyright: ignore
     jobs.append(details("PENDING", run="s3://b/run"))
-    assert submit._at_work_on(plan, jobs) == "job of s3://b/run"  # pyright: ignore
+    assert ray_jobs._at_work_on(plan, jobs) == "job of s3://b/run"  # pyright: ignore
     attempts = {"run-resume-1": details("FAILED"), "run-resume-2": details("STOPPED")}
-    assert submit._next_attempt("run-resume", attempts) == "run-resume-3"  # pyright: ignore
+    assert ray_jobs._next_attempt("run-resume", attempts) == "run-resume-3"  # pyright: ignore
     attempts["run-resume-2"] = details("SUCCEEDED")
-    assert submit._next_attempt("run-resume", attempts) == "run-resume-2"  # pyright: ignore
+    assert ray_jobs._next_attempt("run-resume", attempts) == "run-resume-2"  # pyright: ignore

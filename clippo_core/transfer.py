@@ -1,0 +1,26 @@
+"""Arrays to the device, without the host waiting for it."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def to_device(
+    array: Shaped[np.ndarray, "*shape"], device: torch.device
+) -> Shaped[Tensor, "*shape"]:
+    """Copy an array to a device; to a GPU from pinned memory, while the host goes on.
+
+    On the CPU the tensor is a view of the array, which may be one that is not to be written to.
+    """
+    with warnings.catch_warnings():
+        # Batches are read-only views of Ray's object store; nothing writes into them.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
