@@ -62,6 +62,7 @@ def main() -> None:
         client = connect(server.uri)
         process = start_command(
             *("train", "demo", "--train.steps", str(arguments.steps)),
+            *("--train.log-every", "1"),
             *("--storage.root", f"{scratch}/runs", "--tracking.uri", server.uri),
             # What runs beside training at checkpoints would be another reason to be slower.
             *("--train.checkpoint-every", str(arguments.steps), "--evaluation.tasks"),
