@@ -57,9 +57,7 @@ def csv(
     return prepare_csv(
         table,
         _out(out, PurePosixPath(table.name).stem),
-        image_column=image_column,
-        caption_columns=caption_columns,
-        class_column=class_column,
+        columns=IndexColumns(image_column, caption_columns, class_name=class_column),
         test_share=test_share,
     )
 

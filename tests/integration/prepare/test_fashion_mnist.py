@@ -24,7 +24,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "the package dataset-fashion-mnist is not installed, and CLIPPO_FETCH is not set"
         )
     out = tmp_path_factory.mktemp("fashion")
-    fashion_mnist.prepare_fashion_mnist(Location.of(out))
+    fashion_mnist.FASHION_MNIST.prepare(Location.of(out))
     return out
 
 
@@ -47,7 +47,7 @@ def test_fashion_mnist_has_its_seventy_thousand_photos_in_ten_classes(prepared: 
 def test_what_is_prepared_is_not_prepared_again(prepared: Path):
     manifest = prepared / "train" / "manifest.json"
     before = (manifest.stat().st_mtime_ns, hashlib.sha256(manifest.read_bytes()).hexdigest())
-    fashion_mnist.prepare_fashion_mnist(Location.of(prepared))
+    fashion_mnist.FASHION_MNIST.prepare(Location.of(prepared))
     after = (manifest.stat().st_mtime_ns, hashlib.sha256(manifest.read_bytes()).hexdigest())
     assert before == after
 
@@ -60,7 +60,7 @@ def test_where_nothing_can_be_fetched_every_way_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "_fetch_from_debian", fail)
     monkeypatch.setattr(fashion_mnist, "_fetch_by_torchvision", fail)
     with pytest.raises(SampleError, match=r"cannot be fetched:\n.*no network\n.*no network"):
-        fashion_mnist.prepare_fashion_mnist(Location.of(tmp_path / "out"))
+        fashion_mnist.FASHION_MNIST.prepare(Location.of(tmp_path / "out"))
 
 
 def test_a_package_that_does_not_exist_is_named(tmp_path):

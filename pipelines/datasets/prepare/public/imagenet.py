@@ -14,20 +14,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES, class_captions
 from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
     list_files,
     read_lines,
-    write_rows,
+    usable,
     wrong_layout,
 )
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _LICENCE = "for non-commercial research and education only (image-net.org)"
@@ -61,17 +60,6 @@ def prepare_imagenet(source: Location, out: Location) -> list[Location]:
 
     A key is the picture's path. Classes are those that occur, numbered in the order of their WNIDs.
     Where folders are not called by WNIDs, this is `prepare_class_folders`.
-
-    Args:
-        source: the folder with train/, val/ and the classes' names.
-        out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     folders = _split_folders(source)
     labels = {split: _class_of_each(source, folder) for split, folder in folders.items()}
@@ -80,9 +68,9 @@ def prepare_imagenet(source: Location, out: Location) -> list[Location]:
     classes = _classes(labels)
     if not any(_WNID.fullmatch(name) for name in classes):
         return prepare_class_folders(source, out)
-    names = _class_names(source, classes)
     origin = f"{source.uri}, ImageNet (arXiv:1409.0575)"
-    return _write(source, out, labels, names, title="imagenet", licence=_LICENCE, origin=origin)
+    about = Manifest(name="imagenet", licence=_LICENCE, origin=origin, files_at=source.uri)
+    return _write(out, about, labels, _class_names(source, classes))
 
 
 def prepare_class_folders(source: Location, out: Location) -> list[Location]:
@@ -90,17 +78,6 @@ def prepare_class_folders(source: Location, out: Location) -> list[Location]:
 
     Where such folders lie in train/, val/, valid/, validation/ or test/, each of these becomes a
     set, and all but `train` are for evaluation only; else all is one set, `out/all`.
-
-    Args:
-        source: the folder with the folders.
-        out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if there are no pictures in folders.
     """
     there = source.names()
     splits = {split: split for split in _ALL_SPLITS if split in there} or {"all": ""}
@@ -108,37 +85,21 @@ def prepare_class_folders(source: Location, out: Location) -> list[Location]:
     names = {name: name.replace("_", " ") for name in _classes(labels)}
     if not names:
         raise wrong_layout(source, "folders with pictures, one for each class")
-    origin = source.uri
-    return _write(source, out, labels, names, title=source.name, licence="unknown", origin=origin)
+    about = Manifest(name=source.name, origin=source.uri, files_at=source.uri)
+    return _write(out, about, labels, names)
 
 
 def _write(
-    source: Location,
-    out: Location,
-    labels: Mapping[str, Labels],
-    names: Mapping[str, str],
-    *,
-    title: str,
-    licence: str,
-    origin: str,
+    out: Location, about: Manifest, labels: Mapping[str, Labels], names: Mapping[str, str]
 ) -> list[Location]:
     refuse_prepared(out / split for split in labels)
-    folders: list[Location] = []
-    for split, of_split in labels.items():
-        writer = ShardWriter(
-            out / split,
-            name=f"{title}-{split}",
-            class_names=tuple(names.values()),
-            licence=licence,
-            origin=origin,
-            evaluation_only=split not in ("train", "all"),
-            files_at=source.uri,
-            # By class otherwise, and a run of rows would be of one class; tests are read whole.
-            shuffle=split in ("train", "all"),
-        )
-        rows = _rows(of_split.class_of, names)
-        folders.append(write_rows(writer, rows, of_split.files))
-    return folders
+    about = replace(about, class_names=tuple(names.values()))
+    rows = {
+        split: usable(_rows(of_split.class_of, names), of_split.files)
+        for split, of_split in labels.items()
+    }
+    # Pictures are in the order of their classes, and a run of rows would be of one.
+    return write_splits(out, about, rows, shuffle=True)
 
 
 def _rows(labels: Mapping[str, str | None], names: Mapping[str, str]) -> Iterator[Row]:
@@ -155,7 +116,7 @@ def _rows(labels: Mapping[str, str | None], names: Mapping[str, str]) -> Iterato
 
 
 def _split_folders(source: Location) -> dict[str, str]:
-    """Path of train/ and of val/, whichever are there; none where there is no sign of ImageNet."""
+    """Return the paths of train/ and val/ that are there; none without ImageNet's names."""
     for tree in ("", f"{_KAGGLE_TREE}/"):
         there = (source / _KAGGLE_TREE if tree else source).names()
         if found := {split: f"{tree}{split}" for split in _SPLITS if split in there}:
@@ -166,14 +127,14 @@ def _split_folders(source: Location) -> dict[str, str]:
 
 
 def _classes(labels: Mapping[str, Labels]) -> list[str]:
-    """The classes that occur in any of the sets, sorted."""
+    """Return the classes that occur in any of the sets, sorted."""
     return sorted(
         {name for of_split in labels.values() for name in of_split.class_of.values() if name}
     )
 
 
 def _class_of_each(source: Location, folder: str) -> Labels:
-    """The pictures of a folder, sorted; the class is the first folder below it, if there is one."""
+    """Return a folder's pictures, sorted; the class is the first folder below it, if any."""
     paths = sorted(
         path
         for path in list_files(source, folder)
@@ -188,7 +149,7 @@ def _class_of_each(source: Location, folder: str) -> Labels:
 
 
 def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
-    """The class of each picture of a flat folder."""
+    """Return the class of each picture of a flat folder, out of a file in the source."""
     names = source.names()
     if _SOLUTION in names:
         found = _solution(source / _SOLUTION)
@@ -214,13 +175,13 @@ def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
 
 
 def _solution(place: Location) -> dict[str, str | None]:
-    """WNID by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", a box or several each."""
+    """Return WNIDs by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", boxes follow."""
     rows = [line.split(",", 1) for line in read_lines(place)[1:]]
     return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
 
 
 def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
-    """Name of each WNID, in their order; one that has none is left out."""
+    """Return the name of each WNID, in their order; one that has none is left out."""
     there = source.names()
     if _SYNSETS in there:
         synsets = dict(_split_names(read_lines(source / _SYNSETS)))
@@ -243,7 +204,7 @@ def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
 
 
 def _split_names(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """WNID and names of each line that has both."""
+    """Yield the WNID and the names of each line that has both."""
     for line in lines:
         wnid, *names = re.split(r"[\s,:]+", line.strip(), maxsplit=1)
         if names and names[0]:

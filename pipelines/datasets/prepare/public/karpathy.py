@@ -11,41 +11,41 @@ from dataclasses import dataclass
 from typing import Any
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import Manifest, refuse_prepared
 from pipelines.datasets.prepare.public.published import (
     Caption,
-    RejectedRow,
-    Row,
     caption_rows,
     choose_splits,
     clean,
     list_files,
     read_records,
-    write_rows,
+    usable,
 )
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 #: The set that each split goes to. "restval" is what val2014 has beyond val and test.
 _SETS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KarpathySet:
-    """What one of his files is, and how its pictures are called.
+    """One of his files, and how its pictures are called.
 
     Attributes:
         file: name of the JSON file.
         name: of the sets, before the split.
         licence: of the content.
-        key_of: a picture's key.
-        path_of: a picture's path, relative to the source.
+        key_of: returns a picture's key.
+        path_of: returns a picture's path, relative to the source.
     """
 
     file: str
     name: str
     licence: str
-    key_of: Callable[[dict[str, Any]], str]
-    path_of: Callable[[dict[str, Any]], str]
+    key_of: Callable[[Entry], str]
+    path_of: Callable[[Entry], str]
 
 
 def write_karpathy(
@@ -64,7 +64,7 @@ def write_karpathy(
         SampleError: if the file or the pictures are not there, or not as published.
     """
     (images,) = read_records(source / kind.file, "images")
-    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in _SETS.values()}
+    entries: dict[str, list[Entry]] = {name: [] for name in _SETS.values()}
     for image in images:
         split = image.get("split")
         if split not in _SETS:
@@ -72,30 +72,21 @@ def write_karpathy(
                 f"{source.uri}/{kind.file} has the split {split!r}; expected {list(_SETS)}"
             )
         entries[_SETS[split]].append(image)
-    there = [name for name, found in entries.items() if found]
-    chosen = choose_splits(splits, there)
+    chosen = choose_splits(splits, [name for name, found in entries.items() if found])
     refuse_prepared(out / name for name in chosen)
     paths = (kind.path_of(image) for name in chosen for image in entries[name])
-    folders = sorted({path.rpartition("/")[0] for path in paths if _is_inside(path)})
-    files = list_files(source, *folders)
-    return [
-        write_rows(_writer(source, out / name, name, kind), _rows(entries[name], kind), files)
-        for name in chosen
-    ]
-
-
-def _writer(source: Location, folder: Location, split: str, kind: KarpathySet) -> ShardWriter:
-    return ShardWriter(
-        folder,
-        name=f"{kind.name}-{split}",
+    files = list_files(source, *sorted(set(filter(_is_inside, map(_folder_of, paths)))))
+    about = Manifest(
+        name=kind.name,
         licence=kind.licence,
         origin=f"{source.uri}, {kind.file} (arXiv:1412.2306)",
-        evaluation_only=split != "train",
         files_at=source.uri,
     )
+    rows = {name: usable(_rows(entries[name], kind), files) for name in chosen}
+    return write_splits(out, about, rows)
 
 
-def _rows(entries: Sequence[dict[str, Any]], kind: KarpathySet) -> Iterator[Row]:
+def _rows(entries: Sequence[Entry], kind: KarpathySet) -> Iterator[Row]:
     for image in entries:
         key, path = kind.key_of(image), kind.path_of(image)
         if not clean(image.get("filename")):
@@ -106,7 +97,10 @@ def _rows(entries: Sequence[dict[str, Any]], kind: KarpathySet) -> Iterator[Row]
         yield from caption_rows(key, path, captions)
 
 
-def _is_inside(path: str) -> bool:
-    """Whether a path names a file in a subfolder: an entry may be damaged, or made up."""
-    folder = path.rpartition("/")[0]
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_inside(folder: str) -> bool:
+    """Return whether it is a subfolder of the source: an entry may be damaged, or made up."""
     return bool(folder) and not folder.startswith("/") and ".." not in folder.split("/")

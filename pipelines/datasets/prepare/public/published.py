@@ -7,27 +7,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter
-from pipelines.runtime.progress import progress
+from pipelines.datasets.manifest import ImageReference, RawSample
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 #: An error message names so many of the files that are there.
 _NAMES_SHOWN = 12
 
 
-class RejectedRow(NamedTuple):
-    """A row that cannot be used: what `ShardWriter.reject` takes."""
-
-    key: str
-    reason: str
-    detail: str = ""
-
-
-Row = RawSample | RejectedRow
-
-
 class Caption(NamedTuple):
-    """What a file says is a caption; `key` names it among the rejects if it is none."""
+    """A caption as it is in a file; `key` names it among the rejects if it is no text."""
 
     key: str
     text: object
@@ -35,7 +24,7 @@ class Caption(NamedTuple):
 
 
 def wrong_layout(source: Location, *looked_for: str) -> SampleError:
-    """The error for a folder that is not as published: what was looked for, and what is there."""
+    """Return an error that says what was looked for in a folder, and what is there."""
     names = source.names()
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     there = f"it holds {', '.join(names[:_NAMES_SHOWN])}{more}" if names else "it holds nothing"
@@ -43,7 +32,7 @@ def wrong_layout(source: Location, *looked_for: str) -> SampleError:
 
 
 def list_files(source: Location, *folders: str) -> frozenset[str]:
-    """Paths of all files in some of a source's folders, relative to the source.
+    """Return the paths of all files in some of a source's folders, relative to the source.
 
     Each folder is listed once, whatever the number of files: asking a bucket for each takes days.
 
@@ -68,12 +57,12 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
 def read_records(
     place: Location, *tables: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> list[list[dict[str, Any]]]:
-    """Lists of records out of a JSON file.
+    """Return lists of records out of a JSON file.
 
     Args:
         place: of the file, which holds an object of lists.
         tables: names of the lists.
-        object_hook: makes something else of an object, as `json.loads` has it.
+        object_hook: takes the place of each object, see `json.loads`.
 
     Raises:
         SampleError: if there is no such file, it is no JSON, or it holds no such lists.
@@ -94,7 +83,7 @@ def read_records(
 
 
 def read_lines(place: Location) -> list[str]:
-    """Lines of a UTF-8 file, by line feeds alone: texts hold the other characters that end lines.
+    """Return the lines of a UTF-8 file, cut at line feeds alone: texts hold other line ends.
 
     Raises:
         SampleError: if there is no such file, or it is not UTF-8.
@@ -113,59 +102,48 @@ def _read(place: Location) -> bytes:
         raise wrong_layout(place.parent, place.name) from None
 
 
-def write_rows(writer: ShardWriter, rows: Iterable[Row], files: Set[str] = frozenset()) -> Location:
-    """Write a set, less the rows whose picture is missing and those whose key was there before.
+def usable(rows: Iterable[Row], files: Set[str]) -> Iterator[Row]:
+    """Yield rows, but reject those whose picture is missing, and keys that were there before.
 
     Args:
-        writer: of the set.
-        rows: samples, and what had to be rejected.
+        rows: of a set.
         files: the pictures that there are; see `list_files`.
-
-    Returns:
-        The set's folder.
-
-    Raises:
-        SampleError: if there was no sample.
     """
     seen: set[str] = set()
-    for row in progress(writer.name, unit="row", iterable=rows):
+    for row in rows:
         if isinstance(row, RejectedRow):
-            writer.reject(*row)
+            yield row
         elif row.image_at is not None and row.image_at.path not in files:
-            writer.reject(row.key, "missing_image", row.image_at.path)
+            yield RejectedRow(row.key, "missing_image", row.image_at.path)
         elif row.key in seen:
-            writer.reject(row.key, "duplicate_key")
+            yield RejectedRow(row.key, "duplicate_key")
         else:
             seen.add(row.key)
-            writer.add(row)
-    writer.close()
-    return writer.folder
+            yield row
 
 
 def caption_rows(key: str, path: str, captions: Iterable[Caption]) -> Iterator[Row]:
-    """A picture with captions as a row, after a row for each caption that is none."""
+    """Yield a picture with captions as a row, after a row for each caption that is no text."""
     good: list[tuple[str, str]] = []
     for caption in captions:
-        text = clean(caption.text)
-        if text:
+        if text := clean(caption.text):
             good.append((text, caption.language))
         else:
             yield RejectedRow(caption.key, "blank_caption", path)
-    if not good:
+    if good:
+        texts, languages = zip(*good, strict=True)
+        yield RawSample(key, None, texts, languages=languages, image_at=ImageReference(path))
+    else:
         yield RejectedRow(key, "missing_caption", path)
-        return
-    texts, languages = zip(*good, strict=True)
-    at = ImageReference(path)
-    yield RawSample(key, None, list(texts), languages=list(languages), image_at=at)
 
 
 def clean(text: object) -> str:
-    """A text without white space around it; "" for what is no text."""
+    """Return a text without white space around it; "" for what is no text."""
     return text.strip() if isinstance(text, str) else ""
 
 
 def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> list[str]:
-    """The splits that were asked for, or all, in the order that they were published in.
+    """Return the splits that were asked for, or all, in the order that they were published in.
 
     Raises:
         ConfigError: if one of them is not there.

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
     clean,
     list_files,
     read_records,
-    write_rows,
+    usable,
     wrong_layout,
 )
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _SPLITS = ("train", "val")
@@ -54,13 +53,6 @@ def prepare_vqav2(
         num_answers: size of the vocabulary, at most: the most frequent answers.
         min_answer_count: questions that an answer in it must have.
         answers_of: the questions that count.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     splits = _splits(source)
     refuse_prepared(out / split for split in splits)
@@ -68,29 +60,16 @@ def prepare_vqav2(
     notes = {s: _read_annotations(source / _annotations(s)) for s in splits}
     counted = [notes[s] for s in splits if s in answers_of.split("+")]
     vocabulary = _vocabulary(counted, num_answers, min_answer_count)
-    return [_write(source, out / s, s, notes[s], vocabulary, files) for s in splits]
-
-
-def _write(
-    source: Location,
-    folder: Location,
-    split: str,
-    annotations: Records,
-    vocabulary: Mapping[str, int],
-    files: Set[str],
-) -> Location:
-    (questions,) = read_records(source / _questions(split), "questions")
-    writer = ShardWriter(
-        folder,
-        name=f"vqav2-{split}",
+    about = Manifest(
+        name="vqav2",
         kind="image-question",
         class_names=tuple(vocabulary),
         licence="questions and answers CC-BY-4.0; pictures: terms of Flickr",
         origin=f"{source.uri}, VQAv2 (arXiv:1612.00837)",
-        evaluation_only=split != "train",
         files_at=source.uri,
     )
-    return write_rows(writer, _rows(questions, annotations, split, vocabulary), files)
+    rows = {s: usable(_rows(source, s, notes[s], vocabulary), files) for s in splits}
+    return write_splits(out, about, rows)
 
 
 def _questions(split: str) -> str:
@@ -102,7 +81,7 @@ def _annotations(split: str) -> str:
 
 
 def _splits(source: Location) -> list[str]:
-    """Those that are there; train must be, since its answers are the classes."""
+    """Return the splits that are there; train must be, since its answers are the classes."""
     there = source.names()
     splits = ["train"]
     if {_questions("val"), _annotations("val")} & set(there):
@@ -119,7 +98,7 @@ def _read_annotations(place: Location) -> Records:
 
 
 def _answer_text(record: dict[str, Any]) -> Any:
-    """One person's answer as its text alone: there are millions, of a few thousand words."""
+    """Keep of a person's answer its text alone: there are millions, of a few thousand words."""
     if "answer" not in record:
         return record
     text = record["answer"]
@@ -127,7 +106,7 @@ def _answer_text(record: dict[str, Any]) -> Any:
 
 
 def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str, int]:
-    """The class id of each frequent answer, the most frequent first."""
+    """Return the class id of each frequent answer, the most frequent first."""
     answers = (clean(n.get("multiple_choice_answer")) for notes in parts for n in notes)
     counts = Counter(answer for answer in answers if answer)
     frequent = sorted((-n, answer) for answer, n in counts.items() if n >= min_count)[:size]
@@ -137,8 +116,9 @@ def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str
 
 
 def _rows(
-    questions: Records, annotations: Records, split: str, vocabulary: Mapping[str, int]
+    source: Location, split: str, annotations: Records, vocabulary: Mapping[str, int]
 ) -> Iterator[Row]:
+    (questions,) = read_records(source / _questions(split), "questions")
     note_of = {str(note.get("question_id")): note for note in annotations}
     for entry in questions:
         key = str(entry.get("question_id"))

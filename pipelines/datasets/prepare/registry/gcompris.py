@@ -10,23 +10,27 @@ from __future__ import annotations
 import json
 import re
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from clippo_core.errors import Rejected, SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.pictures import check_picture
-from pipelines.datasets.prepare.registry.packages import check_counts, unpack_debian_package
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import Manifest
+from pipelines.datasets.prepare.pictures import picture_row
+from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
 from pipelines.datasets.prepare.registry.tuxpaint import language_tag
-from pipelines.datasets.prepare.splits import SPLITS, SplitWriter
-from pipelines.datasets.prepare.texts import tidy
-from pipelines.runtime.progress import progress
+from pipelines.datasets.prepare.rows import (
+    SPLITS,
+    Row,
+    is_held_out,
+    tidy,
+    write_divided,
+    write_rows,
+)
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
@@ -34,8 +38,8 @@ _PACKAGE = "gcompris-qt-data"
 _RESOURCES = "usr/share/gcompris-qt/rcc/lang.rcc"
 _MONUMENTS = "usr/share/gcompris-qt/rcc/explore_monuments.rcc"
 _FOLDER = "gcompris/src/activities/lang/resource"
-_EXPECTED = {"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49}
-#: An item of a board: its description, its picture, its name, in this order.
+_ORIGIN = f"GCompris, Debian package {_PACKAGE}"
+#: An item of a board has its description, its picture, its name, in this order.
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _ITEM = re.compile(
     rf'"text": qsTr\({_STRING}\),\s*"image2": "qrc:/([^"]*)",\s*"text2": qsTr\({_STRING}\)'
@@ -58,48 +62,21 @@ class Word:
     Attributes:
         key: the word that its file is named by.
         picture: encoded.
-        texts: with their languages.
+        texts: each after its language.
     """
 
     key: str
     picture: bytes | None
     texts: list[tuple[str, str]]
 
-
-def prepare_gcompris(out: Location) -> list[Location]:
-    """Write the sets `out/train`, `out/test` and `out/monuments`; what is whole is kept.
-
-    Returns:
-        The folders of all three.
-
-    Raises:
-        SampleError: if the package cannot be fetched, or holds less than is known of it.
-    """
-    folders = [out / name for name in (*SPLITS, "monuments")]
-    if all(is_prepared(folder) for folder in folders):
-        return folders
-    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        root = unpack_debian_package(_PACKAGE, Path(scratch))
-        words = read_words(_read_resources(root, _RESOURCES))
-        monuments = read_monuments(_read_resources(root, _MONUMENTS))
-    found = {
-        "drawings": sum(word.picture is not None for word in words),
-        "words": sum(len(word.texts) for word in words),
-        "languages": len({language for word in words for language, _ in word.texts}),
-        "monuments": len(monuments),
-    }
-    check_counts("gcompris", found, _EXPECTED, or_more=True)
-    return [*write_gcompris(words, out), write_monuments(monuments, folders[-1])]
-
-
-def _read_resources(root: Path, path: str) -> dict[str, bytes]:
-    if not (root / path).is_file():
-        raise SampleError(f"the package {_PACKAGE} has no {path}")
-    return read_qt_resources((root / path).read_bytes())
+    @property
+    def row(self) -> Row:
+        """As a row of a data set."""
+        return picture_row(self.key, self.picture or b"", self.texts)
 
 
 def read_qt_resources(content: bytes) -> dict[str, bytes]:
-    """The files of a binary Qt resource file, by path.
+    """Return the files of a binary Qt resource file, by path.
 
     Args:
         content: of a `.rcc` file of version 1 to 3; its entries may be compressed (zlib, zstd).
@@ -120,7 +97,7 @@ def read_qt_resources(content: bytes) -> dict[str, bytes]:
 
 
 def read_words(files: Mapping[str, bytes]) -> list[Word]:
-    """The drawings and their words, out of the files of `lang.rcc`.
+    """Return the drawings and their words, out of the files of `lang.rcc`.
 
     `words_sample.json` lists drawings with the sound file of each word, by which
     `content-LOCALE.json` names the word.
@@ -144,7 +121,7 @@ def read_words(files: Mapping[str, bytes]) -> list[Word]:
 
 
 def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
-    """The photographs with name and description in English, out of `explore_monuments.rcc`.
+    """Return photographs with English names and descriptions out of `explore_monuments.rcc`.
 
     A monument may stand on several boards, such as the world's and its country's; the first counts.
     """
@@ -157,41 +134,34 @@ def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
     return list(found.values())
 
 
-def write_gcompris(words: list[Word], out: Location) -> list[Location]:
+def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
     """Write drawings as two sets, split by the word's key; returns their folders.
 
     Raises:
         SampleError: if a set would be empty.
     """
-    writers = SplitWriter.of_pictures(
-        out,
+    about = Manifest(
         name="gcompris",
-        test_share=TEST_SHARE,
         licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
-        origin=f"GCompris, Debian package {_PACKAGE}",
+        origin=_ORIGIN,
     )
-    for word in progress("gcompris", unit="image", total=len(words), iterable=words):
-        _add_word(writers.of(word.key), word)
-    return writers.close()
+    rows = ((is_held_out(word.key, TEST_SHARE), word.row) for word in words)
+    return write_divided(out, about, rows, shuffle=True)
 
 
-def write_monuments(monuments: list[Word], folder: Location) -> Location:
+def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
     """Write photographs as a set for evaluation; returns its folder.
 
     Raises:
         SampleError: if it would be empty.
     """
-    writer = ShardWriter(
-        folder,
+    about = Manifest(
         name="gcompris-monuments",
         evaluation_only=True,
         licence="free, per file: see GCompris' explore_monuments (photographs), GPL-3 (texts)",
-        origin=f"GCompris, Debian package {_PACKAGE}",
+        origin=_ORIGIN,
     )
-    for monument in monuments:
-        _add_word(writer, monument)
-    writer.close()
-    return folder
+    return write_rows(folder, about, (monument.row for monument in monuments))
 
 
 @dataclass(frozen=True)
@@ -205,7 +175,7 @@ class _Reader:
     node_size: int
 
     def walk(self, node: int, folder: str, depth: int) -> Iterator[tuple[str, bytes]]:
-        """Paths and contents of the files below a node."""
+        """Yield the paths and contents of the files below a node."""
         at = self.tree + node * self.node_size
         name_at, flags = struct.unpack_from(">IH", self.content, at)
         # The root has no name.
@@ -221,7 +191,7 @@ class _Reader:
             yield from self.walk(child, f"{path}/" if depth else "", depth + 1)
 
     def _name(self, at: int) -> str:
-        """Length, hash, and UTF-16."""
+        # Length, hash, and UTF-16.
         (length,) = struct.unpack_from(">H", self.content, self.names + at)
         start = self.names + at + 6
         return self.content[start : start + 2 * length].decode("utf-16-be")
@@ -242,7 +212,7 @@ class _Reader:
 
 
 def _items_of(node: Any) -> Iterator[dict[str, str]]:
-    """Chapters contain lessons, which contain items."""
+    """Yield the items of lessons, which are in chapters."""
     for part in node:
         if "image" in part:
             yield part
@@ -262,11 +232,37 @@ def _word(
     )
 
 
-def _add_word(writer: ShardWriter, word: Word) -> None:
-    if isinstance(problem := check_picture(word.picture or b""), Rejected):
-        writer.reject(word.key, problem.reason, problem.detail)
-    elif not word.texts:
-        writer.reject(word.key, "missing_caption")
-    else:
-        languages, texts = zip(*word.texts, strict=True)
-        writer.add(RawSample(word.key, word.picture, texts, languages=languages))
+def _read(scratch: Path) -> tuple[list[Word], list[Word]]:
+    root = unpack_debian_package(_PACKAGE, scratch)
+    for path in (_RESOURCES, _MONUMENTS):
+        if not (root / path).is_file():
+            raise SampleError(f"the package {_PACKAGE} has no {path}")
+    words = read_words(read_qt_resources((root / _RESOURCES).read_bytes()))
+    return words, read_monuments(read_qt_resources((root / _MONUMENTS).read_bytes()))
+
+
+def _count(content: tuple[list[Word], list[Word]]) -> dict[str, int]:
+    words, monuments = content
+    return {
+        "drawings": sum(word.picture is not None for word in words),
+        "words": sum(len(word.texts) for word in words),
+        "languages": len({language for word in words for language, _ in word.texts}),
+        "monuments": len(monuments),
+    }
+
+
+def _write(content: tuple[list[Word], list[Word]], out: Location) -> None:
+    write_gcompris(content[0], out)
+    write_monuments(content[1], out / "monuments")
+
+
+GCOMPRIS = RegistrySet(
+    name="gcompris",
+    what="drawings with words in 50 languages; 49 photos of monuments",
+    folders=(*SPLITS, "monuments"),
+    read=_read,
+    count=_count,
+    expected={"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49},
+    or_more=True,
+    write=_write,
+)
