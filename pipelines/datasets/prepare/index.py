@@ -37,13 +37,13 @@ def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> l
         place: a folder or a file, on a disk or in a bucket.
         out: where the data set goes.
         columns: names of columns (Parquet, tables) or JSON fields (WebDataset).
-
-    Raises:
-        ConfigError: if there is a data set in `out` already.
-        SampleError: if nothing that is known is there, or columns are missing.
     """
     refuse_prepared([out])
-    base, paths = list_files(place)
+    base, paths = place, place.files()
+    if not paths:
+        if not place.exists():
+            raise SampleError(f"{place.uri} does not exist, or is empty")
+        base, paths = place.parent, [place.name]
     tars = [path for path in paths if path.endswith(".tar")]
     parquets = [path for path in paths if path.endswith(".parquet")]
     if tars:
@@ -60,20 +60,6 @@ def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> l
     )
 
 
-def list_files(place: Location) -> tuple[Location, list[str]]:
-    """Return a folder and the sorted paths of all files in it; a file's folder and its name.
-
-    Raises:
-        SampleError: if there is nothing.
-    """
-    paths = place.files()
-    if paths:
-        return place, paths
-    if not place.exists():
-        raise SampleError(f"{place.uri} does not exist, or is empty")
-    return place.parent, [place.name]
-
-
 def index_parquet(
     base: Location, paths: Sequence[str], out: Location, *, columns: IndexColumns
 ) -> list[Location]:
@@ -84,9 +70,6 @@ def index_parquet(
         paths: of the files, relative to it.
         out: where the data set goes.
         columns: names, where they do not tell what they are.
-
-    Raises:
-        SampleError: if files differ in their columns, or lack some.
     """
     threads = 1 if base.is_local else CONCURRENT_REQUESTS
     footers = for_each(lambda path: _footer(base, path), paths, threads=threads)

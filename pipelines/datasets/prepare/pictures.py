@@ -24,8 +24,9 @@ from pipelines.datasets.prepare.rows import (
     RejectedRow,
     Row,
     is_held_out,
+    json_objects,
     new_splits,
-    parse_json_object,
+    require_columns,
     write_divided,
 )
 from pipelines.runtime.storage import Location
@@ -40,6 +41,7 @@ CLASS_TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 _PROBE = ImageConfig()
 _PROBE_PX = 32
 _FILES_AT_A_TIME = 256
+_ADVICE = "name yours with --image-column and --caption-columns"
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,6 @@ def prepare_folder(
         out: where the data set goes.
         test_share: share of the pictures to set aside as `out/test`, chosen by their names.
         copy: the pictures into shards, after trying to decode each; else their places are noted.
-
-    Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
-        SampleError: if there is no picture, or neither captions nor classes.
     """
     files = set(folder.files())
     paths = sorted(f for f in files if PurePosixPath(f).suffix.lower() in PICTURE_SUFFIXES)
@@ -190,10 +188,6 @@ def prepare_csv(
             (`caption`), and of its class (none).
         test_share: share of the pictures to set aside as `out/test`, chosen by their paths.
         copy: the pictures into shards, after trying to decode each; else their places are noted.
-
-    Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
-        SampleError: if the file cannot be read, or lacks a column.
     """
     columns = columns or IndexColumns()
     image, captions = columns.image or "image", columns.captions or ("caption",)
@@ -259,38 +253,16 @@ def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any
     except UnicodeDecodeError as error:
         raise SampleError(f"{table.uri} is not UTF-8 ({error}); save it as UTF-8 first") from None
     if table.suffix == ".jsonl":
-        yield from _json_rows(table, text, wanted)
+        for number, row in json_objects(text.split("\n"), table, wanted, _ADVICE):
+            if isinstance(row, str):
+                yield RejectedRow(f"line {number}", "invalid_json", row)
+            else:
+                yield dict.fromkeys(wanted) | row
         return
     delimiter = "\t" if table.suffix == ".tsv" else ","
     reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restval="")
-    _require_columns(table, wanted, reader.fieldnames or ())
+    require_columns(table, wanted, reader.fieldnames or (), _ADVICE)
     yield from reader
-
-
-def _json_rows(
-    table: Location, text: str, wanted: Sequence[str]
-) -> Iterator[dict[str, Any] | RejectedRow]:
-    is_first = True
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        row = parse_json_object(line)
-        if isinstance(row, str):
-            yield RejectedRow(f"line {number}", "invalid_json", row)
-            continue
-        if is_first:
-            _require_columns(table, wanted, row)
-            is_first = False
-        yield dict.fromkeys(wanted) | row
-
-
-def _require_columns(table: Location, wanted: Sequence[str], found: Iterable[str]) -> None:
-    missing = [column for column in wanted if column not in found]
-    if missing:
-        raise SampleError(
-            f"{table.uri} has no column {missing[0]!r}; it has {list(found)}. Name yours with "
-            "--image-column and --caption-columns"
-        )
 
 
 def summarize(folders: Iterable[Location]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, SampleError
 from pipelines.datasets.manifest import Manifest, RawSample, ShardWriter, refuse_prepared
 from pipelines.runtime.progress import progress
 from pipelines.runtime.storage import Location
@@ -34,13 +34,45 @@ def tidy(text: str) -> str:
     return " ".join(text.split())
 
 
-def parse_json_object(line: str) -> dict[str, Any] | str:
-    """Return the JSON object that a line holds, or what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return str(error)[:200]
-    return row if isinstance(row, dict) else f"expected an object, found {type(row).__name__}"
+def json_objects(
+    lines: Iterable[str], place: Location, columns: Sequence[str], advice: str = "name yours"
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the JSON object of each line that is not blank, or what is wrong with it, by number.
+
+    Raises:
+        SampleError: if the first object lacks a column; see `require_columns`.
+    """
+    is_first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, str(error)[:200]
+            continue
+        if not isinstance(row, dict):
+            yield number, f"expected an object, found {type(row).__name__}"
+            continue
+        if is_first:
+            require_columns(place, columns, row, advice)
+            is_first = False
+        yield number, row
+
+
+def require_columns(
+    place: Location, wanted: Iterable[str], found: Iterable[str], advice: str = "name yours"
+) -> None:
+    """Make sure that a table has columns.
+
+    Raises:
+        SampleError: if it lacks one; names those that it has, and ends in the advice.
+    """
+    for column in wanted:
+        if column not in found:
+            raise SampleError(
+                f"{place.uri} has no column {column!r}; it has {list(found)}; {advice}"
+            )
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -65,17 +97,7 @@ def new_splits(out: Location, test_share: float) -> tuple[str, ...]:
 def write_rows(
     folder: Location, about: Manifest, rows: Iterable[Row], *, shuffle: bool = False
 ) -> Location:
-    """Write rows as one data set, and return its folder.
-
-    Args:
-        folder: where the set goes.
-        about: says what the set is; what it holds is counted.
-        rows: its samples and rejects.
-        shuffle: whether samples are held in memory and written in an order without meaning.
-
-    Raises:
-        SampleError: if there was no sample.
-    """
+    """Write rows as one data set, and return its folder; see `write_divided`."""
     pairs = ((False, row) for row in rows)
     return write_divided(folder, about, pairs, splits=(), shuffle=shuffle)[0]
 
@@ -83,26 +105,13 @@ def write_rows(
 def write_splits(
     out: Location, about: Manifest, splits: Mapping[str, Iterable[Row]], *, shuffle: bool = False
 ) -> list[Location]:
-    """Write `out/SPLIT` for each split; all but `train` and `all` are for evaluation only.
+    """Write `out/SPLIT` for each split, and return the folders; see `write_divided`.
 
-    Args:
-        out: folder of the sets' folders.
-        about: says what the sets are; its name goes before the split's.
-        splits: rows by the name of their split.
-        shuffle: whether those to train on are shuffled; tests are read whole.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        SampleError: if a split has no sample.
+    All but `train` and `all` are for evaluation only, and not shuffled: they are read whole.
     """
     return [
         write_rows(
-            out / split,
-            _about_split(about, split),
-            rows,
-            shuffle=shuffle and split in _TRAINED_ON,
+            out / split, _about(about, split), rows, shuffle=shuffle and split in _TRAINED_ON
         )
         for split, rows in splits.items()
     ]
@@ -120,11 +129,11 @@ def write_divided(
     """Write rows as two data sets at once, or as one.
 
     Args:
-        out: folder of the sets' folders; of the one set.
-        about: says what the sets are; its name goes before the split's.
-        rows: each with whether it is test data.
+        out: folder of the two sets' folders; of the one set.
+        about: says what the sets are; a split's name is added to its name.
+        rows: each after whether it is test data.
         splits: names of the two splits; none for one set.
-        shuffle: see `write_rows`.
+        shuffle: whether samples wait in memory and are written in an order without meaning.
         total: number of rows, for the progress bar.
 
     Returns:
@@ -133,22 +142,8 @@ def write_divided(
     Raises:
         SampleError: if a set has no sample.
     """
-    abouts = [_about_split(about, split) for split in splits] or [about]
-    folders = [out / split for split in splits] or [out]
-    writers = [
-        ShardWriter(
-            folder,
-            name=of_set.name,
-            kind=of_set.kind,
-            class_names=of_set.class_names,
-            licence=of_set.licence,
-            origin=of_set.origin,
-            evaluation_only=of_set.evaluation_only,
-            files_at=of_set.files_at,
-            shuffle=shuffle,
-        )
-        for folder, of_set in zip(folders, abouts, strict=True)
-    ]
+    writers = [_open(out / split, _about(about, split), shuffle) for split in splits]
+    writers = writers or [_open(out, about, shuffle)]
     for is_test, row in progress(about.name, unit="row", total=total, iterable=rows):
         if isinstance(row, RejectedRow):
             writers[is_test].reject(*row)
@@ -156,8 +151,14 @@ def write_divided(
             writers[is_test].add(row)
     for writer in writers:
         writer.close()
-    return folders
+    return [writer.folder for writer in writers]
 
 
-def _about_split(about: Manifest, split: str) -> Manifest:
-    return replace(about, name=f"{about.name}-{split}", evaluation_only=split not in _TRAINED_ON)
+def _about(sets: Manifest, split: str) -> Manifest:
+    is_test = split not in _TRAINED_ON
+    return replace(sets, name=f"{sets.name}-{split}", evaluation_only=is_test)
+
+
+def _open(folder: Location, about: Manifest, shuffle: bool) -> ShardWriter:
+    names = {field.name for field in fields(ShardWriter)} & {field.name for field in fields(about)}
+    return ShardWriter(folder, shuffle=shuffle, **{name: getattr(about, name) for name in names})

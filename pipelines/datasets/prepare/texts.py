@@ -24,8 +24,9 @@ from pipelines.datasets.prepare.rows import (
     RejectedRow,
     Row,
     is_held_out,
+    json_objects,
     new_splits,
-    parse_json_object,
+    require_columns,
     tidy,
     write_divided,
 )
@@ -41,7 +42,6 @@ _MAX_LINE_CHARS = 64 * 2**20
 _MAX_DOCUMENT_CHARS = 2**20
 _PARQUET_ROWS = 256
 _INVALID_UNICODE = ("invalid_unicode", "")
-
 
 #: Values by column, or (reason, detail) where a row cannot be read.
 Values = Mapping[str, Any] | tuple[str, str]
@@ -83,14 +83,6 @@ def prepare_texts(
         text_column: holds a document, in JSON and Parquet.
         language: of the documents (BCP 47); says how they are cut into sentences.
         test_share: share of the documents to set aside as `out/test`, chosen by file and number.
-
-    Returns:
-        The folders of the data sets.
-
-    Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
-        SampleError: if there is no such file or column, or a set would be empty.
-        StorageError: if a file cannot be read.
     """
     splits = new_splits(out, test_share)
     about = Manifest(name=_stem(files.name), kind="next-sentence", origin=files.name)
@@ -123,15 +115,6 @@ def prepare_parallel(
         out: where the data set goes.
         columns: hold the texts of a row; their names become the languages.
         test_share: share of the rows to set aside as `out/test`, chosen by their numbers.
-
-    Returns:
-        The folders of the data sets.
-
-    Raises:
-        ConfigError: if there are fewer than two columns, `test_share` is no share, or a data set
-            is there already.
-        SampleError: if there is no such file or column, or a set would be empty.
-        StorageError: if the file cannot be read.
     """
     if len(set(columns)) < 2 or len(set(columns)) < len(columns):
         raise ConfigError(f"columns={list(columns)}; expected two or more different names")
@@ -177,15 +160,10 @@ def document_rows(key: str, sentences: Sequence[str], language: str) -> Iterator
 def find_text_files(
     place: Location, suffixes: Sequence[str], *, is_one: bool = False
 ) -> list[TextFile]:
-    """Return the files of known formats in a folder, at any depth, sorted; or the one file.
-
-    Args:
-        place: a folder or a file.
-        suffixes: of the formats.
-        is_one: whether only a file will do.
+    """Return the files of some formats in a folder, at any depth, sorted; or the one file.
 
     Raises:
-        SampleError: if there is none.
+        SampleError: if there is none, or it is a folder where only one file will do.
     """
     names = [] if is_one else place.files()
     candidates = [(place / name, name) for name in names] or [(place, place.name)]
@@ -204,11 +182,7 @@ def find_text_files(
 
 
 def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Values]]:
-    """Yield the rows of a file, each after its key.
-
-    Args:
-        file: of any of the formats.
-        columns: that must be there; of a text file, the one that its documents are.
+    """Yield the rows of a file, each after its key, by columns that must be there.
 
     Raises:
         SampleError: if the file is damaged or lacks a column.
@@ -242,16 +216,11 @@ def _read_documents(
 
 
 def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
-    is_first = True
-    for line in filter(str.strip, _lines(stream)):
-        row = parse_json_object(line)
+    for _, row in json_objects(_lines(stream), file.place, columns):
         if isinstance(row, str):
             yield "invalid_json", row
-            continue
-        if is_first:
-            _check_columns(file, list(row), columns)
-            is_first = False
-        yield {name: row[name] for name in columns if name in row}
+        else:
+            yield {name: row[name] for name in columns if name in row}
 
 
 def _read_table(
@@ -261,7 +230,7 @@ def _read_table(
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
     with _decoded(stream, newline="") as text:
         reader = csv.DictReader(text, restval="", **dialect)
-        _check_columns(file, list(reader.fieldnames or ()), columns)
+        require_columns(file.place, columns, reader.fieldnames or ())
         for row in reader:
             yield {name: row[name] for name in columns}
 
@@ -275,7 +244,7 @@ def _read_parquet(
             shutil.copyfileobj(stream, whole)
             stream = whole
         with pq.ParquetFile(stream) as parquet:
-            _check_columns(file, parquet.schema_arrow.names, columns)
+            require_columns(file.place, columns, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
 
@@ -313,20 +282,11 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield from iter(lambda: text.readline(_MAX_LINE_CHARS), "")
 
 
-def _check_columns(file: TextFile, found: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise SampleError(
-            f"{file.place.uri} has no column {missing[0]!r}; it has {list(found)}; name yours"
-        )
-
-
 def _is_unicode(row: Values) -> bool:
     """Return whether all texts can be written; surrogates cannot."""
+    values = row.values() if isinstance(row, Mapping) else ()
     try:
-        for value in row.values() if isinstance(row, Mapping) else ():
-            if isinstance(value, str):
-                value.encode()
+        "".join(value for value in values if isinstance(value, str)).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -344,6 +304,4 @@ def _format(name: str) -> tuple[str, str | None]:
 def _stem(name: str) -> str:
     """Return a file's name without the endings of format and compression; a folder's name."""
     suffix, compression = _format(name)
-    if compression is not None:
-        name = name.rpartition(".")[0]
-    return name.rpartition(".")[0] if suffix in _READERS else name
+    return name.rsplit(".", (compression is not None) + (suffix in _READERS))[0]

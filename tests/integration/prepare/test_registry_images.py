@@ -145,7 +145,7 @@ def annotation_file(top: str, locale: str, entries: dict) -> dict:
 @pytest.fixture
 def cldr(tmp_path: Path) -> dict[str, Path]:
     """Names in two locales, for many emoji."""
-    packages = {top: tmp_path / package for package, top in emoji._CAPTION_PACKAGES}
+    packages = {top: tmp_path / name for top, (name, _) in emoji._CAPTION_PACKAGES.items()}
     one, derived = packages
     names = {chr(0x1F300 + n): {"tts": [f"emoji {n}"], "default": []} for n in range(0x300)}
     names["👍"] = {"tts": ["thumbs up"], "default": ["hand", "thumbs up", "yes"]}
@@ -290,7 +290,7 @@ def test_an_emojis_second_picture_and_files_that_are_no_emoji_are_rejected(cldr,
 def test_fewer_emoji_than_known_are_an_error_that_says_what_differs(
     cldr, vendors, tmp_path, monkeypatch
 ):
-    tops = {package: cldr[top] for package, top in emoji._CAPTION_PACKAGES}
+    tops = {name: cldr[top] for top, (name, _) in emoji._CAPTION_PACKAGES.items()}
     known = {v.package[0]: vendors[v.name] for v in emoji.VENDORS} | tops
     monkeypatch.setattr(emoji, "unpack_npm_package", lambda name, version, scratch: known[name])
     with pytest.raises(SampleError, match=r"google pictures: 72, expected 3786; .*locales: 2, "):

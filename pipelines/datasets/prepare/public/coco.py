@@ -14,28 +14,13 @@ from typing import Any, Literal
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, refuse_prepared
-from pipelines.datasets.prepare.public.karpathy import KarpathySet, write_karpathy
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    caption_rows,
-    choose_splits,
-    clean,
-    list_files,
-    read_records,
-    usable,
-    wrong_layout,
-)
-from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.public.karpathy import write_karpathy
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 _LICENCE = "captions CC-BY-4.0; pictures: terms of Flickr, each its own licence"
-_KARPATHY = KarpathySet(
-    file="dataset_coco.json",
-    name="coco_karpathy",
-    licence=_LICENCE,
-    key_of=lambda image: str(image.get("cocoid")),
-    path_of=lambda image: f"{clean(image.get('filepath'))}/{clean(image.get('filename'))}",
-)
+_KARPATHY_FILE = "dataset_coco.json"
 Year = Literal[2014, 2017]
 _YEARS: tuple[Year, ...] = (2014, 2017)
 _SPLITS = ("train", "val")
@@ -59,24 +44,30 @@ def prepare_coco(
             whose annotations are there.
         splits: those to write; None: all whose annotations are there.
     """
-    if year is None and _KARPATHY.file in source.names():
-        return write_karpathy(source, out, _KARPATHY, splits)
+    if year is None and _KARPATHY_FILE in source.names():
+        about = Manifest(name="coco_karpathy", licence=_LICENCE)
+        return write_karpathy(source / _KARPATHY_FILE, out, about, _locate, splits)
     year, there = _annotated(source, year)
-    chosen = choose_splits(splits, there)
+    chosen = published.choose_splits(splits, there)
     refuse_prepared(out / split for split in chosen)
     records = {
-        split: read_records(source / _annotations(split, year), "images", "annotations")
+        split: published.read_records(source / _annotations(split, year), "images", "annotations")
         for split in chosen
     }
-    files = list_files(source, *(f"{split}{year}" for split in chosen))
+    files = published.list_files(source, *(f"{split}{year}" for split in chosen))
     about = Manifest(
         name=f"coco_{year}",
         licence=_LICENCE,
         origin=f"{source.uri}, COCO captions (arXiv:1504.00325)",
         files_at=source.uri,
     )
-    rows = {s: usable(_rows(*records[s], folder=f"{s}{year}"), files) for s in chosen}
-    return write_splits(out, about, rows)
+    rows = {split: _rows(*records[split], folder=f"{split}{year}") for split in chosen}
+    return published.write(out, about, rows, files)
+
+
+def _locate(image: dict[str, Any]) -> tuple[str, str]:
+    folder, name = (published.clean(image.get(part)) for part in ("filepath", "filename"))
+    return str(image.get("cocoid")), f"{folder}/{name}"
 
 
 def _annotations(split: str, year: Year | str) -> str:
@@ -95,8 +86,8 @@ def _annotated(source: Location, wanted: Year | None) -> tuple[Year, list[str]]:
     if not found:
         pattern = _annotations("{train,val}", str(wanted or "{2014,2017}"))
         if names:
-            raise wrong_layout(source / "annotations", pattern.partition("/")[2])
-        raise wrong_layout(source, pattern, *([_KARPATHY.file] if wanted is None else []))
+            raise published.wrong_layout(source / "annotations", pattern.partition("/")[2])
+        raise published.wrong_layout(source, pattern, *([_KARPATHY_FILE] if wanted is None else []))
     if len(found) > 1:
         raise SampleError(
             f"{source.uri}/annotations holds captions of 2014 and of 2017; name one by `year`"
@@ -107,16 +98,16 @@ def _annotated(source: Location, wanted: Year | None) -> tuple[Year, list[str]]:
 def _rows(
     images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]], *, folder: str
 ) -> Iterator[Row]:
-    captions: dict[str, list[Caption]] = {str(image.get("id")): [] for image in images}
+    captions: dict[str, list[published.Caption]] = {str(image.get("id")): [] for image in images}
     for note in annotations:
         key, image_id = f"annotation {note.get('id')}", str(note.get("image_id"))
         if image_id in captions:
-            captions[image_id].append(Caption(key, note.get("caption")))
+            captions[image_id].append(published.Caption(key, note.get("caption")))
         else:
             yield RejectedRow(key, "missing_image_entry", f"image_id {image_id}")
     for image in images:
-        key, name = str(image.get("id")), clean(image.get("file_name"))
+        key, name = str(image.get("id")), published.clean(image.get("file_name"))
         if name:
-            yield from caption_rows(key, f"{folder}/{name}", captions[key])
+            yield from published.caption_rows(key, f"{folder}/{name}", captions[key])
         else:
             yield RejectedRow(key, "missing_image", "no file_name")

@@ -14,16 +14,9 @@ from collections.abc import Iterator, Sequence
 
 from clippo_core.errors import ConfigError
 from pipelines.datasets.manifest import Manifest, refuse_prepared
-from pipelines.datasets.prepare.public.karpathy import KarpathySet, write_karpathy
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    caption_rows,
-    list_files,
-    read_lines,
-    usable,
-    wrong_layout,
-)
-from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.public.karpathy import write_karpathy
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 _KARPATHY_FILE = "dataset_flickr30k.json"
@@ -52,18 +45,21 @@ def prepare_flickr30k(
     pictures = next((name for name in _PICTURES if name in names), None)
     captions = next((name for name in (_KARPATHY_FILE, *_LINES) if name in names), None)
     if captions is None:
-        raise wrong_layout(source, _KARPATHY_FILE, *_LINES)
+        raise published.wrong_layout(source, _KARPATHY_FILE, *_LINES)
     if pictures is None:
-        raise wrong_layout(source, *(f"{folder}/" for folder in _PICTURES))
+        raise published.wrong_layout(source, *(f"{folder}/" for folder in _PICTURES))
     if captions == _KARPATHY_FILE:
-        kind = KarpathySet(
-            file=_KARPATHY_FILE,
-            name="flickr30k",
-            licence=_LICENCE,
-            key_of=lambda image: str(image.get("filename")).rpartition(".")[0],
-            path_of=lambda image: f"{pictures}/{image.get('filename')}",
+        about = Manifest(name="flickr30k", licence=_LICENCE)
+        return write_karpathy(
+            source / captions,
+            out,
+            about,
+            lambda image: (
+                str(image.get("filename")).rpartition(".")[0],
+                f"{pictures}/{image.get('filename')}",
+            ),
+            splits,
         )
-        return write_karpathy(source, out, kind, splits)
     if splits is not None:
         raise ConfigError(f"{captions} knows no splits; they are in {_KARPATHY_FILE}")
     refuse_prepared([out / "all"])
@@ -73,21 +69,21 @@ def prepare_flickr30k(
         origin=f"{source.uri}, {captions} (Young et al., TACL 2014)",
         files_at=source.uri,
     )
-    files = list_files(source, pictures)
-    rows = _rows(read_lines(source / captions), captions, pictures)
-    return write_splits(out, about, {"all": usable(rows, files)})
+    files = published.list_files(source, pictures)
+    rows = _rows(published.read_lines(source / captions), captions, pictures)
+    return published.write(out, about, {"all": rows}, files)
 
 
 def _rows(lines: Sequence[str], file: str, pictures: str) -> Iterator[Row]:
-    captions: dict[str, list[Caption]] = {}
+    captions: dict[str, list[published.Caption]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("image_name")):
             continue
         if found := _LINES[file].fullmatch(line):
-            name, caption = found[1].strip(), Caption(f"{file}:{number}", found[3])
+            name, caption = found[1].strip(), published.Caption(f"{file}:{number}", found[3])
             captions.setdefault(name, []).append(caption)
         else:
             # The published results.csv has such a line: a separator is missing in it.
             yield RejectedRow(f"{file}:{number}", "malformed_row", line)
     for name, of_picture in captions.items():
-        yield from caption_rows(name.rpartition(".")[0], f"{pictures}/{name}", of_picture)
+        yield from published.caption_rows(name.rpartition(".")[0], f"{pictures}/{name}", of_picture)

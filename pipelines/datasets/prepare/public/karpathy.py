@@ -7,98 +7,66 @@ Flickr30k.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    caption_rows,
-    choose_splits,
-    clean,
-    list_files,
-    read_records,
-    usable,
-)
-from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 #: The set that each split goes to. "restval" is what val2014 has beyond val and test.
 _SETS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-Entry = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KarpathySet:
-    """One of his files, and how its pictures are called.
-
-    Attributes:
-        file: name of the JSON file.
-        name: of the sets, before the split.
-        licence: of the content.
-        key_of: returns a picture's key.
-        path_of: returns a picture's path, relative to the source.
-    """
-
-    file: str
-    name: str
-    licence: str
-    key_of: Callable[[Entry], str]
-    path_of: Callable[[Entry], str]
+#: Returns key and path of a picture by its entry in the JSON file.
+Locate = Callable[[dict[str, Any]], tuple[str, str]]
 
 
 def write_karpathy(
-    source: Location, out: Location, kind: KarpathySet, splits: Sequence[str] | None
+    file: Location,
+    out: Location,
+    about: Manifest,
+    locate: Locate,
+    splits: Sequence[str] | None,
 ) -> list[Location]:
     """Write the sets `out/train` (with "restval"), `out/val` and `out/test`.
 
     Args:
-        source: the folder with the JSON file and the pictures' folders.
+        file: the JSON file, in the folder with the pictures' folders.
         out: where the sets go.
-        kind: which of the files.
+        about: name and licence of the sets.
+        locate: says what a picture's key is and where it lies, relative to the file's folder.
         splits: those to write; None: all.
-
-    Raises:
-        ConfigError: if there is no such split, or a set is there already.
-        SampleError: if the file or the pictures are not there, or not as published.
     """
-    (images,) = read_records(source / kind.file, "images")
-    entries: dict[str, list[Entry]] = {name: [] for name in _SETS.values()}
+    source = file.parent
+    (images,) = published.read_records(file, "images")
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in _SETS.values()}
     for image in images:
         split = image.get("split")
         if split not in _SETS:
-            raise SampleError(
-                f"{source.uri}/{kind.file} has the split {split!r}; expected {list(_SETS)}"
-            )
+            raise SampleError(f"{file.uri} has the split {split!r}; expected {list(_SETS)}")
         entries[_SETS[split]].append(image)
-    chosen = choose_splits(splits, [name for name, found in entries.items() if found])
+    chosen = published.choose_splits(splits, [name for name, found in entries.items() if found])
     refuse_prepared(out / name for name in chosen)
-    paths = (kind.path_of(image) for name in chosen for image in entries[name])
-    files = list_files(source, *sorted(set(filter(_is_inside, map(_folder_of, paths)))))
-    about = Manifest(
-        name=kind.name,
-        licence=kind.licence,
-        origin=f"{source.uri}, {kind.file} (arXiv:1412.2306)",
-        files_at=source.uri,
-    )
-    rows = {name: usable(_rows(entries[name], kind), files) for name in chosen}
-    return write_splits(out, about, rows)
+    paths = (locate(image)[1] for name in chosen for image in entries[name])
+    folders = {path.rpartition("/")[0] for path in paths}
+    files = published.list_files(source, *sorted(filter(_is_inside, folders)))
+    origin = f"{source.uri}, {file.name} (arXiv:1412.2306)"
+    about = replace(about, origin=origin, files_at=source.uri)
+    return published.write(out, about, {n: _rows(entries[n], locate) for n in chosen}, files)
 
 
-def _rows(entries: Sequence[Entry], kind: KarpathySet) -> Iterator[Row]:
+def _rows(entries: Sequence[dict[str, Any]], locate: Locate) -> Iterator[Row]:
     for image in entries:
-        key, path = kind.key_of(image), kind.path_of(image)
-        if not clean(image.get("filename")):
+        key, path = locate(image)
+        if not published.clean(image.get("filename")):
             yield RejectedRow(key, "missing_image", "no filename")
             continue
         sentences = [s for s in image.get("sentences") or () if isinstance(s, dict)]
-        captions = (Caption(f"sentence {s.get('sentid')}", s.get("raw")) for s in sentences)
-        yield from caption_rows(key, path, captions)
-
-
-def _folder_of(path: str) -> str:
-    return path.rpartition("/")[0]
+        captions = (
+            published.Caption(f"sentence {s.get('sentid')}", s.get("raw")) for s in sentences
+        )
+        yield from published.caption_rows(key, path, captions)
 
 
 def _is_inside(folder: str) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample
-from pipelines.datasets.prepare.rows import RejectedRow, Row
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 #: An error message names so many of the files that are there.
@@ -42,15 +42,13 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
 
     Raises:
         SampleError: if there is no file in one of them.
-        StorageError: if the storage does not answer.
     """
     found: set[str] = set()
     for folder in folders:
-        prefix = f"{folder}/" if folder else ""
         names = (source / folder if folder else source).files()
         if not names:
             raise wrong_layout(source, f"files in {folder}/" if folder else "files")
-        found.update(f"{prefix}{name}" for name in names)
+        found.update(f"{folder}/{name}" if folder else name for name in names)
     return frozenset(found)
 
 
@@ -102,13 +100,21 @@ def _read(place: Location) -> bytes:
         raise wrong_layout(place.parent, place.name) from None
 
 
-def usable(rows: Iterable[Row], files: Set[str]) -> Iterator[Row]:
-    """Yield rows, but reject those whose picture is missing, and keys that were there before.
+def write(
+    out: Location,
+    about: Manifest,
+    splits: Mapping[str, Iterable[Row]],
+    files: Set[str],
+    *,
+    shuffle: bool = False,
+) -> list[Location]:
+    """Write splits, less rows whose picture is missing; see `write_splits` and `list_files`."""
+    rows = {split: usable(of_split, files) for split, of_split in splits.items()}
+    return write_splits(out, about, rows, shuffle=shuffle)
 
-    Args:
-        rows: of a set.
-        files: the pictures that there are; see `list_files`.
-    """
+
+def usable(rows: Iterable[Row], files: Set[str]) -> Iterator[Row]:
+    """Yield rows; those whose picture is missing, or whose key was there before, as rejects."""
     seen: set[str] = set()
     for row in rows:
         if isinstance(row, RejectedRow):

@@ -16,14 +16,8 @@ from typing import Any, Literal
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    clean,
-    list_files,
-    read_records,
-    usable,
-    wrong_layout,
-)
-from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 _SPLITS = ("train", "val")
@@ -56,7 +50,7 @@ def prepare_vqav2(
     """
     splits = _splits(source)
     refuse_prepared(out / split for split in splits)
-    files = list_files(source, *(f"{split}2014" for split in splits))
+    files = published.list_files(source, *(f"{split}2014" for split in splits))
     notes = {s: _read_annotations(source / _annotations(s)) for s in splits}
     counted = [notes[s] for s in splits if s in answers_of.split("+")]
     vocabulary = _vocabulary(counted, num_answers, min_answer_count)
@@ -68,8 +62,8 @@ def prepare_vqav2(
         origin=f"{source.uri}, VQAv2 (arXiv:1612.00837)",
         files_at=source.uri,
     )
-    rows = {s: usable(_rows(source, s, notes[s], vocabulary), files) for s in splits}
-    return write_splits(out, about, rows)
+    rows = {split: _rows(source, split, notes[split], vocabulary) for split in splits}
+    return published.write(out, about, rows, files)
 
 
 def _questions(split: str) -> str:
@@ -88,12 +82,12 @@ def _splits(source: Location) -> list[str]:
         splits.append("val")
     wanted = [name for split in splits for name in (_questions(split), _annotations(split))]
     if missing := [name for name in wanted if name not in there]:
-        raise wrong_layout(source, *missing)
+        raise published.wrong_layout(source, *missing)
     return splits
 
 
 def _read_annotations(place: Location) -> Records:
-    (annotations,) = read_records(place, "annotations", object_hook=_answer_text)
+    (annotations,) = published.read_records(place, "annotations", object_hook=_answer_text)
     return annotations
 
 
@@ -107,7 +101,7 @@ def _answer_text(record: dict[str, Any]) -> Any:
 
 def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str, int]:
     """Return the class id of each frequent answer, the most frequent first."""
-    answers = (clean(n.get("multiple_choice_answer")) for notes in parts for n in notes)
+    answers = (published.clean(n.get("multiple_choice_answer")) for notes in parts for n in notes)
     counts = Counter(answer for answer in answers if answer)
     frequent = sorted((-n, answer) for answer, n in counts.items() if n >= min_count)[:size]
     if not frequent:
@@ -118,7 +112,7 @@ def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str
 def _rows(
     source: Location, split: str, annotations: Records, vocabulary: Mapping[str, int]
 ) -> Iterator[Row]:
-    (questions,) = read_records(source / _questions(split), "questions")
+    (questions,) = published.read_records(source / _questions(split), "questions")
     note_of = {str(note.get("question_id")): note for note in annotations}
     for entry in questions:
         key = str(entry.get("question_id"))
@@ -138,14 +132,14 @@ def _row(
     split: str,
     vocabulary: Mapping[str, int],
 ) -> Row:
-    question, image_id = clean(entry.get("question")), entry.get("image_id")
-    answers = [answer for answer in map(clean, note.get("answers") or ()) if answer]
+    question, image_id = published.clean(entry.get("question")), entry.get("image_id")
+    answers = [answer for answer in map(published.clean, note.get("answers") or ()) if answer]
     if not question:
         return RejectedRow(key, "missing_question")
     if not isinstance(image_id, int):
         return RejectedRow(key, "missing_image", f"image_id {image_id}")
     if not answers:
         return RejectedRow(key, "missing_answer")
-    class_id = vocabulary.get(clean(note.get("multiple_choice_answer")))
+    class_id = vocabulary.get(published.clean(note.get("multiple_choice_answer")))
     at = ImageReference(f"{split}2014/COCO_{split}2014_{image_id:012d}.jpg")
     return RawSample(key, None, answers, class_id, question=question, image_at=at)

@@ -13,14 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines.datasets.manifest import Manifest, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    caption_rows,
-    clean,
-    list_files,
-    read_lines,
-    usable,
-)
+from pipelines.datasets.prepare.public import published
 from pipelines.datasets.prepare.rows import RejectedRow, Row, write_rows
 from pipelines.runtime.storage import Location
 
@@ -41,8 +34,8 @@ def prepare_xm3600(source: Location, out: Location) -> list[Location]:
         evaluation_only=True,
         files_at=source.uri,
     )
-    rows = _rows(read_lines(source / _CAPTIONS))
-    return [write_rows(out, about, usable(rows, list_files(source, _PICTURES)))]
+    rows = _rows(published.read_lines(source / _CAPTIONS))
+    return [write_rows(out, about, published.usable(rows, published.list_files(source, _PICTURES)))]
 
 
 def _rows(lines: Sequence[str]) -> Iterator[Row]:
@@ -55,15 +48,15 @@ def _rows(lines: Sequence[str]) -> Iterator[Row]:
         except ValueError as error:
             yield RejectedRow(where, "malformed_row", str(error))
             continue
-        if key := clean(entry.get("image/key")) if isinstance(entry, dict) else "":
-            yield from caption_rows(key, f"{_PICTURES}/{key}.jpg", _captions(key, entry))
+        if key := published.clean(entry.get("image/key")) if isinstance(entry, dict) else "":
+            yield from published.caption_rows(key, f"{_PICTURES}/{key}.jpg", _captions(key, entry))
         else:
             yield RejectedRow(where, "malformed_row", "no image/key")
 
 
-def _captions(key: str, entry: dict[str, Any]) -> Iterator[Caption]:
+def _captions(key: str, entry: dict[str, Any]) -> Iterator[published.Caption]:
     """Yield captions in the order of the file; what is an object is a language, the rest is not."""
     for language, found in entry.items():
         if isinstance(found, dict):
             for number, text in enumerate(found.get("caption") or ()):
-                yield Caption(f"{key}/{language}/{number}", text, language)
+                yield published.Caption(f"{key}/{language}/{number}", text, language)

