@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,71 +63,6 @@ class Picture:
     class_name: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Album:
-    """Pictures that become a data set.
-
-    Attributes:
-        base: folder that the pictures' paths are relative to.
-        name: of the data set.
-        pictures: in any order.
-        rejects: what could not be read of the table that names them.
-    """
-
-    base: Location
-    name: str
-    pictures: Sequence[Picture]
-    rejects: Sequence[RejectedRow] = ()
-
-    def write(self, out: Location, *, test_share: float, copy: bool) -> list[Location]:
-        """Write the pictures as one data set, or as two: `out/train` and `out/test`.
-
-        Pictures that cannot be used are listed with their reasons; the rest goes on.
-
-        Raises:
-            ConfigError: if `test_share` is no share, or a data set is there already.
-            SampleError: if a set would be empty.
-        """
-        splits = new_splits(out, test_share)
-        names = {picture.class_name for picture in self.pictures}
-        about = Manifest(
-            name=self.name,
-            class_names=tuple(sorted(name for name in names if name is not None)),
-            origin=self.base.uri,
-            files_at=None if copy else self.base.uri,
-        )
-        rows = (
-            (is_held_out(row.key, test_share), row) for row in self._rows(about.class_names, copy)
-        )
-        # Lines of the table are no pictures to test on.
-        unreadable = ((False, row) for row in self.rejects)
-        return write_divided(
-            out, about, itertools.chain(unreadable, rows), splits=splits, total=len(self.pictures)
-        )
-
-    def _rows(self, class_names: Sequence[str], copy: bool) -> Iterator[Row]:
-        class_ids = {name: number for number, name in enumerate(class_names)}
-        # Training draws runs of rows; a folder's neighbours are often of one class.
-        pictures = iter(sorted(self.pictures, key=lambda picture: shuffled_place(picture.key)))
-        while some := list(itertools.islice(pictures, _FILES_AT_A_TIME)):
-            places = [ImageReference(picture.key) for picture in some]
-            contents = fetch_files(self.base, places) if copy else [None] * len(some)
-            for picture, place, content in zip(some, places, contents, strict=True):
-                captions, class_id = picture.captions, None
-                if picture.class_name is not None:
-                    class_id = class_ids[picture.class_name]
-                    captions = captions or class_captions(picture.class_name)
-                if not captions:
-                    yield RejectedRow(picture.key, "missing_caption")
-                elif not copy:
-                    yield RawSample(picture.key, None, captions, class_id, image_at=place)
-                elif (problem := check_picture(content)) is not None:
-                    detail = "the file does not exist" if content is None else problem.detail
-                    yield RejectedRow(picture.key, problem.reason, detail)
-                else:
-                    yield RawSample(picture.key, content, captions, class_id)
-
-
 def prepare_folder(
     folder: Location, out: Location, *, test_share: float = 0.0, copy: bool = True
 ) -> list[Location]:
@@ -165,8 +100,8 @@ def prepare_folder(
             f"{folder.uri} has pictures without captions, e.g. {paths[0]}; expected a text file "
             "beside each (cat.jpg and cat.txt), or one subfolder for each class"
         )
-    album = Album(base=folder, name=folder.name, pictures=pictures)
-    return album.write(out, test_share=test_share, copy=copy)
+    about = _about(folder, folder.name, copy=copy)
+    return _write(pictures, out, about, test_share=test_share)
 
 
 def prepare_csv(
@@ -205,9 +140,60 @@ def prepare_csv(
         picture.captions += [str(text).strip() for text in texts if text and str(text).strip()]
         for column in class_column:
             picture.class_name = str(row[column] or "").strip() or picture.class_name
-    name = PurePosixPath(table.name).stem
-    album = Album(base=table.parent, name=name, pictures=list(pictures.values()), rejects=rejects)
-    return album.write(out, test_share=test_share, copy=copy)
+    about = _about(table.parent, PurePosixPath(table.name).stem, copy=copy)
+    return _write(list(pictures.values()), out, about, test_share=test_share, rejects=rejects)
+
+
+def _about(base: Location, name: str, *, copy: bool) -> Manifest:
+    return Manifest(name=name, origin=base.uri, files_at=None if copy else base.uri)
+
+
+def _write(
+    pictures: Sequence[Picture],
+    out: Location,
+    about: Manifest,
+    *,
+    test_share: float,
+    rejects: Sequence[RejectedRow] = (),
+) -> list[Location]:
+    """Write pictures as one data set, or as two: `out/train` and `out/test`.
+
+    Their paths are relative to the origin; they are copied unless the manifest says `files_at`.
+    Those that cannot be used are listed with their reasons; the rest goes on.
+    """
+    splits = new_splits(out, test_share)
+    names = {picture.class_name for picture in pictures}
+    about = replace(about, class_names=tuple(sorted(name for name in names if name is not None)))
+    # What could not be read of a table goes first, and not to the test set.
+    rows = itertools.chain(
+        ((False, row) for row in rejects),
+        ((is_held_out(row.key, test_share), row) for row in _rows(pictures, about)),
+    )
+    return write_divided(out, about, rows, splits=splits, total=len(pictures))
+
+
+def _rows(pictures: Sequence[Picture], about: Manifest) -> Iterator[Row]:
+    base, is_copied = Location.of(about.origin), about.files_at is None
+    class_ids = {name: number for number, name in enumerate(about.class_names)}
+    # Training draws runs of rows; a folder's neighbours are often of one class.
+    in_order = iter(sorted(pictures, key=lambda picture: shuffled_place(picture.key)))
+    while some := list(itertools.islice(in_order, _FILES_AT_A_TIME)):
+        places = [ImageReference(picture.key) for picture in some]
+        contents = fetch_files(base, places) if is_copied else [None] * len(some)
+        for picture, place, content in zip(some, places, contents, strict=True):
+            captions, class_id = picture.captions, None
+            if picture.class_name is not None:
+                class_id = class_ids[picture.class_name]
+                captions = captions or class_captions(picture.class_name)
+            if not captions:
+                yield RejectedRow(picture.key, "missing_caption")
+            elif not is_copied:
+                yield RawSample(picture.key, None, captions, class_id, image_at=place)
+            elif (problem := check_picture(content)) is not None:
+                detail = "the file does not exist" if content is None else problem.detail
+                yield RejectedRow(picture.key, problem.reason, detail)
+            else:
+                yield RawSample(picture.key, content, captions, class_id)
 
 
 def class_captions(name: str) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, refuse_prepared
 from pipelines.datasets.prepare.public import published
-from pipelines.datasets.prepare.public.karpathy import write_karpathy
 from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
@@ -46,7 +45,7 @@ def prepare_coco(
     """
     if year is None and _KARPATHY_FILE in source.names():
         about = Manifest(name="coco_karpathy", licence=_LICENCE)
-        return write_karpathy(source / _KARPATHY_FILE, out, about, _locate, splits)
+        return published.write_karpathy(source / _KARPATHY_FILE, out, about, _locate, splits)
     year, there = _annotated(source, year)
     chosen = published.choose_splits(splits, there)
     refuse_prepared(out / split for split in chosen)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from clippo_core.errors import ConfigError
 from pipelines.datasets.manifest import Manifest, refuse_prepared
 from pipelines.datasets.prepare.public import published
-from pipelines.datasets.prepare.public.karpathy import write_karpathy
 from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
@@ -49,17 +49,13 @@ def prepare_flickr30k(
     if pictures is None:
         raise published.wrong_layout(source, *(f"{folder}/" for folder in _PICTURES))
     if captions == _KARPATHY_FILE:
+
+        def locate(image: dict[str, Any]) -> tuple[str, str]:
+            name = str(image.get("filename"))
+            return name.rpartition(".")[0], f"{pictures}/{name}"
+
         about = Manifest(name="flickr30k", licence=_LICENCE)
-        return write_karpathy(
-            source / captions,
-            out,
-            about,
-            lambda image: (
-                str(image.get("filename")).rpartition(".")[0],
-                f"{pictures}/{image.get('filename')}",
-            ),
-            splits,
-        )
+        return published.write_karpathy(source / captions, out, about, locate, splits)
     if splits is not None:
         raise ConfigError(f"{captions} knows no splits; they are in {_KARPATHY_FILE}")
     refuse_prepared([out / "all"])

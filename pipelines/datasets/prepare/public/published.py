@@ -1,16 +1,26 @@
-"""Sets as published: listed once, read strictly, written row by row."""
+"""Sets as published: listed once, read strictly, written row by row.
+
+COCO and Flickr30k have Karpathy's splits (arXiv:1412.2306) in common: one JSON file with all
+captions. The literature's retrieval numbers are of its test splits: 5,000 pictures of COCO, 1,000
+of Flickr30k.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.datasets.manifest import ImageReference, Manifest, RawSample
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
+#: The set that each split goes to. "restval" is what val2014 has beyond val and test.
+_SETS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+#: Returns key and path of a picture by its entry in the JSON file.
+Locate = Callable[[dict[str, Any]], tuple[str, str]]
 #: An error message names so many of the files that are there.
 _NAMES_SHOWN = 12
 
@@ -55,12 +65,9 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
 def read_records(
     place: Location, *tables: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> list[list[dict[str, Any]]]:
-    """Return lists of records out of a JSON file.
+    """Return the lists of records that are called `tables` in the object of a JSON file.
 
-    Args:
-        place: of the file, which holds an object of lists.
-        tables: names of the lists.
-        object_hook: takes the place of each object, see `json.loads`.
+    `object_hook` replaces objects, see `json.loads`.
 
     Raises:
         SampleError: if there is no such file, it is no JSON, or it holds no such lists.
@@ -70,13 +77,12 @@ def read_records(
         found = json.loads(content, object_hook=object_hook)
     except ValueError as error:
         raise SampleError(f"{place.uri} is not valid JSON: {error}") from None
-    lists: list[list[dict[str, Any]]] = []
-    for table in tables:
-        records = found.get(table) if isinstance(found, dict) else None
+    is_object = isinstance(found, dict)
+    lists: list[Any] = [found.get(table) if is_object else None for table in tables]
+    for table, records in zip(tables, lists, strict=True):
         if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            there = sorted(found) if isinstance(found, dict) else type(found).__name__
+            there = sorted(found) if is_object else type(found).__name__
             raise SampleError(f"{place.uri} has no list of {table!r}; it has {there}")
-        lists.append(records)
     return lists
 
 
@@ -158,3 +164,53 @@ def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> l
     if unknown:
         raise ConfigError(f"there is no split {unknown[0]!r}; expected some of {list(published)}")
     return [split for split in published if splits is None or split in splits]
+
+
+def write_karpathy(
+    file: Location,
+    out: Location,
+    about: Manifest,
+    locate: Locate,
+    splits: Sequence[str] | None,
+) -> list[Location]:
+    """Write the sets `out/train` (with "restval"), `out/val` and `out/test`.
+
+    Args:
+        file: the JSON file, in the folder with the pictures' folders.
+        out: where the sets go.
+        about: name and licence of the sets.
+        locate: says what a picture's key is and where it lies, relative to the file's folder.
+        splits: those to write; None: all.
+    """
+    source = file.parent
+    (images,) = read_records(file, "images")
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in _SETS.values()}
+    for image in images:
+        split = image.get("split")
+        if split not in _SETS:
+            raise SampleError(f"{file.uri} has the split {split!r}; expected {list(_SETS)}")
+        entries[_SETS[split]].append(image)
+    chosen = choose_splits(splits, [name for name, found in entries.items() if found])
+    refuse_prepared(out / name for name in chosen)
+    paths = (locate(image)[1] for name in chosen for image in entries[name])
+    folders = {path.rpartition("/")[0] for path in paths}
+    files = list_files(source, *sorted(filter(_is_inside, folders)))
+    origin = f"{source.uri}, {file.name} (arXiv:1412.2306)"
+    about = replace(about, origin=origin, files_at=source.uri)
+    return write(out, about, {n: _karpathy_rows(entries[n], locate) for n in chosen}, files)
+
+
+def _karpathy_rows(entries: Sequence[dict[str, Any]], locate: Locate) -> Iterator[Row]:
+    for image in entries:
+        key, path = locate(image)
+        if not clean(image.get("filename")):
+            yield RejectedRow(key, "missing_image", "no filename")
+            continue
+        sentences = [s for s in image.get("sentences") or () if isinstance(s, dict)]
+        captions = (Caption(f"sentence {s.get('sentid')}", s.get("raw")) for s in sentences)
+        yield from caption_rows(key, path, captions)
+
+
+def _is_inside(folder: str) -> bool:
+    """Return whether it is a subfolder of the source: an entry may be damaged, or made up."""
+    return bool(folder) and not folder.startswith("/") and ".." not in folder.split("/")

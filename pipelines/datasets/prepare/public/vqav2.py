@@ -20,7 +20,14 @@ from pipelines.datasets.prepare.public import published
 from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
-_SPLITS = ("train", "val")
+#: Names of the two files of each split.
+_FILES = {
+    split: (
+        f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+        f"v2_mscoco_{split}2014_annotations.json",
+    )
+    for split in ("train", "val")
+}
 Records = list[dict[str, Any]]
 
 
@@ -51,7 +58,12 @@ def prepare_vqav2(
     splits = _splits(source)
     refuse_prepared(out / split for split in splits)
     files = published.list_files(source, *(f"{split}2014" for split in splits))
-    notes = {s: _read_annotations(source / _annotations(s)) for s in splits}
+    notes = {
+        split: published.read_records(
+            source / _FILES[split][1], "annotations", object_hook=_answer_text
+        )[0]
+        for split in splits
+    }
     counted = [notes[s] for s in splits if s in answers_of.split("+")]
     vocabulary = _vocabulary(counted, num_answers, min_answer_count)
     about = Manifest(
@@ -66,29 +78,13 @@ def prepare_vqav2(
     return published.write(out, about, rows, files)
 
 
-def _questions(split: str) -> str:
-    return f"v2_OpenEnded_mscoco_{split}2014_questions.json"
-
-
-def _annotations(split: str) -> str:
-    return f"v2_mscoco_{split}2014_annotations.json"
-
-
 def _splits(source: Location) -> list[str]:
     """Return the splits that are there; train must be, since its answers are the classes."""
     there = source.names()
-    splits = ["train"]
-    if {_questions("val"), _annotations("val")} & set(there):
-        splits.append("val")
-    wanted = [name for split in splits for name in (_questions(split), _annotations(split))]
-    if missing := [name for name in wanted if name not in there]:
+    splits = ["train", "val"] if set(_FILES["val"]) & set(there) else ["train"]
+    if missing := [file for split in splits for file in _FILES[split] if file not in there]:
         raise published.wrong_layout(source, *missing)
     return splits
-
-
-def _read_annotations(place: Location) -> Records:
-    (annotations,) = published.read_records(place, "annotations", object_hook=_answer_text)
-    return annotations
 
 
 def _answer_text(record: dict[str, Any]) -> Any:
@@ -112,7 +108,7 @@ def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str
 def _rows(
     source: Location, split: str, annotations: Records, vocabulary: Mapping[str, int]
 ) -> Iterator[Row]:
-    (questions,) = published.read_records(source / _questions(split), "questions")
+    (questions,) = published.read_records(source / _FILES[split][0], "questions")
     note_of = {str(note.get("question_id")): note for note in annotations}
     for entry in questions:
         key = str(entry.get("question_id"))

