@@ -97,7 +97,7 @@ def scan_tar(base: Location, path: str, caption_fields: Sequence[str]) -> list[R
 
 
 class UnsafeNameError(Exception):
-    """A member's name is absolute or leads upwards."""
+    """Raised when a member's name is absolute or leads upwards."""
 
 
 def _group(tar: tarfile.TarFile, path: str, size: int) -> Iterator[Member | RejectedRow]:

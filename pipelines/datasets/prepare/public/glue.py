@@ -23,7 +23,7 @@ _TRAIN_AND_DEV = {"train": ("train.tsv",), "dev": ("dev.tsv",)}
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A task.
+    """One of the tasks, and how its files are laid out.
 
     Attributes:
         folder: as published.
