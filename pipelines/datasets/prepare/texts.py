@@ -7,44 +7,44 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencex
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter
-from pipelines.datasets.prepare.splits import SplitWriter
-from pipelines.runtime.progress import progress
+from pipelines.datasets.manifest import Manifest, RawSample
+from pipelines.datasets.prepare.rows import (
+    RejectedRow,
+    Row,
+    is_held_out,
+    json_objects,
+    new_splits,
+    require_columns,
+    tidy,
+    write_divided,
+)
 from pipelines.runtime.storage import Location, storage_errors
 
 #: A row holds no more, so that reading one stays cheap; longer documents go on in further rows.
 MAX_SENTENCES = 64
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _LINE_SUFFIXES = (".jsonl", ".json")
-#: What a damaged file, or one without a line end, may bring into memory at most.
+#: A damaged file, or one without a line end, brings so much into memory at most.
 _MAX_LINE_CHARS = 64 * 2**20
 #: A text file without blank lines is cut here.
 _MAX_DOCUMENT_CHARS = 2**20
 _PARQUET_ROWS = 256
+_INVALID_UNICODE = ("invalid_unicode", "")
 
-
-class BadRow(NamedTuple):
-    """Why a row cannot be used; a reason for counting, a detail for a person."""
-
-    reason: str
-    detail: str = ""
-
-
-#: Values by column, or why there are none.
-Row = Mapping[str, Any] | BadRow
+#: Values by column, or (reason, detail) where a row cannot be read.
+Values = Mapping[str, Any] | tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,29 +83,25 @@ def prepare_texts(
         text_column: holds a document, in JSON and Parquet.
         language: of the documents (BCP 47); says how they are cut into sentences.
         test_share: share of the documents to set aside as `out/test`, chosen by file and number.
-
-    Returns:
-        The folders of the data sets.
-
-    Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
-        SampleError: if there is no such file or column, or a set would be empty.
-        StorageError: if a file cannot be read.
     """
-    name = _stem(files.name)
-    writer = SplitWriter.create(
-        out, name=name, kind="next-sentence", test_share=test_share, origin=files.name
+    splits = new_splits(out, test_share)
+    about = Manifest(name=_stem(files.name), kind="next-sentence", origin=files.name)
+    rows = (
+        (is_held_out(key, test_share), row)
+        for file in find_text_files(files, (".txt", *_LINE_SUFFIXES, ".parquet"))
+        for key, values in read_rows(file, [text_column])
+        for row in _rows_of_text(key, values, text_column, language)
     )
-    found = find_text_files(files, (".txt", *_LINE_SUFFIXES, ".parquet"))
-    rows = (row for file in found for row in read_rows(file, [text_column]))
-    for key, row in progress(name, unit="document", iterable=rows):
-        text = row if isinstance(row, BadRow) else row.get(text_column)
-        if isinstance(text, str) and text.strip():
-            add_document(writer.of(key), key, split_sentences(text, language), language)
-        else:
-            bad = row if isinstance(row, BadRow) else BadRow("missing_text")
-            writer.of(key).reject(key, *bad)
-    return writer.close()
+    return write_divided(out, about, rows, splits=splits)
+
+
+def _rows_of_text(key: str, values: Values, column: str, language: str) -> Iterator[Row]:
+    if not isinstance(values, Mapping):
+        yield RejectedRow(key, *values)
+    elif not isinstance(text := values.get(column), str) or not text.strip():
+        yield RejectedRow(key, "missing_text")
+    else:
+        yield from document_rows(key, split_sentences(text, language), language)
 
 
 def prepare_parallel(
@@ -119,75 +115,55 @@ def prepare_parallel(
         out: where the data set goes.
         columns: hold the texts of a row; their names become the languages.
         test_share: share of the rows to set aside as `out/test`, chosen by their numbers.
-
-    Returns:
-        The folders of the data sets.
-
-    Raises:
-        ConfigError: if there are fewer than two columns, `test_share` is no share, or a data set
-            is there already.
-        SampleError: if there is no such file or column, or a set would be empty.
-        StorageError: if the file cannot be read.
     """
     if len(set(columns)) < 2 or len(set(columns)) < len(columns):
         raise ConfigError(f"columns={list(columns)}; expected two or more different names")
-    name = _stem(table.name)
-    writer = SplitWriter.create(
-        out, name=name, kind="parallel-texts", test_share=test_share, origin=table.name
-    )
+    splits = new_splits(out, test_share)
+    about = Manifest(name=_stem(table.name), kind="parallel-texts", origin=table.name)
     (file,) = find_text_files(table, (".csv", ".tsv", *_LINE_SUFFIXES, ".parquet"), is_one=True)
-    for key, row in progress(name, unit="row", iterable=read_rows(file, columns)):
-        if isinstance(row, BadRow):
-            writer.of(key).reject(key, *row)
-            continue
-        texts = {name: tidy(row[name]) for name in columns if isinstance(row.get(name), str)}
-        texts = {name: text for name, text in texts.items() if text}
-        if len(texts) < 2:
-            writer.of(key).reject(key, "single_text", f"only {list(texts) or 'blank ones'}")
-            continue
-        writer.of(key).add(RawSample(key, None, list(texts.values()), languages=list(texts)))
-    return writer.close()
+    rows = (
+        (is_held_out(key, test_share), _parallel_row(key, values, columns))
+        for key, values in read_rows(file, columns)
+    )
+    return write_divided(out, about, rows, splits=splits)
+
+
+def _parallel_row(key: str, values: Values, columns: Sequence[str]) -> Row:
+    if not isinstance(values, Mapping):
+        return RejectedRow(key, *values)
+    texts = {name: tidy(values[name]) for name in columns if isinstance(values.get(name), str)}
+    texts = {name: text for name, text in texts.items() if text}
+    if len(texts) < 2:
+        return RejectedRow(key, "single_text", f"only {list(texts) or 'blank ones'}")
+    return RawSample(key, None, list(texts.values()), languages=list(texts))
 
 
 def split_sentences(text: str, language: str) -> list[str]:
-    """The sentences of a text, each on one line; no blank ones."""
+    """Return the sentences of a text, each on one line; no blank ones."""
     sentences = map(tidy, sentencex.segment(language, text))  # pyright: ignore[reportAttributeAccessIssue]
     return [sentence for sentence in sentences if sentence]
 
 
-def add_document(
-    writer: ShardWriter, key: str, sentences: Sequence[str], language: str | None
-) -> None:
-    """Write a document, in parts of about the same length if it is a long one."""
+def document_rows(key: str, sentences: Sequence[str], language: str) -> Iterator[Row]:
+    """Yield a document as a row; a long one in rows of about the same length."""
     if len(sentences) < 2:
-        writer.reject(key, "single_sentence", sentences[0][:80] if sentences else "")
+        yield RejectedRow(key, "single_sentence", sentences[0][:80] if sentences else "")
         return
     num_parts = -(-len(sentences) // MAX_SENTENCES)
     for part in range(num_parts):
         start, stop = (len(sentences) * (part + more) // num_parts for more in (0, 1))
-        chosen = list(sentences[start:stop])
-        languages = [language] * len(chosen) if language is not None else None
         part_key = f"{key}#{part}" if num_parts > 1 else key
-        writer.add(RawSample(part_key, None, chosen, languages=languages))
-
-
-def tidy(text: str) -> str:
-    """A text on one line, with single spaces."""
-    return " ".join(text.split())
+        languages = [language] * (stop - start)
+        yield RawSample(part_key, None, sentences[start:stop], languages=languages)
 
 
 def find_text_files(
     place: Location, suffixes: Sequence[str], *, is_one: bool = False
 ) -> list[TextFile]:
-    """The files of known formats in a folder, at any depth, sorted; or the one file.
-
-    Args:
-        place: a folder or a file.
-        suffixes: of the formats.
-        is_one: whether only a file will do.
+    """Return the files of some formats in a folder, at any depth, sorted; or the one file.
 
     Raises:
-        SampleError: if there is none.
+        SampleError: if there is none, or it is a folder where only one file will do.
     """
     names = [] if is_one else place.files()
     candidates = [(place / name, name) for name in names] or [(place, place.name)]
@@ -205,12 +181,8 @@ def find_text_files(
     return found
 
 
-def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-    """The rows of a file, with their keys.
-
-    Args:
-        file: of any of the formats.
-        columns: that must be there; of a text file, the one that its documents are.
+def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Values]]:
+    """Yield the rows of a file, each after its key, by columns that must be there.
 
     Raises:
         SampleError: if the file is damaged or lacks a column.
@@ -221,8 +193,7 @@ def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Row
         try:
             with _open(file) as stream:
                 for number, row in enumerate(reader(file, stream, columns)):
-                    is_good = _is_unicode(row)
-                    yield f"{file.key}:{number}", row if is_good else BadRow("invalid_unicode")
+                    yield f"{file.key}:{number}", row if _is_unicode(row) else _INVALID_UNICODE
         except (pa.ArrowException, csv.Error) as error:
             raise SampleError(f"{file.place.uri} is damaged: {error}") from None
 
@@ -244,23 +215,12 @@ def _read_documents(
         yield {columns[0]: "".join(document)}
 
 
-def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Row]:
-    is_first = True
-    for line in _lines(stream):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield BadRow("invalid_json", str(error)[:200])
-            continue
-        if not isinstance(row, dict):
-            yield BadRow("invalid_json", f"expected an object, found {type(row).__name__}")
-            continue
-        if is_first:
-            _check_columns(file, list(row), columns)
-            is_first = False
-        yield {name: row[name] for name in columns if name in row}
+def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
+    for _, row in json_objects(_lines(stream), file.place, columns):
+        if isinstance(row, str):
+            yield "invalid_json", row
+        else:
+            yield {name: row[name] for name in columns if name in row}
 
 
 def _read_table(
@@ -270,7 +230,7 @@ def _read_table(
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
     with _decoded(stream, newline="") as text:
         reader = csv.DictReader(text, restval="", **dialect)
-        _check_columns(file, list(reader.fieldnames or ()), columns)
+        require_columns(file.place, columns, reader.fieldnames or ())
         for row in reader:
             yield {name: row[name] for name in columns}
 
@@ -278,24 +238,19 @@ def _read_table(
 def _read_parquet(
     file: TextFile, stream: BinaryIO, columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    if file.compression is None:
-        yield from _parquet_rows(file, stream, columns)
-        return
-    # Its footer comes last, so it has to be there as a whole.
     with tempfile.TemporaryFile() as whole:
-        shutil.copyfileobj(stream, whole)
-        yield from _parquet_rows(file, whole, columns)
+        if file.compression is not None:
+            # A Parquet file's footer comes last, so it has to be there as a whole.
+            shutil.copyfileobj(stream, whole)
+            stream = whole
+        with pq.ParquetFile(stream) as parquet:
+            require_columns(file.place, columns, parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
 
 
-def _parquet_rows(file: TextFile, stream: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(stream) as parquet:
-        _check_columns(file, parquet.schema_arrow.names, columns)
-        for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(columns)):
-            yield from batch.to_pylist()
-
-
-#: Each gives the rows of an open file.
-_READERS: dict[str, Callable[[TextFile, BinaryIO, Sequence[str]], Iterable[Row]]] = {
+#: Functions that yield the rows of an open file, by its format.
+_READERS: dict[str, Callable[[TextFile, BinaryIO, Sequence[str]], Iterable[Values]]] = {
     ".txt": _read_documents,
     ".jsonl": _read_json_lines,
     ".json": _read_json_lines,
@@ -307,7 +262,7 @@ _READERS: dict[str, Callable[[TextFile, BinaryIO, Sequence[str]], Iterable[Row]]
 
 @contextmanager
 def _open(file: TextFile) -> Iterator[Any]:
-    """The file's content, decompressed."""
+    """Open a file for its content, decompressed."""
     fs, path = file.place.open_fs()
     with fs.open(path, "rb") as raw:
         if file.compression is None:
@@ -327,28 +282,18 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield from iter(lambda: text.readline(_MAX_LINE_CHARS), "")
 
 
-def _check_columns(file: TextFile, found: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise SampleError(
-            f"{file.place.uri} has no column {missing[0]!r}; it has {list(found)}; name yours"
-        )
-
-
-def _is_unicode(row: Row) -> bool:
-    """Whether all texts can be written; surrogates cannot."""
-    values = [] if isinstance(row, BadRow) else row.values()
+def _is_unicode(row: Values) -> bool:
+    """Return whether all texts can be written; surrogates cannot."""
+    values = row.values() if isinstance(row, Mapping) else ()
     try:
-        for value in values:
-            if isinstance(value, str):
-                value.encode()
+        "".join(value for value in values if isinstance(value, str)).encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
 def _format(name: str) -> tuple[str, str | None]:
-    """Format and compression by a file's name: `x.json.gz` gives `.json` and `gzip`."""
+    """Return format and compression by a file's name: `x.json.gz` gives `.json` and `gzip`."""
     parts = name.lower().split(".")
     compression = _COMPRESSIONS.get(f".{parts[-1]}")
     if compression is not None:
@@ -357,8 +302,6 @@ def _format(name: str) -> tuple[str, str | None]:
 
 
 def _stem(name: str) -> str:
-    """A file's name without the endings of format and compression; a folder's name."""
+    """Return a file's name without the endings of format and compression; a folder's name."""
     suffix, compression = _format(name)
-    if compression is not None:
-        name = name.rpartition(".")[0]
-    return name.rpartition(".")[0] if suffix in _READERS else name
+    return name.rsplit(".", (compression is not None) + (suffix in _READERS))[0]

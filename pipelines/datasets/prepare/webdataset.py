@@ -13,12 +13,13 @@ from typing import Any
 from pipelines.datasets.files import CONCURRENT_REQUESTS, for_each
 from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter
 from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.progress import progress
 from pipelines.runtime.storage import Location, storage_errors
 
 #: Fields of a sample's JSON that are taken as its captions where there is no .txt.
 CAPTION_FIELDS = ("caption", "captions", "text")
-#: Rows of an index are short, so that more of them are read at a time than of pictures.
+#: Rows of an index are short, so more of them are read at a time than rows with pictures.
 _ROWS_PER_SHARD, _ROW_GROUP_ROWS = 65_536, 512
 _READ_AHEAD_BYTES = 8 * 2**20
 
@@ -30,14 +31,6 @@ class Member:
     key: str
     image: ImageReference | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
-
-
-@dataclass
-class ScannedTar:
-    """What was found in a tar, and what could not be used, as (key, reason, detail)."""
-
-    samples: list[RawSample] = field(default_factory=list)
-    rejects: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def index_webdataset(
@@ -67,47 +60,48 @@ def index_webdataset(
     tars = iter(progress(base.name, unit="tar", total=len(paths), iterable=paths))
     while some := list(itertools.islice(tars, CONCURRENT_REQUESTS)):
         threads = 1 if base.is_local else len(some)
-        for scanned in for_each(lambda p: scan_tar(base, p, caption_fields), some, threads=threads):
-            for sample in scanned.samples:
-                writer.add(sample)
-                largest_class = max(
-                    largest_class, -1 if sample.class_id is None else sample.class_id
-                )
-            for reject in scanned.rejects:
-                writer.reject(*reject)
+        scanned = for_each(lambda p: scan_tar(base, p, caption_fields), some, threads=threads)
+        for row in itertools.chain(*scanned):
+            if isinstance(row, RejectedRow):
+                writer.reject(*row)
+                continue
+            writer.add(row)
+            if row.class_id is not None:
+                largest_class = max(largest_class, row.class_id)
     writer.class_names = [str(number) for number in range(largest_class + 1)]
     writer.close()
     return [out]
 
 
-def scan_tar(base: Location, path: str, caption_fields: Sequence[str]) -> ScannedTar:
-    """Find the samples of a tar.
+def scan_tar(base: Location, path: str, caption_fields: Sequence[str]) -> list[Row]:
+    """Return the samples of a tar, and what in it cannot be used.
 
     A tar that is compressed, or with a member whose name leads out of it, is refused as a whole; of
     a truncated one, what comes before the damage is used.
     """
-    place, found = base.inside(path), ScannedTar()
+    place, found = base.inside(path), list[Row]()
     fs, file = place.open_fs()
     options = {} if place.is_local else {"block_size": _READ_AHEAD_BYTES}
     with storage_errors(place), fs.open(file, "rb", **options) as stream:
         size = fs.info(file)["size"]
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in _group(tar, path, size, found):
-                    _add(found, member, caption_fields)
+                for group in _group(tar, path, size):
+                    is_whole = isinstance(group, Member)
+                    found.append(_row(group, caption_fields) if is_whole else group)
         except UnsafeNameError as error:
-            return ScannedTar(rejects=[(path, "unsafe_member_name", str(error))])
+            return [RejectedRow(path, "unsafe_member_name", str(error))]
         except (tarfile.TarError, EOFError) as error:
-            found.rejects.append((path, "truncated_tar", str(error)))
+            found.append(RejectedRow(path, "truncated_tar", str(error)))
     return found
 
 
 class UnsafeNameError(Exception):
-    """A member's name is absolute or leads upwards."""
+    """Raised when a member's name is absolute or leads upwards."""
 
 
-def _group(tar: tarfile.TarFile, path: str, size: int, found: ScannedTar) -> Iterator[Member]:
-    """Consecutive members that share a name up to the first dot of its last part."""
+def _group(tar: tarfile.TarFile, path: str, size: int) -> Iterator[Member | RejectedRow]:
+    """Yield consecutive members that share a name up to the first dot of its last part."""
     sample: Member | None = None
     for info in tar:
         if info.name.startswith("/") or ".." in info.name.split("/"):
@@ -118,7 +112,7 @@ def _group(tar: tarfile.TarFile, path: str, size: int, found: ScannedTar) -> Ite
         stem, _, extension = name.partition(".")
         key = f"{path}/{folder}/{stem}" if folder else f"{path}/{stem}"
         if info.offset_data + info.size > size:
-            found.rejects.append((key, "truncated_tar", f"{info.name} is cut short"))
+            yield RejectedRow(key, "truncated_tar", f"{info.name} is cut short")
             break
         if sample is not None and sample.key != key:
             yield sample
@@ -134,26 +128,23 @@ def _group(tar: tarfile.TarFile, path: str, size: int, found: ScannedTar) -> Ite
         yield sample
 
 
-def _add(found: ScannedTar, member: Member, caption_fields: Sequence[str]) -> None:
-    """Make a sample of the members, or note why not."""
+def _row(member: Member, caption_fields: Sequence[str]) -> Row:
+    """Make a sample of the members, or say why not."""
     if member.image is None:
-        found.rejects.append((member.key, "missing_image", f"only {sorted(member.texts)}"))
-        return
+        return RejectedRow(member.key, "missing_image", f"only {sorted(member.texts)}")
     try:
         captions = _captions(member.texts, caption_fields)
     except ValueError as error:
-        found.rejects.append((member.key, "invalid_json", str(error)))
-        return
+        return RejectedRow(member.key, "invalid_json", str(error))
     if not captions:
-        found.rejects.append((member.key, "missing_caption", f"only {sorted(member.texts)}"))
-        return
+        return RejectedRow(member.key, "missing_caption", f"only {sorted(member.texts)}")
     label = member.texts.get("cls", b"").strip()
     class_id = int(label) if re.fullmatch(rb"\d{1,9}", label) else None
-    found.samples.append(RawSample(member.key, None, captions, class_id, image_at=member.image))
+    return RawSample(member.key, None, captions, class_id, image_at=member.image)
 
 
 def _captions(texts: dict[str, bytes], caption_fields: Sequence[str]) -> list[str]:
-    """Raises ValueError if the JSON that is asked for is none."""
+    """Return the texts that are captions; raise ValueError if the JSON asked for is none."""
     if not caption_fields and "txt" in texts:
         found: list[Any] = [texts["txt"].decode("utf-8", errors="replace")]
     else:

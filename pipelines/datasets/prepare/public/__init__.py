@@ -2,4 +2,6 @@
 
 Pictures stay where they are, and the rows say where that is; only what lies inside of archives or
 binary batches is written into shards.
+
+Each `prepare_…(source, out)` takes the folder as published and writes sets below `out`.
 """

@@ -10,6 +10,7 @@ python version is refused, since it is made of pickles, which run whatever code 
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,69 +22,63 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.pictures import class_captions
-from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.prepare.public.published import wrong_layout
+from pipelines.datasets.prepare.rows import SPLITS, RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _SIDE_PX = 32
 _PICTURE_BYTES = 3 * _SIDE_PX * _SIDE_PX
 Records = UInt8[np.ndarray, "picture byte"]
+#: Functions that read the files, by name.
+Files = Mapping[str, Callable[[], bytes]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """One of the two sets.
+    """The files of one of the two sets.
 
     Attributes:
-        label_bytes: before each picture.
+        name: of the set.
+        folder: that holds the files; in an archive `archive`.
+        batches: files with pictures, by split.
+        class_names: file of the classes' names.
+        label_bytes: number of labels before each picture, a byte each.
     """
 
     name: str
     folder: str
     archive: str
-    batches: dict[str, tuple[str, ...]]
+    batches: dict[str, list[str]]
     class_names: str
     label_bytes: int
 
     @property
-    def batch_files(self) -> list[str]:
-        """Those with pictures."""
-        return [file for files in self.batches.values() for file in files]
-
-    @property
     def files(self) -> set[str]:
-        """All that is read."""
-        return {*self.batch_files, self.class_names}
+        """All files that are read."""
+        return {self.class_names, *itertools.chain(*self.batches.values())}
 
 
 _LAYOUTS = (
     _Layout(
-        "cifar10",
-        "cifar-10-batches-bin",
-        "cifar-10-binary.tar.gz",
-        {
-            "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-            "test": ("test_batch.bin",),
-        },
-        "batches.meta.txt",
-        1,
+        name="cifar10",
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary.tar.gz",
+        batches={"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]},
+        class_names="batches.meta.txt",
+        label_bytes=1,
     ),
     _Layout(
-        "cifar100",
-        "cifar-100-binary",
-        "cifar-100-binary.tar.gz",
-        {"train": ("train.bin",), "test": ("test.bin",)},
-        "fine_label_names.txt",
-        2,
+        name="cifar100",
+        folder="cifar-100-binary",
+        archive="cifar-100-binary.tar.gz",
+        batches={"train": ["train.bin"], "test": ["test.bin"]},
+        class_names="fine_label_names.txt",
+        label_bytes=2,
     ),
 )
-#: What tells the python version.
+#: Files and folders of the python version.
 _PICKLES = {"batches.meta", "meta"} | {
     f"{name}{suffix}"
     for name in ("cifar-10-batches-py", "cifar-10-python", "cifar-100-python")
@@ -99,31 +94,23 @@ def prepare_cifar(source: Location, out: Location) -> list[Location]:
     Args:
         source: a folder or an archive of the binary version.
         out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there or not as published, or are the python version.
     """
-    layout, read = _find(source)
-    folders = {split: out / split for split in layout.batches}
-    refuse_prepared(folders.values())
-    lines = read(layout.class_names).decode("utf-8", errors="replace").splitlines()
+    layout, files = _find(source)
+    refuse_prepared(out / split for split in SPLITS)
+    lines = files[layout.class_names]().decode("utf-8", errors="replace").splitlines()
     class_names = [line.strip().replace("_", " ") for line in lines if line.strip()]
-    records = {file: _records(source, file, read(file), layout) for file in layout.batch_files}
-    for split, files in layout.batches.items():
-        writer = ShardWriter(
-            folders[split],
-            name=f"{layout.name}-{split}",
-            class_names=class_names,
-            licence="not stated by its authors",
-            origin=f"{source.uri}, CIFAR (Krizhevsky, 2009)",
-            evaluation_only=split == "test",
-        )
-        write_rows(writer, _rows({file: records[file] for file in files}, class_names))
-    return list(folders.values())
+    batches = {
+        split: {name: _records(source, name, files[name](), layout) for name in of_split}
+        for split, of_split in layout.batches.items()
+    }
+    about = Manifest(
+        name=layout.name,
+        class_names=tuple(class_names),
+        licence="not stated by its authors",
+        origin=f"{source.uri}, CIFAR (Krizhevsky, 2009)",
+    )
+    rows = {split: _rows(of_split, class_names) for split, of_split in batches.items()}
+    return write_splits(out, about, rows)
 
 
 def _rows(batches: Mapping[str, Records], class_names: Sequence[str]) -> Iterator[Row]:
@@ -141,51 +128,47 @@ def _rows(batches: Mapping[str, Records], class_names: Sequence[str]) -> Iterato
             yield RawSample(key, buffer.getvalue(), captions[class_id], class_id)
 
 
-def _find(source: Location) -> tuple[_Layout, Callable[[str], bytes]]:
-    """Which set it is, and how its files are read by name."""
+def _find(source: Location) -> tuple[_Layout, Files]:
+    """Tell which set is in a folder or an archive, and how to read its files."""
     if source.name.endswith((".tar.gz", ".tgz")):
-        return _find_in_archive(source)
-    names = source.names()
-    if layout := _complete(names):
-        return layout, lambda file: (source / file).read_bytes()
-    inside = [
-        (lay, name) for lay in _LAYOUTS for name in (lay.folder, lay.archive) if name in names
-    ]
+        files, names = _read_archive(source)
+        inside = []
+    else:
+        names = source.names()
+        files = {name: (source / name).read_bytes for name in names}
+        places = [(lay, name) for lay in _LAYOUTS for name in (lay.folder, lay.archive)]
+        inside = [(layout, source / name) for layout, name in places if name in names]
+    for layout in _LAYOUTS:
+        if layout.files <= files.keys():
+            return layout, files
     if len({layout.name for layout, _ in inside}) > 1:
         raise SampleError(
             f"{source.uri} holds both CIFAR-10 and CIFAR-100; name one of "
-            + " and ".join(f"{source.uri}/{name}" for _, name in inside)
+            + " and ".join(place.uri for _, place in inside)
         )
     if inside:
-        return _find(source / inside[0][1])
+        return _find(inside[0][1])
     raise _not_binary(source, names)
 
 
-def _find_in_archive(source: Location) -> tuple[_Layout, Callable[[str], bytes]]:
-    """As `_find`: the archive's files are kept in memory, which is less than 200 MB."""
+def _read_archive(source: Location) -> tuple[Files, set[str]]:
+    """Return an archive's files, in memory (less than 200 MB), and the names that are in it."""
     wanted = {file for layout in _LAYOUTS for file in layout.files}
-    files: dict[str, bytes] = {}
-    parts: set[str] = set()
+    files: dict[str, Callable[[], bytes]] = {}
+    names: set[str] = set()
     try:
         with tarfile.open(fileobj=io.BytesIO(source.read_bytes()), mode="r:gz") as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                parts.update(path.parts)
+                names.update(path.parts)
                 is_wanted = member.isfile() and path.name in wanted
                 if is_wanted and (content := archive.extractfile(member)):
-                    files[path.name] = content.read()
+                    files[path.name] = io.BytesIO(content.read()).getvalue
     except FileNotFoundError:
         raise wrong_layout(source.parent, source.name) from None
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise SampleError(f"{source.uri} is no whole .tar.gz archive: {error}") from None
-    if layout := _complete(files):
-        return layout, files.__getitem__
-    raise _not_binary(source, parts)
-
-
-def _complete(names: Collection[str]) -> _Layout | None:
-    """The layout of which all files are there."""
-    return next((layout for layout in _LAYOUTS if layout.files <= set(names)), None)
+    return files, names
 
 
 def _not_binary(source: Location, names: Collection[str]) -> SampleError:
@@ -197,7 +180,7 @@ def _not_binary(source: Location, names: Collection[str]) -> SampleError:
             + " or ".join(layout.archive for layout in _LAYOUTS)
         )
     for layout in _LAYOUTS:
-        if set(layout.batch_files) & set(names):
+        if (layout.files - {layout.class_names}) & set(names):
             missing = sorted(layout.files - set(names))
             return SampleError(f"{source.uri} lacks {', '.join(missing)} of {layout.folder}")
     if source.name.endswith("gz"):
@@ -207,7 +190,7 @@ def _not_binary(source: Location, names: Collection[str]) -> SampleError:
 
 
 def _records(source: Location, file: str, content: bytes, layout: _Layout) -> Records:
-    """The labels and pixels of each picture."""
+    """Return the labels and pixels of each picture."""
     size = layout.label_bytes + _PICTURE_BYTES
     if not content or len(content) % size:
         raise SampleError(

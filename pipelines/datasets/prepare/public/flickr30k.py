@@ -11,26 +11,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from clippo_core.errors import ConfigError
-from pipelines.datasets.manifest import ShardWriter, refuse_prepared
-from pipelines.datasets.prepare.public.karpathy import KarpathySet, write_karpathy
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    RejectedRow,
-    Row,
-    caption_rows,
-    list_files,
-    read_lines,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.manifest import Manifest, refuse_prepared
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 _KARPATHY_FILE = "dataset_flickr30k.json"
 _PICTURES = ("flickr30k-images", "flickr30k_images", "images")
 _LICENCE = "for research and education only; pictures: terms of Flickr"
-#: Name, number and text of a caption in each of the two files that it is published in.
+#: Patterns of a caption's name, number and text in the two files that are published.
 _LINES = {
     "results_20130124.token": re.compile(r"([^#\t]+)#(\d+)\t(.*)"),
     "results.csv": re.compile(r"([^|]+)\|\s*(\d+)\|(.*)"),
@@ -48,58 +40,46 @@ def prepare_flickr30k(
         source: the folder with the captions' file and the pictures' folder.
         out: where the sets go.
         splits: those of Karpathy's to write; None: all.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if there is no such split, or a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     names = source.names()
     pictures = next((name for name in _PICTURES if name in names), None)
     captions = next((name for name in (_KARPATHY_FILE, *_LINES) if name in names), None)
     if captions is None:
-        raise wrong_layout(source, _KARPATHY_FILE, *_LINES)
+        raise published.wrong_layout(source, _KARPATHY_FILE, *_LINES)
     if pictures is None:
-        raise wrong_layout(source, *(f"{folder}/" for folder in _PICTURES))
+        raise published.wrong_layout(source, *(f"{folder}/" for folder in _PICTURES))
     if captions == _KARPATHY_FILE:
-        kind = KarpathySet(
-            file=_KARPATHY_FILE,
-            name="flickr30k",
-            licence=_LICENCE,
-            key_of=lambda image: str(image.get("filename")).rpartition(".")[0],
-            path_of=lambda image: f"{pictures}/{image.get('filename')}",
-        )
-        return write_karpathy(source, out, kind, splits)
+
+        def locate(image: dict[str, Any]) -> tuple[str, str]:
+            name = str(image.get("filename"))
+            return name.rpartition(".")[0], f"{pictures}/{name}"
+
+        about = Manifest(name="flickr30k", licence=_LICENCE)
+        return published.write_karpathy(source / captions, out, about, locate, splits)
     if splits is not None:
         raise ConfigError(f"{captions} knows no splits; they are in {_KARPATHY_FILE}")
-    return [_write_all(source, out / "all", captions, pictures)]
-
-
-def _write_all(source: Location, folder: Location, captions: str, pictures: str) -> Location:
-    refuse_prepared([folder])
-    writer = ShardWriter(
-        folder,
-        name="flickr30k-all",
+    refuse_prepared([out / "all"])
+    about = Manifest(
+        name="flickr30k",
         licence=_LICENCE,
         origin=f"{source.uri}, {captions} (Young et al., TACL 2014)",
         files_at=source.uri,
     )
-    files = list_files(source, pictures)
-    return write_rows(writer, _rows(read_lines(source / captions), captions, pictures), files)
+    files = published.list_files(source, pictures)
+    rows = _rows(published.read_lines(source / captions), captions, pictures)
+    return published.write(out, about, {"all": rows}, files)
 
 
 def _rows(lines: Sequence[str], file: str, pictures: str) -> Iterator[Row]:
-    captions: dict[str, list[Caption]] = {}
+    captions: dict[str, list[published.Caption]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("image_name")):
             continue
         if found := _LINES[file].fullmatch(line):
-            name, caption = found[1].strip(), Caption(f"{file}:{number}", found[3])
+            name, caption = found[1].strip(), published.Caption(f"{file}:{number}", found[3])
             captions.setdefault(name, []).append(caption)
         else:
             # The published results.csv has such a line: a separator is missing in it.
             yield RejectedRow(f"{file}:{number}", "malformed_row", line)
     for name, of_picture in captions.items():
-        yield from caption_rows(name.rpartition(".")[0], f"{pictures}/{name}", of_picture)
+        yield from published.caption_rows(name.rpartition(".")[0], f"{pictures}/{name}", of_picture)

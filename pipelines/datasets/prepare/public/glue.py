@@ -13,75 +13,59 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
-    read_lines,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.manifest import Manifest, RawSample, refuse_prepared
+from pipelines.datasets.prepare.public.published import read_lines, wrong_layout
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
 _TRAIN_AND_DEV = {"train": ("train.tsv",), "dev": ("dev.tsv",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Columns:
-    """Which columns of a file are what.
-
-    Attributes:
-        texts: the sentences.
-        label: the class or the score.
-        header: names of the columns of a file that does not tell them itself.
-    """
-
-    texts: tuple[str, ...]
-    label: str
-    header: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A task.
+    """One of the tasks, and how its files are laid out.
 
     Attributes:
         folder: as published.
-        columns: of its TSV files.
+        texts: names of the columns of sentences in its TSV files.
+        label: name of the column of the class or the score.
+        header: names of all columns, where the files do not tell them themselves.
         class_names: in the order of the class ids; empty where the label is a score.
         codes: what stands for the classes in the files, if not their names.
         files: of each set; the first that is there is read.
     """
 
     folder: str
-    columns: _Columns
+    texts: tuple[str, ...] = ("sentence1", "sentence2")
+    label: str = "label"
+    header: tuple[str, ...] | None = None
     class_names: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
     files: dict[str, tuple[str, ...]] = field(default_factory=lambda: _TRAIN_AND_DEV)
 
 
-_SENTENCES = ("sentence1", "sentence2")
+_BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _TASKS = (
     _Task(
         folder="CoLA",
-        columns=_Columns(
-            texts=("sentence",), label="label", header=("source", "label", "mark", "sentence")
-        ),
+        texts=("sentence",),
+        header=("source", "label", "mark", "sentence"),
         class_names=("unacceptable", "acceptable"),
-        codes=("0", "1"),
+        codes=_BINARY,
     ),
     _Task(
         folder="SST-2",
-        columns=_Columns(texts=("sentence",), label="label"),
+        texts=("sentence",),
         class_names=("negative", "positive"),
-        codes=("0", "1"),
+        codes=_BINARY,
     ),
     _Task(
         folder="MRPC",
-        columns=_Columns(texts=("#1 String", "#2 String"), label="Quality"),
+        texts=("#1 String", "#2 String"),
+        label="Quality",
         class_names=("not_equivalent", "equivalent"),
-        codes=("0", "1"),
+        codes=_BINARY,
         files={
             "train": ("train.tsv", "msr_paraphrase_train.txt"),
             "dev": ("dev.tsv",),
@@ -90,31 +74,20 @@ _TASKS = (
     ),
     _Task(
         folder="QQP",
-        columns=_Columns(texts=("question1", "question2"), label="is_duplicate"),
+        texts=("question1", "question2"),
+        label="is_duplicate",
         class_names=("not_duplicate", "duplicate"),
-        codes=("0", "1"),
+        codes=_BINARY,
     ),
-    _Task(folder="STS-B", columns=_Columns(texts=_SENTENCES, label="score")),
+    _Task(folder="STS-B", label="score"),
     _Task(
         folder="MNLI",
-        columns=_Columns(texts=_SENTENCES, label="gold_label"),
+        label="gold_label",
         class_names=("entailment", "neutral", "contradiction"),
-        files={
-            "train": ("train.tsv",),
-            "dev_matched": ("dev_matched.tsv",),
-            "dev_mismatched": ("dev_mismatched.tsv",),
-        },
+        files={split: (f"{split}.tsv",) for split in ("train", "dev_matched", "dev_mismatched")},
     ),
-    _Task(
-        folder="QNLI",
-        columns=_Columns(texts=("question", "sentence"), label="label"),
-        class_names=_ENTAILMENT,
-    ),
-    _Task(
-        folder="RTE",
-        columns=_Columns(texts=_SENTENCES, label="label"),
-        class_names=_ENTAILMENT,
-    ),
+    _Task(folder="QNLI", texts=("question", "sentence"), class_names=_ENTAILMENT),
+    _Task(folder="RTE", class_names=_ENTAILMENT),
 )
 
 
@@ -122,71 +95,48 @@ def prepare_glue(source: Location, out: Location) -> list[Location]:
     """Write the tasks of GLUE that are there, such as `out/sst-2/train` and `out/sst-2/dev`.
 
     A key is the file and the line. All but `train` is for evaluation only.
-
-    Args:
-        source: the folder with a folder for each task.
-        out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if there is no task, or a file is not as published.
     """
     there = source.names()
     tasks = [task for task in _TASKS if task.folder in there]
     if not tasks:
         raise wrong_layout(source, "task of GLUE: " + ", ".join(f"{t.folder}/" for t in _TASKS))
-    sets = [(task, split, file) for task in tasks for split, file in _files(source, task).items()]
-    refuse_prepared(_folder(out, task, split) for task, split, _ in sets)
-    return [
-        _write(source, _folder(out, task, split), task, split, file) for task, split, file in sets
-    ]
+    files = [_files(source / task.folder, task) for task in tasks]
+    places = [out / task.folder.lower() for task in tasks]
+    sets = list(zip(tasks, places, files, strict=True))
+    refuse_prepared(place / split for _, place, of_task in sets for split in of_task)
+    folders: list[Location] = []
+    for task, place, of_task in sets:
+        about = Manifest(
+            name=f"glue_{place.name}",
+            kind="labelled-text",
+            class_names=task.class_names,
+            licence="each task its own; see gluebenchmark.com",
+            origin=f"{source.uri}, GLUE (arXiv:1804.07461)",
+        )
+        rows = {split: _rows(file, task) for split, file in of_task.items()}
+        folders += write_splits(place, about, rows)
+    return folders
 
 
-def _folder(out: Location, task: _Task, split: str) -> Location:
-    return out / task.folder.lower() / split
-
-
-def _files(source: Location, task: _Task) -> dict[str, str]:
-    """The file of each set that is there."""
-    names = (source / task.folder).names()
+def _files(folder: Location, task: _Task) -> dict[str, Location]:
+    """Return the file of each set that is there."""
+    names = folder.names()
     found = {
-        split: next((file for file in files if file in names), None)
+        split: [folder / file for file in files if file in names]
         for split, files in task.files.items()
     }
-    there = {split: file for split, file in found.items() if file is not None}
-    if not there:
-        raise wrong_layout(
-            source / task.folder, *(f for files in task.files.values() for f in files)
-        )
-    return there
-
-
-def _write(source: Location, folder: Location, task: _Task, split: str, file: str) -> Location:
-    writer = ShardWriter(
-        folder,
-        name=f"glue_{task.folder.lower()}-{split}",
-        kind="labelled-text",
-        class_names=task.class_names,
-        licence="each task its own; see gluebenchmark.com",
-        origin=f"{source.uri}, GLUE (arXiv:1804.07461)",
-        evaluation_only=split != "train",
-    )
-    return write_rows(writer, _rows(source / task.folder / file, task))
+    if not any(found.values()):
+        raise wrong_layout(folder, *(file for files in task.files.values() for file in files))
+    return {split: files[0] for split, files in found.items() if files}
 
 
 def _rows(place: Location, task: _Task) -> Iterator[Row]:
     # No CSV reader: nothing is quoted here, whatever quotation marks are in a sentence.
     lines = [line.split("\t") for line in read_lines(place)]
-    columns, first = task.columns, 1
-    header: Sequence[str] = columns.header or lines[0]
-    if columns.header is None:
-        lines, first = lines[1:], 2
-    wanted = [*columns.texts, columns.label]
+    header, first = (lines.pop(0), 2) if task.header is None else (list(task.header), 1)
+    wanted = [*task.texts, task.label]
     if missing := [name for name in wanted if name not in header]:
-        raise SampleError(f"{place.uri} has no column {missing[0]!r}; it has {list(header)}")
+        raise SampleError(f"{place.uri} has no column {missing[0]!r}; it has {header}")
     places = [header.index(name) for name in wanted]
     for number, fields in enumerate(lines, start=first):
         key = f"{place.name}:{number}"

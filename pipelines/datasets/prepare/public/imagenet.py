@@ -11,23 +11,18 @@ The tree of Kaggle's archive, ILSVRC/Data/CLS-LOC/{train,val}, is known too.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
 from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES, class_captions
-from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
-    list_files,
-    read_lines,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
 _LICENCE = "for non-commercial research and education only (image-net.org)"
@@ -43,17 +38,8 @@ _GROUND_TRUTHS = (
 _WNID = re.compile(r"n\d{8}")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Pictures and their classes.
-
-    Attributes:
-        class_of: class of each picture's path; None where it is not known.
-        files: the pictures that are there.
-    """
-
-    class_of: dict[str, str | None]
-    files: Set[str]
+#: Class of each picture's path; None where it is not known.
+Labels = dict[str, str | None]
 
 
 def prepare_imagenet(source: Location, out: Location) -> list[Location]:
@@ -61,28 +47,18 @@ def prepare_imagenet(source: Location, out: Location) -> list[Location]:
 
     A key is the picture's path. Classes are those that occur, numbered in the order of their WNIDs.
     Where folders are not called by WNIDs, this is `prepare_class_folders`.
-
-    Args:
-        source: the folder with train/, val/ and the classes' names.
-        out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     folders = _split_folders(source)
     labels = {split: _class_of_each(source, folder) for split, folder in folders.items()}
-    if "val" in labels and not any(labels["val"].class_of.values()):
-        labels["val"] = _ground_truth(source, folders["val"], list(labels["val"].class_of))
+    files = frozenset(itertools.chain(*labels.values()))
+    if "val" in labels and not any(labels["val"].values()):
+        labels["val"] = _ground_truth(source, folders["val"], list(labels["val"]))
     classes = _classes(labels)
     if not any(_WNID.fullmatch(name) for name in classes):
         return prepare_class_folders(source, out)
-    names = _class_names(source, classes)
     origin = f"{source.uri}, ImageNet (arXiv:1409.0575)"
-    return _write(source, out, labels, names, title="imagenet", licence=_LICENCE, origin=origin)
+    about = Manifest(name="imagenet", licence=_LICENCE, origin=origin, files_at=source.uri)
+    return _write(out, about, labels, _class_names(source, classes), files)
 
 
 def prepare_class_folders(source: Location, out: Location) -> list[Location]:
@@ -90,55 +66,29 @@ def prepare_class_folders(source: Location, out: Location) -> list[Location]:
 
     Where such folders lie in train/, val/, valid/, validation/ or test/, each of these becomes a
     set, and all but `train` are for evaluation only; else all is one set, `out/all`.
-
-    Args:
-        source: the folder with the folders.
-        out: where the sets go.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if there are no pictures in folders.
     """
     there = source.names()
     splits = {split: split for split in _ALL_SPLITS if split in there} or {"all": ""}
     labels = {split: _class_of_each(source, folder) for split, folder in splits.items()}
     names = {name: name.replace("_", " ") for name in _classes(labels)}
     if not names:
-        raise wrong_layout(source, "folders with pictures, one for each class")
-    origin = source.uri
-    return _write(source, out, labels, names, title=source.name, licence="unknown", origin=origin)
+        raise published.wrong_layout(source, "folders with pictures, one for each class")
+    about = Manifest(name=source.name, origin=source.uri, files_at=source.uri)
+    return _write(out, about, labels, names, frozenset(itertools.chain(*labels.values())))
 
 
 def _write(
-    source: Location,
     out: Location,
+    about: Manifest,
     labels: Mapping[str, Labels],
     names: Mapping[str, str],
-    *,
-    title: str,
-    licence: str,
-    origin: str,
+    files: Set[str],
 ) -> list[Location]:
     refuse_prepared(out / split for split in labels)
-    folders: list[Location] = []
-    for split, of_split in labels.items():
-        writer = ShardWriter(
-            out / split,
-            name=f"{title}-{split}",
-            class_names=tuple(names.values()),
-            licence=licence,
-            origin=origin,
-            evaluation_only=split not in ("train", "all"),
-            files_at=source.uri,
-            # By class otherwise, and a run of rows would be of one class; tests are read whole.
-            shuffle=split in ("train", "all"),
-        )
-        rows = _rows(of_split.class_of, names)
-        folders.append(write_rows(writer, rows, of_split.files))
-    return folders
+    about = replace(about, class_names=tuple(names.values()))
+    rows = {split: _rows(of_split, names) for split, of_split in labels.items()}
+    # Pictures are in the order of their classes, and a run of rows would be of one.
+    return published.write(out, about, rows, files, shuffle=True)
 
 
 def _rows(labels: Mapping[str, str | None], names: Mapping[str, str]) -> Iterator[Row]:
@@ -155,51 +105,47 @@ def _rows(labels: Mapping[str, str | None], names: Mapping[str, str]) -> Iterato
 
 
 def _split_folders(source: Location) -> dict[str, str]:
-    """Path of train/ and of val/, whichever are there; none where there is no sign of ImageNet."""
+    """Return the paths of train/ and val/ that are there; none without ImageNet's names."""
     for tree in ("", f"{_KAGGLE_TREE}/"):
         there = (source / _KAGGLE_TREE if tree else source).names()
         if found := {split: f"{tree}{split}" for split in _SPLITS if split in there}:
             return found
         if any(_WNID.fullmatch(name) for name in there):
-            raise wrong_layout(source, *(f"{split}/" for split in _SPLITS))
+            raise published.wrong_layout(source, *(f"{split}/" for split in _SPLITS))
     return {}
 
 
 def _classes(labels: Mapping[str, Labels]) -> list[str]:
-    """The classes that occur in any of the sets, sorted."""
-    return sorted(
-        {name for of_split in labels.values() for name in of_split.class_of.values() if name}
-    )
+    """Return the classes that occur in any of the sets, sorted."""
+    return sorted({name for of_split in labels.values() for name in of_split.values() if name})
 
 
 def _class_of_each(source: Location, folder: str) -> Labels:
-    """The pictures of a folder, sorted; the class is the first folder below it, if there is one."""
+    """Return a folder's pictures, sorted; the class is the first folder below it, if any."""
     paths = sorted(
         path
-        for path in list_files(source, folder)
+        for path in published.list_files(source, folder)
         if PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
     )
     if not paths:
-        raise wrong_layout(source / folder if folder else source, "pictures in it")
+        raise published.wrong_layout(source / folder if folder else source, "pictures in it")
     depth = folder.count("/") + 1 if folder else 0
     parts = ((path, path.split("/")[depth:]) for path in paths)
-    class_of = {path: below[0] if len(below) > 1 else None for path, below in parts}
-    return Labels(class_of, frozenset(paths))
+    return {path: below[0] if len(below) > 1 else None for path, below in parts}
 
 
 def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
-    """The class of each picture of a flat folder."""
+    """Return the class of each picture of a flat folder, out of a file in the source."""
     names = source.names()
     if _SOLUTION in names:
         found = _solution(source / _SOLUTION)
         class_of = {path: found.pop(PurePosixPath(path).stem, None) for path in paths}
         # Those that are left are not there, and will be rejected by name.
-        missing = {f"{folder}/{stem}.JPEG": wnid for stem, wnid in found.items()}
-        return Labels(class_of | missing, frozenset(paths))
+        return class_of | {f"{folder}/{stem}.JPEG": wnid for stem, wnid in found.items()}
     file = next((name for name in _GROUND_TRUTHS if name in names), None)
     if file is None:
-        raise wrong_layout(source, "folders in val/", _SOLUTION, *_GROUND_TRUTHS)
-    labels = [line.strip() for line in read_lines(source / file)]
+        raise published.wrong_layout(source, "folders in val/", _SOLUTION, *_GROUND_TRUTHS)
+    labels = [line.strip() for line in published.read_lines(source / file)]
     unknown = next((label for label in labels if not _WNID.fullmatch(label)), None)
     if unknown is not None:
         raise SampleError(
@@ -210,29 +156,29 @@ def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
         raise SampleError(
             f"{source.uri}/{file} has {len(labels)} lines, but val/ has {len(paths)} pictures"
         )
-    return Labels(dict(zip(paths, labels, strict=True)), frozenset(paths))
+    return dict(zip(paths, labels, strict=True))
 
 
 def _solution(place: Location) -> dict[str, str | None]:
-    """WNID by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", a box or several each."""
-    rows = [line.split(",", 1) for line in read_lines(place)[1:]]
+    """Return WNIDs by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", boxes follow."""
+    rows = [line.split(",", 1) for line in published.read_lines(place)[1:]]
     return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
 
 
 def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
-    """Name of each WNID, in their order; one that has none is left out."""
+    """Return the name of each WNID, in their order; one that has none is left out."""
     there = source.names()
     if _SYNSETS in there:
-        synsets = dict(_split_names(read_lines(source / _SYNSETS)))
+        synsets = _names_by_wnid(published.read_lines(source / _SYNSETS))
         first = {wnid: synsets[wnid].split(",")[0].strip() for wnid in wnids if wnid in synsets}
         uses = Counter(first.values())
         # Some first names are of two classes, such as "maillot": these get all their names.
         return {w: name if uses[name] == 1 else synsets[w] for w, name in first.items()}
     if _CLASSES not in there:
-        raise wrong_layout(source, f"{_SYNSETS} or {_CLASSES} with the classes' names")
-    lines = [line.strip() for line in read_lines(source / _CLASSES) if line.strip()]
+        raise published.wrong_layout(source, f"{_SYNSETS} or {_CLASSES} with the classes' names")
+    lines = [line.strip() for line in published.read_lines(source / _CLASSES) if line.strip()]
     if all(_WNID.match(line) for line in lines):
-        named = dict(_split_names(lines))
+        named = _names_by_wnid(lines)
         return {wnid: named[wnid] for wnid in wnids if wnid in named}
     if len(lines) != len(wnids):
         raise SampleError(
@@ -242,9 +188,7 @@ def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
     return dict(zip(wnids, lines, strict=True))
 
 
-def _split_names(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """WNID and names of each line that has both."""
-    for line in lines:
-        wnid, *names = re.split(r"[\s,:]+", line.strip(), maxsplit=1)
-        if names and names[0]:
-            yield wnid, names[0]
+def _names_by_wnid(lines: Sequence[str]) -> dict[str, str]:
+    """Return what lines such as "n01440764 tench, Tinca tinca" say; others are left out."""
+    parts = (re.split(r"[\s,:]+", line.strip(), maxsplit=1) for line in lines)
+    return {part[0]: part[1] for part in parts if len(part) == 2 and part[1]}

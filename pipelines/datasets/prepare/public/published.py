@@ -1,33 +1,32 @@
-"""Sets as published: listed once, read strictly, written row by row."""
+"""Sets as published: listed once, read strictly, written row by row.
+
+COCO and Flickr30k have Karpathy's splits (arXiv:1412.2306) in common: one JSON file with all
+captions. The literature's retrieval numbers are of its test splits: 5,000 pictures of COCO, 1,000
+of Flickr30k.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter
-from pipelines.runtime.progress import progress
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
+#: The set that each split goes to. "restval" is what val2014 has beyond val and test.
+_SETS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+#: Returns key and path of a picture by its entry in the JSON file.
+Locate = Callable[[dict[str, Any]], tuple[str, str]]
 #: An error message names so many of the files that are there.
 _NAMES_SHOWN = 12
 
 
-class RejectedRow(NamedTuple):
-    """A row that cannot be used: what `ShardWriter.reject` takes."""
-
-    key: str
-    reason: str
-    detail: str = ""
-
-
-Row = RawSample | RejectedRow
-
-
 class Caption(NamedTuple):
-    """What a file says is a caption; `key` names it among the rejects if it is none."""
+    """A caption as it is in a file; `key` names it among the rejects if it is no text."""
 
     key: str
     text: object
@@ -35,7 +34,7 @@ class Caption(NamedTuple):
 
 
 def wrong_layout(source: Location, *looked_for: str) -> SampleError:
-    """The error for a folder that is not as published: what was looked for, and what is there."""
+    """Return an error that says what was looked for in a folder, and what is there."""
     names = source.names()
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     there = f"it holds {', '.join(names[:_NAMES_SHOWN])}{more}" if names else "it holds nothing"
@@ -43,7 +42,7 @@ def wrong_layout(source: Location, *looked_for: str) -> SampleError:
 
 
 def list_files(source: Location, *folders: str) -> frozenset[str]:
-    """Paths of all files in some of a source's folders, relative to the source.
+    """Return the paths of all files in some of a source's folders, relative to the source.
 
     Each folder is listed once, whatever the number of files: asking a bucket for each takes days.
 
@@ -53,27 +52,22 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
 
     Raises:
         SampleError: if there is no file in one of them.
-        StorageError: if the storage does not answer.
     """
     found: set[str] = set()
     for folder in folders:
-        prefix = f"{folder}/" if folder else ""
         names = (source / folder if folder else source).files()
         if not names:
             raise wrong_layout(source, f"files in {folder}/" if folder else "files")
-        found.update(f"{prefix}{name}" for name in names)
+        found.update(f"{folder}/{name}" if folder else name for name in names)
     return frozenset(found)
 
 
 def read_records(
     place: Location, *tables: str, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> list[list[dict[str, Any]]]:
-    """Lists of records out of a JSON file.
+    """Return the lists of records that are called `tables` in the object of a JSON file.
 
-    Args:
-        place: of the file, which holds an object of lists.
-        tables: names of the lists.
-        object_hook: makes something else of an object, as `json.loads` has it.
+    `object_hook` replaces objects, see `json.loads`.
 
     Raises:
         SampleError: if there is no such file, it is no JSON, or it holds no such lists.
@@ -83,18 +77,17 @@ def read_records(
         found = json.loads(content, object_hook=object_hook)
     except ValueError as error:
         raise SampleError(f"{place.uri} is not valid JSON: {error}") from None
-    lists: list[list[dict[str, Any]]] = []
-    for table in tables:
-        records = found.get(table) if isinstance(found, dict) else None
+    is_object = isinstance(found, dict)
+    lists: list[Any] = [found.get(table) if is_object else None for table in tables]
+    for table, records in zip(tables, lists, strict=True):
         if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            there = sorted(found) if isinstance(found, dict) else type(found).__name__
+            there = sorted(found) if is_object else type(found).__name__
             raise SampleError(f"{place.uri} has no list of {table!r}; it has {there}")
-        lists.append(records)
     return lists
 
 
 def read_lines(place: Location) -> list[str]:
-    """Lines of a UTF-8 file, by line feeds alone: texts hold the other characters that end lines.
+    """Return the lines of a UTF-8 file, cut at line feeds alone: texts hold other line ends.
 
     Raises:
         SampleError: if there is no such file, or it is not UTF-8.
@@ -113,59 +106,56 @@ def _read(place: Location) -> bytes:
         raise wrong_layout(place.parent, place.name) from None
 
 
-def write_rows(writer: ShardWriter, rows: Iterable[Row], files: Set[str] = frozenset()) -> Location:
-    """Write a set, less the rows whose picture is missing and those whose key was there before.
+def write(
+    out: Location,
+    about: Manifest,
+    splits: Mapping[str, Iterable[Row]],
+    files: Set[str],
+    *,
+    shuffle: bool = False,
+) -> list[Location]:
+    """Write splits, less rows whose picture is missing; see `write_splits` and `list_files`."""
+    rows = {split: usable(of_split, files) for split, of_split in splits.items()}
+    return write_splits(out, about, rows, shuffle=shuffle)
 
-    Args:
-        writer: of the set.
-        rows: samples, and what had to be rejected.
-        files: the pictures that there are; see `list_files`.
 
-    Returns:
-        The set's folder.
-
-    Raises:
-        SampleError: if there was no sample.
-    """
+def usable(rows: Iterable[Row], files: Set[str]) -> Iterator[Row]:
+    """Yield rows; those whose picture is missing, or whose key was there before, as rejects."""
     seen: set[str] = set()
-    for row in progress(writer.name, unit="row", iterable=rows):
+    for row in rows:
         if isinstance(row, RejectedRow):
-            writer.reject(*row)
+            yield row
         elif row.image_at is not None and row.image_at.path not in files:
-            writer.reject(row.key, "missing_image", row.image_at.path)
+            yield RejectedRow(row.key, "missing_image", row.image_at.path)
         elif row.key in seen:
-            writer.reject(row.key, "duplicate_key")
+            yield RejectedRow(row.key, "duplicate_key")
         else:
             seen.add(row.key)
-            writer.add(row)
-    writer.close()
-    return writer.folder
+            yield row
 
 
 def caption_rows(key: str, path: str, captions: Iterable[Caption]) -> Iterator[Row]:
-    """A picture with captions as a row, after a row for each caption that is none."""
+    """Yield a picture with captions as a row, after a row for each caption that is no text."""
     good: list[tuple[str, str]] = []
     for caption in captions:
-        text = clean(caption.text)
-        if text:
+        if text := clean(caption.text):
             good.append((text, caption.language))
         else:
             yield RejectedRow(caption.key, "blank_caption", path)
-    if not good:
+    if good:
+        texts, languages = zip(*good, strict=True)
+        yield RawSample(key, None, texts, languages=languages, image_at=ImageReference(path))
+    else:
         yield RejectedRow(key, "missing_caption", path)
-        return
-    texts, languages = zip(*good, strict=True)
-    at = ImageReference(path)
-    yield RawSample(key, None, list(texts), languages=list(languages), image_at=at)
 
 
 def clean(text: object) -> str:
-    """A text without white space around it; "" for what is no text."""
+    """Return a text without white space around it; "" for what is no text."""
     return text.strip() if isinstance(text, str) else ""
 
 
 def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> list[str]:
-    """The splits that were asked for, or all, in the order that they were published in.
+    """Return the splits that were asked for, or all, in the order that they were published in.
 
     Raises:
         ConfigError: if one of them is not there.
@@ -174,3 +164,53 @@ def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> l
     if unknown:
         raise ConfigError(f"there is no split {unknown[0]!r}; expected some of {list(published)}")
     return [split for split in published if splits is None or split in splits]
+
+
+def write_karpathy(
+    file: Location,
+    out: Location,
+    about: Manifest,
+    locate: Locate,
+    splits: Sequence[str] | None,
+) -> list[Location]:
+    """Write the sets `out/train` (with "restval"), `out/val` and `out/test`.
+
+    Args:
+        file: the JSON file, in the folder with the pictures' folders.
+        out: where the sets go.
+        about: name and licence of the sets.
+        locate: says what a picture's key is and where it lies, relative to the file's folder.
+        splits: those to write; None: all.
+    """
+    source = file.parent
+    (images,) = read_records(file, "images")
+    entries: dict[str, list[dict[str, Any]]] = {name: [] for name in _SETS.values()}
+    for image in images:
+        split = image.get("split")
+        if split not in _SETS:
+            raise SampleError(f"{file.uri} has the split {split!r}; expected {list(_SETS)}")
+        entries[_SETS[split]].append(image)
+    chosen = choose_splits(splits, [name for name, found in entries.items() if found])
+    refuse_prepared(out / name for name in chosen)
+    paths = (locate(image)[1] for name in chosen for image in entries[name])
+    folders = {path.rpartition("/")[0] for path in paths}
+    files = list_files(source, *sorted(filter(_is_inside, folders)))
+    origin = f"{source.uri}, {file.name} (arXiv:1412.2306)"
+    about = replace(about, origin=origin, files_at=source.uri)
+    return write(out, about, {n: _karpathy_rows(entries[n], locate) for n in chosen}, files)
+
+
+def _karpathy_rows(entries: Sequence[dict[str, Any]], locate: Locate) -> Iterator[Row]:
+    for image in entries:
+        key, path = locate(image)
+        if not clean(image.get("filename")):
+            yield RejectedRow(key, "missing_image", "no filename")
+            continue
+        sentences = [s for s in image.get("sentences") or () if isinstance(s, dict)]
+        captions = (Caption(f"sentence {s.get('sentid')}", s.get("raw")) for s in sentences)
+        yield from caption_rows(key, path, captions)
+
+
+def _is_inside(folder: str) -> bool:
+    """Return whether it is a subfolder of the source: an entry may be damaged, or made up."""
+    return bool(folder) and not folder.startswith("/") and ".." not in folder.split("/")

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    RejectedRow,
-    Row,
-    clean,
-    list_files,
-    read_records,
-    write_rows,
-    wrong_layout,
-)
+from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, refuse_prepared
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.runtime.storage import Location
 
-_SPLITS = ("train", "val")
+#: Names of the two files of each split.
+_FILES = {
+    split: (
+        f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+        f"v2_mscoco_{split}2014_annotations.json",
+    )
+    for split in ("train", "val")
+}
 Records = list[dict[str, Any]]
 
 
@@ -54,72 +54,41 @@ def prepare_vqav2(
         num_answers: size of the vocabulary, at most: the most frequent answers.
         min_answer_count: questions that an answer in it must have.
         answers_of: the questions that count.
-
-    Returns:
-        The sets' folders.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     splits = _splits(source)
     refuse_prepared(out / split for split in splits)
-    files = list_files(source, *(f"{split}2014" for split in splits))
-    notes = {s: _read_annotations(source / _annotations(s)) for s in splits}
+    files = published.list_files(source, *(f"{split}2014" for split in splits))
+    notes = {
+        split: published.read_records(
+            source / _FILES[split][1], "annotations", object_hook=_answer_text
+        )[0]
+        for split in splits
+    }
     counted = [notes[s] for s in splits if s in answers_of.split("+")]
     vocabulary = _vocabulary(counted, num_answers, min_answer_count)
-    return [_write(source, out / s, s, notes[s], vocabulary, files) for s in splits]
-
-
-def _write(
-    source: Location,
-    folder: Location,
-    split: str,
-    annotations: Records,
-    vocabulary: Mapping[str, int],
-    files: Set[str],
-) -> Location:
-    (questions,) = read_records(source / _questions(split), "questions")
-    writer = ShardWriter(
-        folder,
-        name=f"vqav2-{split}",
+    about = Manifest(
+        name="vqav2",
         kind="image-question",
         class_names=tuple(vocabulary),
         licence="questions and answers CC-BY-4.0; pictures: terms of Flickr",
         origin=f"{source.uri}, VQAv2 (arXiv:1612.00837)",
-        evaluation_only=split != "train",
         files_at=source.uri,
     )
-    return write_rows(writer, _rows(questions, annotations, split, vocabulary), files)
-
-
-def _questions(split: str) -> str:
-    return f"v2_OpenEnded_mscoco_{split}2014_questions.json"
-
-
-def _annotations(split: str) -> str:
-    return f"v2_mscoco_{split}2014_annotations.json"
+    rows = {split: _rows(source, split, notes[split], vocabulary) for split in splits}
+    return published.write(out, about, rows, files)
 
 
 def _splits(source: Location) -> list[str]:
-    """Those that are there; train must be, since its answers are the classes."""
+    """Return the splits that are there; train must be, since its answers are the classes."""
     there = source.names()
-    splits = ["train"]
-    if {_questions("val"), _annotations("val")} & set(there):
-        splits.append("val")
-    wanted = [name for split in splits for name in (_questions(split), _annotations(split))]
-    if missing := [name for name in wanted if name not in there]:
-        raise wrong_layout(source, *missing)
+    splits = ["train", "val"] if set(_FILES["val"]) & set(there) else ["train"]
+    if missing := [file for split in splits for file in _FILES[split] if file not in there]:
+        raise published.wrong_layout(source, *missing)
     return splits
 
 
-def _read_annotations(place: Location) -> Records:
-    (annotations,) = read_records(place, "annotations", object_hook=_answer_text)
-    return annotations
-
-
 def _answer_text(record: dict[str, Any]) -> Any:
-    """One person's answer as its text alone: there are millions, of a few thousand words."""
+    """Keep of a person's answer its text alone: there are millions, of a few thousand words."""
     if "answer" not in record:
         return record
     text = record["answer"]
@@ -127,8 +96,8 @@ def _answer_text(record: dict[str, Any]) -> Any:
 
 
 def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str, int]:
-    """The class id of each frequent answer, the most frequent first."""
-    answers = (clean(n.get("multiple_choice_answer")) for notes in parts for n in notes)
+    """Return the class id of each frequent answer, the most frequent first."""
+    answers = (published.clean(n.get("multiple_choice_answer")) for notes in parts for n in notes)
     counts = Counter(answer for answer in answers if answer)
     frequent = sorted((-n, answer) for answer, n in counts.items() if n >= min_count)[:size]
     if not frequent:
@@ -137,8 +106,9 @@ def _vocabulary(parts: Sequence[Records], size: int, min_count: int) -> dict[str
 
 
 def _rows(
-    questions: Records, annotations: Records, split: str, vocabulary: Mapping[str, int]
+    source: Location, split: str, annotations: Records, vocabulary: Mapping[str, int]
 ) -> Iterator[Row]:
+    (questions,) = published.read_records(source / _FILES[split][0], "questions")
     note_of = {str(note.get("question_id")): note for note in annotations}
     for entry in questions:
         key = str(entry.get("question_id"))
@@ -158,14 +128,14 @@ def _row(
     split: str,
     vocabulary: Mapping[str, int],
 ) -> Row:
-    question, image_id = clean(entry.get("question")), entry.get("image_id")
-    answers = [answer for answer in map(clean, note.get("answers") or ()) if answer]
+    question, image_id = published.clean(entry.get("question")), entry.get("image_id")
+    answers = [answer for answer in map(published.clean, note.get("answers") or ()) if answer]
     if not question:
         return RejectedRow(key, "missing_question")
     if not isinstance(image_id, int):
         return RejectedRow(key, "missing_image", f"image_id {image_id}")
     if not answers:
         return RejectedRow(key, "missing_answer")
-    class_id = vocabulary.get(clean(note.get("multiple_choice_answer")))
+    class_id = vocabulary.get(published.clean(note.get("multiple_choice_answer")))
     at = ImageReference(f"{split}2014/COCO_{split}2014_{image_id:012d}.jpg")
     return RawSample(key, None, answers, class_id, question=question, image_at=at)

@@ -12,17 +12,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.datasets.manifest import ShardWriter, refuse_prepared
-from pipelines.datasets.prepare.public.published import (
-    Caption,
-    RejectedRow,
-    Row,
-    caption_rows,
-    clean,
-    list_files,
-    read_lines,
-    write_rows,
-)
+from pipelines.datasets.manifest import Manifest, refuse_prepared
+from pipelines.datasets.prepare.public import published
+from pipelines.datasets.prepare.rows import RejectedRow, Row, write_rows
 from pipelines.runtime.storage import Location
 
 _CAPTIONS = "captions.jsonl"
@@ -33,29 +25,17 @@ def prepare_xm3600(source: Location, out: Location) -> list[Location]:
     """Write Crossmodal-3600 as one set, for evaluation only.
 
     Each picture's captions of all languages are together, and `languages` says which is which.
-
-    Args:
-        source: the folder with captions.jsonl and images/.
-        out: where the set goes.
-
-    Returns:
-        The set's folder.
-
-    Raises:
-        ConfigError: if a set is there already.
-        SampleError: if the files are not there, or not as published.
     """
     refuse_prepared([out])
-    lines = read_lines(source / _CAPTIONS)
-    writer = ShardWriter(
-        out,
+    about = Manifest(
         name="xm3600",
         licence="captions CC-BY-4.0; pictures CC-BY-2.0",
         origin=f"{source.uri}, Crossmodal-3600 (arXiv:2205.12522)",
         evaluation_only=True,
         files_at=source.uri,
     )
-    return [write_rows(writer, _rows(lines), list_files(source, _PICTURES))]
+    rows = _rows(published.read_lines(source / _CAPTIONS))
+    return [write_rows(out, about, published.usable(rows, published.list_files(source, _PICTURES)))]
 
 
 def _rows(lines: Sequence[str]) -> Iterator[Row]:
@@ -68,16 +48,15 @@ def _rows(lines: Sequence[str]) -> Iterator[Row]:
         except ValueError as error:
             yield RejectedRow(where, "malformed_row", str(error))
             continue
-        key = clean(entry.get("image/key")) if isinstance(entry, dict) else ""
-        if not key:
+        if key := published.clean(entry.get("image/key")) if isinstance(entry, dict) else "":
+            yield from published.caption_rows(key, f"{_PICTURES}/{key}.jpg", _captions(key, entry))
+        else:
             yield RejectedRow(where, "malformed_row", "no image/key")
-            continue
-        yield from caption_rows(key, f"{_PICTURES}/{key}.jpg", _captions(key, entry))
 
 
-def _captions(key: str, entry: dict[str, Any]) -> Iterator[Caption]:
-    """Captions in the order of the file; what is an object is a language, the rest is not."""
+def _captions(key: str, entry: dict[str, Any]) -> Iterator[published.Caption]:
+    """Yield captions in the order of the file; what is an object is a language, the rest is not."""
     for language, found in entry.items():
         if isinstance(found, dict):
             for number, text in enumerate(found.get("caption") or ()):
-                yield Caption(f"{key}/{language}/{number}", text, language)
+                yield published.Caption(f"{key}/{language}/{number}", text, language)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import Manifest, RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.registry.packages import unpack_debian_package
-from pipelines.runtime.progress import progress
+from pipelines.datasets.manifest import Manifest, RawSample
+from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
+from pipelines.datasets.prepare.rows import SPLITS, Row, write_splits
 from pipelines.runtime.storage import Location
 
 CLASS_NAMES = (
@@ -47,68 +47,46 @@ CAPTION_TEMPLATES = (
 )
 _PACKAGE = "dataset-fashion-mnist"
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-#: Of the files' content after decompression, so that any mirror's compression will do.
+#: Digests of the files' content after decompression, so that any mirror's compression will do.
 _SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-_SPLITS = {"train": "train", "test": "t10k"}
-
-
-def prepare_fashion_mnist(out: Location) -> list[Location]:
-    """Write the sets `out/train` and `out/test`; what is there and whole is kept.
-
-    Returns:
-        The folders of both.
-
-    Raises:
-        SampleError: if the files cannot be had from anywhere, or are not the known ones.
-    """
-    folders = {split: out / split for split in _SPLITS}
-    if all(is_prepared(folder) for folder in folders.values()):
-        return list(folders.values())
-    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        files = _read_files(_find_files(Path(scratch)))
-    for split, prefix in _SPLITS.items():
-        images = files[f"{prefix}-images-idx3-ubyte"][16:].reshape(-1, 28, 28)
-        labels = files[f"{prefix}-labels-idx1-ubyte"][8:]
-        _write_split(folders[split], split, images, labels)
-    return list(folders.values())
+_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def captions_of(class_id: int) -> list[str]:
-    """Every caption of a class; training draws one at each visit."""
+    """Return every caption of a class; training draws one at each visit."""
     name = CLASS_NAMES[class_id]
     with_article = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
     return [t.replace("{a}", with_article).replace("{}", name) for t in CAPTION_TEMPLATES]
 
 
-def _write_split(
-    folder: Location, split: str, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> Manifest:
-    writer = ShardWriter(
-        folder,
-        name=f"fashion_mnist-{split}",
+def write_fashion_mnist(files: Mapping[str, np.ndarray[Any, Any]], out: Location) -> list[Location]:
+    """Write both splits out of the bytes of the four files; returns their folders."""
+    about = Manifest(
+        name="fashion_mnist",
         class_names=CLASS_NAMES,
         licence="MIT (Zalando SE)",
         origin="Fashion-MNIST, arXiv:1708.07747",
-        evaluation_only=split == "test",
     )
-    pairs = zip(images, labels, strict=True)
-    rows = progress(writer.name, unit="image", total=len(images), iterable=pairs)
-    for number, (pixels, label) in enumerate(rows):
+    return write_splits(out, about, {split: _rows(split, files) for split in SPLITS})
+
+
+def _rows(split: str, files: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Row]:
+    images = files[f"{_PREFIXES[split]}-images-idx3-ubyte"][16:].reshape(-1, 28, 28)
+    labels = files[f"{_PREFIXES[split]}-labels-idx1-ubyte"][8:].tolist()
+    for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
-        key = f"{split}-{number:05d}"
-        writer.add(RawSample(key, buffer.getvalue(), captions_of(int(label)), int(label)))
-    return writer.close()
+        yield RawSample(f"{split}-{number:05d}", buffer.getvalue(), captions_of(label), label)
 
 
-def _read_files(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The four files' bytes, checked to be those that everybody has."""
-    files = {}
+def _read(scratch: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the four files' bytes, checked to be those that everybody has."""
+    folder, files = _find_files(scratch), {}
     for name, sha256 in _SHA256.items():
         content = gzip.decompress((folder / f"{name}.gz").read_bytes())
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -118,7 +96,7 @@ def _read_files(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _find_files(scratch: Path) -> Path:
-    """The folder with the four files, fetched if need be."""
+    """Return the folder with the four files, fetched if need be."""
     if _INSTALLED.is_dir():
         return _INSTALLED
     problems = []
@@ -141,5 +119,12 @@ def _fetch_from_debian(scratch: Path) -> Path:
 def _fetch_by_torchvision(scratch: Path) -> Path:
     from torchvision.datasets import FashionMNIST
 
-    dataset = FashionMNIST(str(scratch), download=True)
-    return Path(dataset.raw_folder)
+    return Path(FashionMNIST(str(scratch), download=True).raw_folder)
+
+
+FASHION_MNIST = RegistrySet(
+    name="fashion_mnist",
+    what="60,000 + 10,000 product photos in ten classes (MIT)",
+    read=_read,
+    write=write_fashion_mnist,
+)

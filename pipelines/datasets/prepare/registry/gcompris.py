@@ -10,23 +10,20 @@ from __future__ import annotations
 import json
 import re
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from clippo_core.errors import Rejected, SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.pictures import check_picture
-from pipelines.datasets.prepare.registry.packages import check_counts, unpack_debian_package
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import Manifest
+from pipelines.datasets.prepare.pictures import picture_row
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_debian_package
 from pipelines.datasets.prepare.registry.tuxpaint import language_tag
-from pipelines.datasets.prepare.splits import SPLITS, SplitWriter
-from pipelines.datasets.prepare.texts import tidy
-from pipelines.runtime.progress import progress
+from pipelines.datasets.prepare.rows import Row, is_held_out, tidy, write_divided, write_rows
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
@@ -34,8 +31,8 @@ _PACKAGE = "gcompris-qt-data"
 _RESOURCES = "usr/share/gcompris-qt/rcc/lang.rcc"
 _MONUMENTS = "usr/share/gcompris-qt/rcc/explore_monuments.rcc"
 _FOLDER = "gcompris/src/activities/lang/resource"
-_EXPECTED = {"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49}
-#: An item of a board: its description, its picture, its name, in this order.
+_ORIGIN = f"GCompris, Debian package {_PACKAGE}"
+#: An item of a board has its description, its picture, its name, in this order.
 _STRING = r'"((?:[^"\\]|\\.)*)"'
 _ITEM = re.compile(
     rf'"text": qsTr\({_STRING}\),\s*"image2": "qrc:/([^"]*)",\s*"text2": qsTr\({_STRING}\)'
@@ -43,8 +40,7 @@ _ITEM = re.compile(
 
 _MAGIC = b"qres"
 _HEADER = struct.Struct(">4sIIII")
-#: Since version 2 a node ends in its time of modification, since 3 flags follow the header.
-_VERSIONS = (1, 2, 3)
+#: Size of a node by version; since 2 it ends in its time of modification.
 _NODE_SIZE = {1: 14, 2: 22, 3: 22}
 _IS_COMPRESSED, _IS_FOLDER, _IS_ZSTD = 1, 2, 4
 #: A damaged tree may contain itself.
@@ -58,7 +54,7 @@ class Word:
     Attributes:
         key: the word that its file is named by.
         picture: encoded.
-        texts: with their languages.
+        texts: each after its language.
     """
 
     key: str
@@ -66,40 +62,8 @@ class Word:
     texts: list[tuple[str, str]]
 
 
-def prepare_gcompris(out: Location) -> list[Location]:
-    """Write the sets `out/train`, `out/test` and `out/monuments`; what is whole is kept.
-
-    Returns:
-        The folders of all three.
-
-    Raises:
-        SampleError: if the package cannot be fetched, or holds less than is known of it.
-    """
-    folders = [out / name for name in (*SPLITS, "monuments")]
-    if all(is_prepared(folder) for folder in folders):
-        return folders
-    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        root = unpack_debian_package(_PACKAGE, Path(scratch))
-        words = read_words(_read_resources(root, _RESOURCES))
-        monuments = read_monuments(_read_resources(root, _MONUMENTS))
-    found = {
-        "drawings": sum(word.picture is not None for word in words),
-        "words": sum(len(word.texts) for word in words),
-        "languages": len({language for word in words for language, _ in word.texts}),
-        "monuments": len(monuments),
-    }
-    check_counts("gcompris", found, _EXPECTED, or_more=True)
-    return [*write_gcompris(words, out), write_monuments(monuments, folders[-1])]
-
-
-def _read_resources(root: Path, path: str) -> dict[str, bytes]:
-    if not (root / path).is_file():
-        raise SampleError(f"the package {_PACKAGE} has no {path}")
-    return read_qt_resources((root / path).read_bytes())
-
-
 def read_qt_resources(content: bytes) -> dict[str, bytes]:
-    """The files of a binary Qt resource file, by path.
+    """Return the files of a binary Qt resource file, by path.
 
     Args:
         content: of a `.rcc` file of version 1 to 3; its entries may be compressed (zlib, zstd).
@@ -111,24 +75,22 @@ def read_qt_resources(content: bytes) -> dict[str, bytes]:
         raise SampleError(f"not a Qt resource file: it starts with {content[:4]!r}")
     try:
         _, version, tree, data, names = _HEADER.unpack_from(content)
-        if version not in _VERSIONS:
-            raise SampleError(f"Qt resource file of version {version}; expected one of {_VERSIONS}")
-        reader = _Reader(content, tree, data, names, _NODE_SIZE[version])
-        return dict(reader.walk(0, "", 0))
+        if version not in _NODE_SIZE:
+            raise SampleError(
+                f"Qt resource file of version {version}; expected one of {list(_NODE_SIZE)}"
+            )
+        return dict(_Reader(content, tree, data, names, _NODE_SIZE[version]).walk())
     except (struct.error, zlib.error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
         raise SampleError(f"damaged Qt resource file: {error}") from None
 
 
 def read_words(files: Mapping[str, bytes]) -> list[Word]:
-    """The drawings and their words, out of the files of `lang.rcc`.
+    """Return the drawings and their words, out of the files of `lang.rcc`.
 
     `words_sample.json` lists drawings with the sound file of each word, by which
     `content-LOCALE.json` names the word.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
     """
-    try:
+    with reading(f"the words in {_RESOURCES}"):
         lessons = json.loads(files[f"{_FOLDER}/words_sample.json"])
         texts = {
             language_tag(path.partition("/content-")[2].removesuffix(".json")): json.loads(content)
@@ -136,15 +98,10 @@ def read_words(files: Mapping[str, bytes]) -> list[Word]:
             if path.startswith(f"{_FOLDER}/content-")
         }
         return [_word(item["image"], item["voice"], files, texts) for item in _items_of(lessons)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SampleError(
-            f"the words in {_RESOURCES} are laid out otherwise than expected "
-            f"({type(error).__name__}: {error})"
-        ) from None
 
 
 def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
-    """The photographs with name and description in English, out of `explore_monuments.rcc`.
+    """Return photographs with English names and descriptions out of `explore_monuments.rcc`.
 
     A monument may stand on several boards, such as the world's and its country's; the first counts.
     """
@@ -157,41 +114,26 @@ def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
     return list(found.values())
 
 
-def write_gcompris(words: list[Word], out: Location) -> list[Location]:
-    """Write drawings as two sets, split by the word's key; returns their folders.
-
-    Raises:
-        SampleError: if a set would be empty.
-    """
-    writers = SplitWriter.of_pictures(
-        out,
+def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
+    """Write drawings as two sets, split by the word's key; returns their folders."""
+    about = Manifest(
         name="gcompris",
-        test_share=TEST_SHARE,
         licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
-        origin=f"GCompris, Debian package {_PACKAGE}",
+        origin=_ORIGIN,
     )
-    for word in progress("gcompris", unit="image", total=len(words), iterable=words):
-        _add_word(writers.of(word.key), word)
-    return writers.close()
+    rows = ((is_held_out(word.key, TEST_SHARE), _row(word)) for word in words)
+    return write_divided(out, about, rows, shuffle=True)
 
 
-def write_monuments(monuments: list[Word], folder: Location) -> Location:
-    """Write photographs as a set for evaluation; returns its folder.
-
-    Raises:
-        SampleError: if it would be empty.
-    """
-    writer = ShardWriter(
-        folder,
+def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
+    """Write photographs as a set for evaluation; returns its folder."""
+    about = Manifest(
         name="gcompris-monuments",
         evaluation_only=True,
         licence="free, per file: see GCompris' explore_monuments (photographs), GPL-3 (texts)",
-        origin=f"GCompris, Debian package {_PACKAGE}",
+        origin=_ORIGIN,
     )
-    for monument in monuments:
-        _add_word(writer, monument)
-    writer.close()
-    return folder
+    return write_rows(folder, about, map(_row, monuments))
 
 
 @dataclass(frozen=True)
@@ -204,8 +146,8 @@ class _Reader:
     names: int
     node_size: int
 
-    def walk(self, node: int, folder: str, depth: int) -> Iterator[tuple[str, bytes]]:
-        """Paths and contents of the files below a node."""
+    def walk(self, node: int = 0, folder: str = "", depth: int = 0) -> Iterator[tuple[str, bytes]]:
+        """Yield the paths and contents of the files below a node."""
         at = self.tree + node * self.node_size
         name_at, flags = struct.unpack_from(">IH", self.content, at)
         # The root has no name.
@@ -221,7 +163,7 @@ class _Reader:
             yield from self.walk(child, f"{path}/" if depth else "", depth + 1)
 
     def _name(self, at: int) -> str:
-        """Length, hash, and UTF-16."""
+        # Length, hash, and UTF-16.
         (length,) = struct.unpack_from(">H", self.content, self.names + at)
         start = self.names + at + 6
         return self.content[start : start + 2 * length].decode("utf-16-be")
@@ -241,8 +183,12 @@ class _Reader:
         return raw
 
 
+def _row(word: Word) -> Row:
+    return picture_row(word.key, word.picture or b"", word.texts)
+
+
 def _items_of(node: Any) -> Iterator[dict[str, str]]:
-    """Chapters contain lessons, which contain items."""
+    """Yield the items of lessons, which are in chapters."""
     for part in node:
         if "image" in part:
             yield part
@@ -262,11 +208,37 @@ def _word(
     )
 
 
-def _add_word(writer: ShardWriter, word: Word) -> None:
-    if isinstance(problem := check_picture(word.picture or b""), Rejected):
-        writer.reject(word.key, problem.reason, problem.detail)
-    elif not word.texts:
-        writer.reject(word.key, "missing_caption")
-    else:
-        languages, texts = zip(*word.texts, strict=True)
-        writer.add(RawSample(word.key, word.picture, texts, languages=languages))
+def _read(scratch: Path) -> tuple[list[Word], list[Word]]:
+    root = unpack_debian_package(_PACKAGE, scratch)
+    for path in (_RESOURCES, _MONUMENTS):
+        if not (root / path).is_file():
+            raise SampleError(f"the package {_PACKAGE} has no {path}")
+    words = read_words(read_qt_resources((root / _RESOURCES).read_bytes()))
+    return words, read_monuments(read_qt_resources((root / _MONUMENTS).read_bytes()))
+
+
+def _count(content: tuple[list[Word], list[Word]]) -> dict[str, int]:
+    words, monuments = content
+    return {
+        "drawings": sum(word.picture is not None for word in words),
+        "words": sum(len(word.texts) for word in words),
+        "languages": len({language for word in words for language, _ in word.texts}),
+        "monuments": len(monuments),
+    }
+
+
+def _write(content: tuple[list[Word], list[Word]], out: Location) -> None:
+    write_gcompris(content[0], out)
+    write_monuments(content[1], out / "monuments")
+
+
+GCOMPRIS = RegistrySet(
+    name="gcompris",
+    what="drawings with words in 50 languages; 49 photos of monuments",
+    folders=("train", "test", "monuments"),
+    read=_read,
+    count=_count,
+    expected={"drawings": 116, "words": 5_686, "languages": 50, "monuments": 49},
+    or_more=True,
+    write=_write,
+)

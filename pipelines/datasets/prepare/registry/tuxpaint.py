@@ -6,47 +6,26 @@ of which it is a small likeness: the sentences are translations of each other.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-from clippo_core.errors import Rejected, SampleError
-from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
-from pipelines.datasets.prepare.pictures import check_picture
-from pipelines.datasets.prepare.registry.packages import check_counts, unpack_debian_package
-from pipelines.datasets.prepare.texts import tidy
-from pipelines.runtime.progress import progress
+from clippo_core.errors import SampleError
+from pipelines.datasets.manifest import Manifest
+from pipelines.datasets.prepare.pictures import check_picture, picture_row
+from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
+from pipelines.datasets.prepare.rows import RejectedRow, Row, tidy, write_rows
 from pipelines.runtime.storage import Location
 
 _PACKAGE = "tuxpaint-stamps-default"
 _STAMPS = "usr/share/tuxpaint/stamps"
-_EXPECTED = {"stamps with a picture": 951, "sentences": 61_797, "languages": 78}
 _LINE_SUFFIX = ".utf8"
 #: What POSIX calls a modifier, where a language tag says it otherwise.
 _MODIFIERS = {"latin": "Latn", "cyrillic": "Cyrl"}
 
 
-def prepare_tuxpaint(out: Location) -> list[Location]:
-    """Write the set `out`; if it is there and whole it is kept.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        SampleError: if the package cannot be fetched, or holds less than is known of it.
-    """
-    if is_prepared(out):
-        return [out]
-    with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-        stamps = unpack_debian_package(_PACKAGE, Path(scratch)) / _STAMPS
-        found = count_stamps(stamps)
-        check_counts("tuxpaint", found, _EXPECTED, or_more=True)
-        return write_tuxpaint(stamps, out)
-
-
 def count_stamps(stamps: Path) -> dict[str, int]:
-    """How many stamps, sentences and languages there are in an unpacked folder of stamps."""
-    described = [read_sentences(file) for file in _descriptions(stamps) if _picture_of(file)]
+    """Count the stamps with a picture in a folder, their sentences and languages."""
+    files = (file for file in _descriptions(stamps) if file.with_suffix(".png").is_file())
+    described = [read_sentences(file) for file in files]
     return {
         "stamps with a picture": len(described),
         "sentences": sum(map(len, described)),
@@ -54,35 +33,19 @@ def count_stamps(stamps: Path) -> dict[str, int]:
     }
 
 
-def write_tuxpaint(stamps: Path, out: Location) -> list[Location]:
-    """Write an unpacked folder of stamps as a set.
-
-    Args:
-        stamps: holds `NAME.png` and `NAME.txt` at any depth.
-        out: where the set goes.
-
-    Returns:
-        Its folder.
-
-    Raises:
-        SampleError: if there is not one stamp.
-    """
-    writer = ShardWriter(
-        out,
+def write_tuxpaint(stamps: Path, out: Location) -> Location:
+    """Write an unpacked folder with `NAME.png` and `NAME.txt` at any depth as a set."""
+    about = Manifest(
         name="tuxpaint",
         licence="GPL-2 (Tux Paint's contributors)",
         origin=f"Tux Paint stamps, Debian package {_PACKAGE}",
         evaluation_only=True,
     )
-    files = list(_descriptions(stamps))
-    for file in progress(writer.name, unit="stamp", total=len(files), iterable=files):
-        _add_stamp(writer, file.relative_to(stamps).with_suffix("").as_posix(), file)
-    writer.close()
-    return [out]
+    return write_rows(out, about, (_row(stamps, file) for file in _descriptions(stamps)))
 
 
 def read_sentences(file: Path) -> dict[str, str]:
-    """The sentences of a stamp's text, by language tag.
+    """Return the sentences of a stamp's text, by language tag.
 
     The first line is English, the others are like `de.utf8=Ein Hund.`; blank ones are left out.
 
@@ -100,37 +63,38 @@ def read_sentences(file: Path) -> dict[str, str]:
 
 
 def language_tag(locale: str) -> str:
-    """The language tag of a POSIX locale: `pt_BR` gives pt-BR, `sr@latin` sr-Latn."""
+    """Return the language tag of a POSIX locale: `pt_BR` gives pt-BR, `sr@latin` sr-Latn."""
     locale, _, modifier = locale.partition("@")
     tag = locale.replace("_", "-")
     return f"{tag}-{_MODIFIERS.get(modifier, modifier)}" if modifier else tag
 
 
-def _descriptions(stamps: Path) -> Iterator[Path]:
-    return (file for file in sorted(stamps.rglob("*.txt")) if file.is_file())
+def _descriptions(stamps: Path) -> list[Path]:
+    return [file for file in sorted(stamps.rglob("*.txt")) if file.is_file()]
 
 
-def _picture_of(file: Path) -> Path | None:
-    picture = file.with_suffix(".png")
-    return picture if picture.is_file() else None
-
-
-def _add_stamp(writer: ShardWriter, key: str, file: Path) -> None:
-    picture = _picture_of(file)
-    if picture is None:
-        is_vector = file.with_suffix(".svg").is_file()
-        writer.reject(key, *(("unknown_image_format", "svg") if is_vector else ("missing_image",)))
-        return
-    content = picture.read_bytes()
-    if isinstance(problem := check_picture(content), Rejected):
-        writer.reject(key, problem.reason, problem.detail)
-        return
+def _row(stamps: Path, file: Path) -> Row:
+    key = file.relative_to(stamps).with_suffix("").as_posix()
+    if not file.with_suffix(".png").is_file():
+        if file.with_suffix(".svg").is_file():
+            return RejectedRow(key, "unknown_image_format", "svg")
+        return RejectedRow(key, "missing_image")
+    picture = file.with_suffix(".png").read_bytes()
     try:
-        sentences = read_sentences(file)
+        return picture_row(key, picture, list(read_sentences(file).items()))
     except SampleError as error:
-        writer.reject(key, "invalid_text", str(error))
-        return
-    if not sentences:
-        writer.reject(key, "missing_caption")
-        return
-    writer.add(RawSample(key, content, list(sentences.values()), languages=list(sentences)))
+        if check_picture(picture) is not None:
+            return picture_row(key, picture, [])
+        return RejectedRow(key, "invalid_text", str(error))
+
+
+TUXPAINT = RegistrySet(
+    name="tuxpaint",
+    what="stamps with sentences in 78 locales; for evaluation only",
+    folders=("",),
+    read=lambda scratch: unpack_debian_package(_PACKAGE, scratch) / _STAMPS,
+    count=count_stamps,
+    expected={"stamps with a picture": 951, "sentences": 61_797, "languages": 78},
+    or_more=True,
+    write=write_tuxpaint,
+)

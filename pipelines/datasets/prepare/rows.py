@@ -1,0 +1,164 @@
+"""Rows on their way into shards: samples, rejects with reasons, training and test data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from clippo_core.errors import ConfigError, SampleError
+from pipelines.datasets.manifest import Manifest, RawSample, ShardWriter, refuse_prepared
+from pipelines.runtime.progress import progress
+from pipelines.runtime.storage import Location
+
+SPLITS = ("train", "test")
+#: Splits of published sets that may be trained on; "all" is a set without splits.
+_TRAINED_ON = ("train", "all")
+
+
+class RejectedRow(NamedTuple):
+    """A row that cannot be used: its key, the reason (to be counted), details (for a person)."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+Row = RawSample | RejectedRow
+
+
+def tidy(text: str) -> str:
+    """Return a text on one line, with single spaces."""
+    return " ".join(text.split())
+
+
+def json_objects(
+    lines: Iterable[str], place: Location, columns: Sequence[str], advice: str = "name yours"
+) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the JSON object of each line that is not blank, or what is wrong with it, by number.
+
+    Raises:
+        SampleError: if the first object lacks a column; see `require_columns`.
+    """
+    is_first = True
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, str(error)[:200]
+            continue
+        if not isinstance(row, dict):
+            yield number, f"expected an object, found {type(row).__name__}"
+            continue
+        if is_first:
+            require_columns(place, columns, row, advice)
+            is_first = False
+        yield number, row
+
+
+def require_columns(
+    place: Location, wanted: Iterable[str], found: Iterable[str], advice: str = "name yours"
+) -> None:
+    """Make sure that a table has columns.
+
+    Raises:
+        SampleError: if it lacks one; names those that it has, and ends in the advice.
+    """
+    for column in wanted:
+        if column not in found:
+            raise SampleError(
+                f"{place.uri} has no column {column!r}; it has {list(found)}; {advice}"
+            )
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Return whether a key is among the share that is test data; the key alone decides."""
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+    return int(digest[:8], 16) < share * 2**32
+
+
+def new_splits(out: Location, test_share: float) -> tuple[str, ...]:
+    """Return the splits of a person's own data: train and test, or none where all is one set.
+
+    Raises:
+        ConfigError: if `test_share` is no share, or a data set is there already.
+    """
+    if not 0 <= test_share < 1:
+        raise ConfigError(f"test_share={test_share}; expected a share of at least 0 and below 1")
+    splits = SPLITS if test_share else ()
+    refuse_prepared([out / split for split in splits] or [out])
+    return splits
+
+
+def write_rows(
+    folder: Location, about: Manifest, rows: Iterable[Row], *, shuffle: bool = False
+) -> Location:
+    """Write rows as one data set, and return its folder; see `write_divided`."""
+    pairs = ((False, row) for row in rows)
+    return write_divided(folder, about, pairs, splits=(), shuffle=shuffle)[0]
+
+
+def write_splits(
+    out: Location, about: Manifest, splits: Mapping[str, Iterable[Row]], *, shuffle: bool = False
+) -> list[Location]:
+    """Write `out/SPLIT` for each split, and return the folders; see `write_divided`.
+
+    All but `train` and `all` are for evaluation only, and not shuffled: they are read whole.
+    """
+    return [
+        write_rows(
+            out / split, _about(about, split), rows, shuffle=shuffle and split in _TRAINED_ON
+        )
+        for split, rows in splits.items()
+    ]
+
+
+def write_divided(
+    out: Location,
+    about: Manifest,
+    rows: Iterable[tuple[bool, Row]],
+    *,
+    splits: Sequence[str] = SPLITS,
+    shuffle: bool = False,
+    total: int | None = None,
+) -> list[Location]:
+    """Write rows as two data sets at once, or as one.
+
+    Args:
+        out: folder of the two sets' folders; of the one set.
+        about: says what the sets are; a split's name is added to its name.
+        rows: each after whether it is test data.
+        splits: names of the two splits; none for one set.
+        shuffle: whether samples wait in memory and are written in an order without meaning.
+        total: number of rows, for the progress bar.
+
+    Returns:
+        The sets' folders.
+
+    Raises:
+        SampleError: if a set has no sample.
+    """
+    writers = [_open(out / split, _about(about, split), shuffle) for split in splits]
+    writers = writers or [_open(out, about, shuffle)]
+    for is_test, row in progress(about.name, unit="row", total=total, iterable=rows):
+        if isinstance(row, RejectedRow):
+            writers[is_test].reject(*row)
+        else:
+            writers[is_test].add(row)
+    for writer in writers:
+        writer.close()
+    return [writer.folder for writer in writers]
+
+
+def _about(sets: Manifest, split: str) -> Manifest:
+    is_test = split not in _TRAINED_ON
+    return replace(sets, name=f"{sets.name}-{split}", evaluation_only=is_test)
+
+
+def _open(folder: Location, about: Manifest, shuffle: bool) -> ShardWriter:
+    names = {field.name for field in fields(ShardWriter)} & {field.name for field in fields(about)}
+    return ShardWriter(folder, shuffle=shuffle, **{name: getattr(about, name) for name in names})
