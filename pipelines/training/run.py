@@ -105,7 +105,10 @@ def train(
 
 def _seconds_per_row(resolved: ResolvedRun) -> float:
     """Measure what a render worker takes to prepare a row, on some rows of the first batch."""
+    # Another font costs the same; the run's own copy of it is not written yet.
     spec = resolved.stream
+    render = dataclasses.replace(spec.render, font=None, font_sha256=None)
+    spec = dataclasses.replace(spec, render=render, font_uri=None)
     planned = spec.plan.batch(0)[:_MEASURED_ROWS]
     started = time.perf_counter()
     prepare_batch(spec, planned, step=0)

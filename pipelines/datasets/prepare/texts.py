@@ -227,9 +227,13 @@ def _read_table(
     file: TextFile, stream: BinaryIO, columns: Sequence[str]
 ) -> Iterator[dict[str, str]]:
     is_tsv = file.suffix == ".tsv"
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
     with _decoded(stream, newline="") as text:
-        reader = csv.DictReader(text, restval="", **dialect)
+        reader = csv.DictReader(
+            text,
+            restval="",
+            delimiter="\t" if is_tsv else ",",
+            quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
+        )
         require_columns(file.place, columns, reader.fieldnames or ())
         for row in reader:
             yield {name: row[name] for name in columns}
