@@ -1,4 +1,4 @@
-"""The README is true: its tree is the disk's, its commands run, its Python runs."""
+"""The README is true: its map is the disk's, its commands run, its Python runs."""
 
 from __future__ import annotations
 
@@ -38,41 +38,29 @@ def commands() -> list[str]:
     return [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 
 
-def tree_paths() -> set[str]:
-    """The paths that the tree block shows, by its indentation."""
-    (block,) = [block for kind, block in BLOCKS if "clippo_core/" in block and not kind]
-    paths, folders = set(), [""]
-    for line in block.splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[: depth + 1]
-        path = folders[depth] + name
-        paths.add(path.rstrip("/"))
-        if name.endswith("/"):
-            folders.append(path)
-    return paths
+def map_rows() -> list[tuple[list[str], str]]:
+    """The folders of each row of the map, and the file to read first in the first of them."""
+    rows = re.findall(r"^\| (`[\w/]+/`.*?) \| .+ \| `([\w/]+\.py)` \|$", README, flags=re.MULTILINE)
+    return [(re.findall(r"`([\w/]+)/`", folders), first) for folders, first in rows]
 
 
-def test_the_tree_is_the_one_on_disk():
-    shown = tree_paths()
-    assert {path for path in shown if not (ROOT / path).exists()} == set(), "shown, not there"
-    modules = {
-        path.relative_to(ROOT).as_posix()
+def test_the_map_names_every_folder_of_the_packages():
+    named = [folder for folders, _ in map_rows() for folder in folders]
+    assert len(named) == len(set(named))
+    packages = {
+        path.parent.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
+        for path in (ROOT / package).glob("*/__init__.py")
     }
-    folded = {
-        path
-        for path in shown
-        if (ROOT / path).is_dir() and not any(other.startswith(f"{path}/") for other in shown)
-    }
-    unseen = {
-        path
-        for path in modules - shown
-        if not any(path.startswith(f"{folder}/") for folder in folded)
-    }
-    assert unseen == set(), "there, not shown"
+    assert packages <= set(named), "there, not in the map"
+    assert {folder for folder in named if not (ROOT / folder).is_dir()} == set(), "in the map only"
+
+
+def test_the_map_names_files_that_exist():
+    rows = map_rows()
+    assert len(rows) > 10
+    for folders, first in rows:
+        assert (ROOT / folders[0] / first).is_file(), first
 
 
 def test_links_lead_somewhere():
