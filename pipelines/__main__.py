@@ -1,4 +1,4 @@
-"""`python -m pipelines COMMAND …`."""
+"""The entry of `python -m pipelines COMMAND …`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Batch inference: pictures and texts to Parquet files of embeddings, through Ray Data.
+"""Batch inference: Ray Data embeds pictures and texts into Parquet files.
 
-A unit of work is some rows of the input; its task writes one Parquet file of a fixed name and
-returns a summary, so that a task that is done again overwrites its own file and nothing is doubled.
+A unit of work is some rows of the input. Its task writes one Parquet file of a fixed name, so that
+a task that is done again overwrites its own file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipelines.runtime.progress import progress
 from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
 
-#: With a leading underscore, so that the folder reads as one Parquet data set.
+#: The leading underscore hides the file from readers of the folder as one Parquet data set.
 SUMMARY_FILE = "_embeddings.json"
 REJECTS_FILE = "_rejects.jsonl"
 UNIT_ROWS = 512
@@ -44,7 +44,7 @@ InputKind = Literal["data set", "pictures", "texts"]
 
 @dataclass(frozen=True)
 class EmbeddingJob:
-    """What to embed by which model, where to, and in which precision."""
+    """The input, the model that embeds it, the folder for the results, and the precision."""
 
     checkpoint: str
     kind: InputKind
@@ -55,7 +55,7 @@ class EmbeddingJob:
 
 @dataclass(frozen=True)
 class EmbeddingSummary:
-    """How many embeddings were made, and by which model."""
+    """The number of embeddings that were made, and the model that made them."""
 
     num_embeddings: int
     num_rejected: int
@@ -71,7 +71,7 @@ def embed(
     pictures), `embedding` (unit length) and `model` (its identity), a summary, and the rejects.
 
     Args:
-        job: what to embed by which model, and where to.
+        job: the input, the model, and the folder for the results.
         cpus: CPUs that Ray sets aside for a task, which decodes on as many.
         gpus: GPUs that Ray sets aside for a task; a part of one lets several tasks share it.
         max_tasks: tasks at a time; None: as many as fit.

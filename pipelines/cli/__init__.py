@@ -1,4 +1,4 @@
-"""The commands. One module each, imported only when it is called: most need no Ray or torch."""
+"""The commands, a module for each, imported only when called: most need no Ray or torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from clippo_core.errors import ClippoError
 
-#: Command -> what it does, in the order that a person meets them.
+#: The commands with a line about each, in the order in which a person meets them.
 COMMANDS = {
     "presets": "list the recipes, with expected cost and result",
     "show": "print a resolved config and what follows from it",
@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
         argv: the command and its arguments.
 
     Returns:
-        0 done, 2 usage or config, 3 data, 4 cluster or storage, 5 training diverged, 130
-        interrupted (a checkpoint is written).
+        The exit code: 0 done, 2 usage or config, 3 data, 4 cluster or storage, 5 training diverged,
+        130 interrupted (a checkpoint is written).
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -43,14 +43,14 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in COMMANDS:
         print(f"no command is called {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    # `presets` lists what `show` shows one of.
+    # `presets` and `show` are in one module.
     name, function = ("show", "run_presets") if argv[0] == "presets" else (argv[0], "run")
     command = getattr(importlib.import_module(f"pipelines.cli.{name}"), function)
     return exit_code_of(lambda: command(list(argv[1:])))
 
 
 def exit_code_of(work: Callable[[], None]) -> int:
-    """Do what a command does; its errors become a message, and the exit code that `main` names."""
+    """Do what a command does; its errors become a message and the exit code that `main` names."""
     try:
         work()
         return 0

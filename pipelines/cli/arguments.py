@@ -1,4 +1,4 @@
-"""Run configs from the command line: a preset or a .json of an earlier run, then overrides."""
+"""Run configs from the command line: a preset or an earlier run's .json, then overrides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def load_base(name: str) -> RunConfig:
-    """The config that overrides start from: a preset's, or that of a .json file.
+    """Return the config that overrides start from: a preset's, or a .json file's.
 
     Raises:
         ConfigError: if there is no such preset or file.
@@ -32,7 +32,7 @@ def load_base(name: str) -> RunConfig:
 
 
 def take_first(argv: Sequence[str], *, command: str, what: str) -> tuple[str, list[str]]:
-    """The first argument, which says what a command works on, and the rest.
+    """Split off the first argument, which says what a command works on.
 
     Raises:
         ConfigError: if there is none.
@@ -46,7 +46,7 @@ def take_first(argv: Sequence[str], *, command: str, what: str) -> tuple[str, li
 
 
 def parse(kind: type[T], argv: Sequence[str], *, command: str, default: Any = None) -> T:
-    """Parse arguments into a dataclass; usage errors exit with code 2, as tyro words them."""
+    """Parse arguments into a dataclass; usage errors exit with code 2, in tyro's words."""
     prog = f"python -m pipelines {command}"
     if default is None:
         return tyro.cli(kind, args=list(argv), prog=prog)

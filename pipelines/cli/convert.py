@@ -1,4 +1,4 @@
-"""`convert`: checkpoints between formats, checked on a probe batch."""
+"""`convert` writes a checkpoint in another format and compares the two on a probe batch."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class ConvertArguments:
     to: Literal["native", "safetensors", "big_vision"] = "native"
     """native: a folder; safetensors: the weights alone; big_vision: the authors' .npz."""
     out: Path | None = None
-    """Where to; None: beside the checkpoint, or in the current folder."""
+    """The file or folder to write; None: beside the checkpoint, or in the current folder."""
     font: str | None = None
-    """Font that a .npz was trained with; the published ones: Unifont 9.0.06."""
+    """Font that a .npz was trained with; Unifont 9.0.06 for the published ones."""
 
 
 def run(argv: list[str]) -> None:
-    """Convert; the last line is what was made."""
+    """Convert a checkpoint; the last line is the path of the new one."""
     arguments = parse(ConvertArguments, argv, command="convert")
     place = find_model(arguments.checkpoint)
     suffix = {"native": "", "safetensors": ".safetensors", "big_vision": ".npz"}[arguments.to]
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
 
 
 def largest_difference(one: PairModel, other: PairModel) -> float:
-    """How far the embeddings of random pictures and of texts in five scripts are apart."""
+    """Return how far two models' embeddings of random pictures and of texts are apart."""
     size = one.config.render.image_size_px
     noise = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
     texts = np.stack([one.renderer.render(text) for text in _PROBE_TEXTS])
@@ -96,7 +96,7 @@ def _write_and_load(model: PairModel, out: Path, to: str) -> PairModel:
 
 
 def _not_carried(model: PairModel) -> list[str]:
-    """Settings that are not what a reader of bare weights would assume."""
+    """Return the settings that a reader of bare weights would not assume."""
     assumed = ClippoConfig(
         vit=model.config.vit,
         render=RenderConfig(

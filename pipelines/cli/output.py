@@ -1,4 +1,4 @@
-"""What commands print of a run: before it, with `--dry-run`, and at its end."""
+"""The text that commands print about a run: with `--dry-run` before it, and at its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.training.run import RunSummary
 
 
 def print_summary(summary: RunSummary) -> None:
-    """Evaluations of the last checkpoint, the way to the dashboard, and the checkpoint."""
+    """Print the last checkpoint's evaluations, the way to the dashboard, and the checkpoint."""
     for report in summary.evaluations:
         if report.checkpoint == summary.checkpoint.uri and report.status == "ok":
             print("\n".join(result_lines(report)))

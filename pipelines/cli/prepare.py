@@ -1,4 +1,4 @@
-"""`prepare`: data sets into shards."""
+"""`prepare` makes data sets of what people have, or of what registries and publishers offer."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def texts(
     Args:
         path: file, folder or URI.
         out: folder or URI for the data set; None: the name in the data cache.
-        text_column: of JSON lines and Parquet.
-        language: whose rules cut the sentences (ISO 639-1).
+        text_column: column of the text in JSON lines and Parquet.
+        language: language by whose rules sentences are cut (ISO 639-1).
         test_share: share of the documents to set aside as a test set.
     """
     place = Location.of(path)
@@ -129,7 +129,7 @@ def parallel(
 
     Args:
         path: CSV, TSV, JSONL or Parquet file, or its URI.
-        columns: of the texts; two of a row are a pair.
+        columns: columns of the texts; two of a row are a pair.
         out: folder or URI for the data set; None: the file's name in the data cache.
         test_share: share of the rows to set aside as a test set.
     """
@@ -148,7 +148,7 @@ def coco(
     Args:
         path: folder with annotations/ and the pictures' folders, or its URI.
         out: folder or URI for the index; None: coco in the data cache.
-        year: of the captions, where both are there.
+        year: year of the captions, where both are there.
     """
     return prepare_coco(Location.of(path), _out(out, "coco"), year=year)
 
@@ -163,7 +163,7 @@ def vqav2(
     Args:
         path: folder with the questions, annotations and pictures, or its URI.
         out: folder or URI for the index; None: vqav2 in the data cache.
-        answers_of: whose answers are counted for the 3,129 classes; published models take both.
+        answers_of: sets whose answers give the 3,129 classes; published models take both.
     """
     return prepare_vqav2(Location.of(path), _out(out, "vqav2"), answers_of=answers_of)
 

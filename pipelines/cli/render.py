@@ -1,4 +1,4 @@
-"""`render`: a text as the model sees it."""
+"""`render` draws a text as the model sees it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class RenderArguments:
     """Draw a text."""
 
     text: tyro.conf.Positional[str]
-    """What to draw, in any script."""
+    """The text to draw, in any script."""
     out: Path = Path("text.png")
     """The picture to write."""
     checkpoint: str | None = None
     """Draw as this checkpoint was trained; the settings below are then not used."""
     render: Annotated[RenderConfig, tyro.conf.arg(name="")] = field(default_factory=RenderConfig)
-    """How to draw."""
+    """The settings of the drawing."""
 
 
 def run(argv: list[str]) -> None:
-    """Write the picture; the last line is its path."""
+    """Draw the text; the last line is the picture's path."""
     arguments = parse(RenderArguments, argv, command="render")
     if arguments.checkpoint is None:
         renderer = TextRenderer(arguments.render)

@@ -1,4 +1,4 @@
-"""`report`: results of checkpoints side by side, with the paper's numbers."""
+"""`report` puts the results of checkpoints side by side, with the paper's numbers."""
 
 from __future__ import annotations
 

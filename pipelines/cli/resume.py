@@ -1,4 +1,4 @@
-"""`resume`: go on with a run."""
+"""`resume` goes on with a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.config.resolution import read_run_config, resolve
 from pipelines.config.settings import RunConfig
 from pipelines.runtime.storage import Location
 
-#: What may change in mid-run: where and how, not what is computed.
+#: Settings that may change in mid-run: they decide where and how, not what is computed.
 CHANGEABLE = (
     "scaling.",
     "tracking.",

@@ -1,4 +1,4 @@
-"""`serve`: a page to try a model."""
+"""`serve` serves a page to try a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ServeArguments:
     model: tyro.conf.Positional[str]
     """A checkpoint, a big_vision .npz, or a run; a path or URI; or models:/NAME@ALIAS."""
     collection: str | None = None
-    """A prepared data set or a folder of pictures; None: what the run is evaluated on."""
+    """A prepared data set or a folder of pictures; None: the pictures the run is evaluated on."""
     limit: int | None = None
     """Search the first so many pictures only; None: all."""
     host: str = "127.0.0.1"
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> None:
     _check(arguments)
     checkpoint = find_model(arguments.model)
     wanted = arguments.collection or _evaluated_on(checkpoint)
-    # Here, because Ray takes seconds to import and a wrong flag should be told of at once.
+    # Imported here, since Ray takes seconds and a wrong flag should be told of at once.
     from pipelines.embedding import input_kind
     from pipelines.runtime.ray_session import ray_session
     from pipelines.serving.application import PageSettings, served
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> None:
         cpus=arguments.cpus,
     )
     with ray_session(cpus=arguments.cpus):
-        # A preempted page ends as one that is interrupted; Ray has set a handler of its own.
+        # SIGTERM ends the page as Ctrl-C does; Ray has set a handler of its own.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         collection = embed_collection(
             checkpoint.uri, kind, place, cpus=arguments.cpus, limit=arguments.limit
@@ -113,7 +113,7 @@ def _evaluated_on(checkpoint: Location) -> str:
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Ray Serve would say late and at length if it is taken.
+    """Return the port, or a free one for 0; Ray Serve would complain late of one that is taken.
 
     Raises:
         ConfigError: if it is taken, or the address is not one of this machine.

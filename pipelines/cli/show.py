@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
 
 
 def _resolved(config: RunConfig) -> tuple[RunConfig, dict[str, Any], str]:
-    """Resolve a config and derive its numbers; where data is missing, those that need none."""
+    """Resolve a config and derive its numbers; where data is missing, only those that need none."""
     try:
         resolved = resolve(config)
     except (ConfigError, SampleError) as error:

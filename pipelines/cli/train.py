@@ -1,4 +1,4 @@
-"""`train`: run a preset."""
+"""`train` runs a preset."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TrainArguments:
 
 
 def run(argv: list[str]) -> None:
-    """Train; the last line is the checkpoint."""
+    """Train a model; the last line is the checkpoint."""
     name, rest = take_first(argv, command="train", what="a preset or a .json file")
     default = TrainArguments(load_base(name))
     arguments = parse(TrainArguments, rest, command="train", default=default)
     evaluated = [task.partition(":")[2] for task in arguments.config.evaluation.tasks]
     prepare_missing([*arguments.config.data.sources, *evaluated])
-    # Here, because Ray and torch take seconds to import and a wrong flag should be told of at once.
+    # Imported here, since Ray and torch take seconds and a wrong flag should be told of at once.
     if arguments.dry_run:
         from pipelines.cli.output import print_plan
         from pipelines.config.resolution import resolve

@@ -30,7 +30,7 @@ class EmbeddedSource:
         samples: the rest of these rows, without the files.
         images: an embedding, or other features, for each of them.
         num_rejected: number of pictures that cannot be decoded.
-        shown: some of the pictures, to be looked at.
+        shown: some of the pictures, for people to look at.
     """
 
     source: Source
@@ -52,11 +52,11 @@ def embed_source(
     """Decode and embed the pictures of a data set.
 
     Args:
-        model: embeds them.
+        model: the model that embeds them.
         source: the data set.
         limit: take the first so many; None: all.
         rows: take these, in this order, instead of the first.
-        encode: makes other features of canvases than their embeddings.
+        encode: a function that makes other features of canvases than their embeddings.
 
     Raises:
         SampleError: if it has no pictures, or none that can be decoded.

@@ -47,7 +47,7 @@ from pipelines.evaluation.results import (
 )
 from pipelines.figures.sheets import label_sheet
 
-#: The set beside a test set that a checkpoint was fine-tuned on, for what is frequent there.
+#: Name of the training set beside a test set, in which frequent answers are counted.
 TRAINED_ON = "train"
 #: Least number of people's answers that makes a VQA accuracy; fewer are compared one by one.
 _VQA_ANSWERS = 4
@@ -131,7 +131,8 @@ def glue(model: PairModel, source: Source, options: EvaluationOptions) -> TaskRe
 def vqa(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Answer questions, each drawn at the top of its picture.
 
-    `options.blank` leaves all pictures or all questions out, to see what the other side tells.
+    With `options.blank` all pictures, or all questions, are left out: the score shows how much the
+    other side tells alone.
 
     Raises:
         SampleError: if the data set has no questions, or no picture of it can be decoded.
@@ -206,7 +207,7 @@ def _texts(source: Source, samples: Sequence[RawSample]) -> list[str]:
 
 @dataclass
 class _Answers:
-    """Samples whose picture can be decoded, the answer to each, and some as the model saw them."""
+    """Samples with a picture that was decoded, their answers, and some as the model saw them."""
 
     samples: list[RawSample] = field(default_factory=list[RawSample])
     said: list[str] = field(default_factory=list[str])

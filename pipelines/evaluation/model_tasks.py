@@ -25,7 +25,7 @@ def modality_gap_of_pairs(
 ) -> TaskResult:
     """Measure how far apart pictures and their captions lie as a whole; 0 would be no gap.
 
-    Of several captions one is taken, another for each picture in turn.
+    One caption of each picture is taken, where there are several in turn the first, second, ….
 
     Raises:
         SampleError: if a picture has no caption, or there is only one picture.

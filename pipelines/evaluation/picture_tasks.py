@@ -34,11 +34,11 @@ from pipelines.evaluation.results import (
 )
 from pipelines.figures.sheets import label_sheet
 
-#: Examples of each class, as in the paper; drawn several times, since much depends on which.
+#: Examples of each class, as in the paper; drawn several times, since the score depends on them.
 SHOTS, NUM_DRAWS = 10, 3
-#: The data set, beside the one that is tested on, that shots are drawn from.
+#: Name of the data set beside the test set from which examples are drawn.
 SHOTS_FROM = "train"
-#: Photos of an attack that are in memory at a time, three times each.
+#: Photos that an attack holds in memory at a time, each in three versions.
 _ATTACKED_AT_A_TIME = 512
 
 
@@ -70,8 +70,8 @@ def zero_shot(model: PairModel, source: Source, options: EvaluationOptions) -> T
 def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
     """Fit linear classifiers to ten pictures of each class, and classify those of a test set.
 
-    The source is what is tested on; the shots come from the set `train` beside it. `limit` is of
-    the test pictures.
+    The source is the test set; the examples ("shots") come from the set `train` beside it.
+    `options.limit` limits the test pictures.
 
     Raises:
         SampleError: if there is no such set, it has other classes, or a class has too few pictures.
@@ -102,7 +102,7 @@ def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions
     return TaskResult(
         metrics={
             "accuracy": accuracy,
-            # How numbers are published: the regulariser that is best on the test pictures.
+            # The published numbers use the regulariser that is best on the test pictures.
             "best_l2_accuracy": float(np.mean([draw.best_accuracy for draw in draws])),
         },
         num_samples=len(test_labels),

@@ -1,4 +1,4 @@
-"""What an evaluation answers, and what it asks of a data set."""
+"""The results of evaluations, and the checks of data sets before them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.datasets.manifest import SampleKind
 from pipelines.datasets.sources import Source
 from pipelines.figures.sheets import confusion_matrix
 
-#: Scores of what knows nothing, by metric, such as {"accuracy": {"chance": 0.1}}.
+#: Scores of answering without any knowledge, by metric: {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
 #: Kinds of data sets that have pictures.
@@ -31,10 +31,10 @@ class TaskResult:
         metrics: values by name; the one that counts comes first.
         num_samples: number of samples that took part.
         num_rejected: number of pictures that could not be decoded.
-        floors: values that something gets which knows nothing, for each metric that has such.
-        intervals: the 95 % interval of each metric that samples decide.
+        floors: the scores of answering without any knowledge, by name, for each metric.
+        intervals: the 95 % interval of each metric that depends on the choice of samples.
         details: further JSON, such as accuracy per class.
-        pictures: something to look at, by name.
+        pictures: pictures for people to look at, by name.
         also_read: digests of data sets that were read beside the source, by URI.
     """
 
@@ -64,8 +64,8 @@ def classified(
         source: the data set that was classified.
         names: names of the classes.
         num_rejected: number of pictures that could not be decoded.
-        details: what to report beside.
-        pictures: what to show beside the confusion matrix.
+        details: further details of the result.
+        pictures: pictures to show beside the confusion matrix.
     """
     confusion = result.confusion
     right = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)
@@ -97,7 +97,7 @@ def language_means(
         columns: values of each metric, one for each language.
 
     Returns:
-        The means, with the number of languages; and their intervals, over languages drawn again.
+        The means, with the number of languages, and their intervals by drawing languages again.
     """
     means = {name: float(values.mean()) for name, values in columns.items()}
     num_languages = float(len(next(iter(columns.values()))))

@@ -21,7 +21,7 @@ from pipelines.evaluation.embedded import EmbeddedSource, captions_of, embed_sou
 from pipelines.evaluation.results import TaskResult, language_means, require_kind
 from pipelines.figures.sheets import gallery
 
-#: Pictures that make a test of a language.
+#: Least number of pictures with a caption in a language for that language to count.
 MIN_IMAGES_PER_LANGUAGE = 100
 _QUERIES_IN_PICTURE, _FOUND_IN_PICTURE = 8, 5
 
@@ -64,7 +64,7 @@ def _draw_gallery(
     texts: Float32[np.ndarray, "query embed"],
     image_of_text: Int[np.ndarray, " query"],
 ) -> UInt8[np.ndarray, "height_px width_px 3"]:
-    """Draw texts and the pictures nearest to them; right is the one that the text describes."""
+    """Draw texts with the pictures nearest to them, and mark the one that each text describes."""
     similarity = texts @ embedded.images.T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_FOUND_IN_PICTURE]
     size = model.config.render.image_size_px
@@ -84,7 +84,7 @@ def _draw_gallery(
 def multilingual_retrieval(
     model: PairModel, source: Source, options: EvaluationOptions
 ) -> TaskResult:
-    """Retrieve in each language by itself, among the pictures with a caption in it; the mean.
+    """Average recalls over languages, each among the pictures with a caption in it.
 
     Source: Crossmodal-3600 (arXiv:2205.12522), as the paper evaluates on it.
 
@@ -144,7 +144,7 @@ def _recall_in(
     images: Float32[np.ndarray, "image embed"],
     captions: Sequence[tuple[int, str]],
 ) -> dict[str, float]:
-    """Return recalls among the pictures with a caption, how many these are, and chance."""
+    """Return recalls among the pictures with a caption, their number, and the recalls of chance."""
     numbers, image_of_text = np.unique([number for number, _ in captions], return_inverse=True)
     texts = model.encode_texts([text for _, text in captions], batch_size=BATCH_SIZE)
     recalls = retrieval_recall(images[numbers], texts, image_of_text)
@@ -155,7 +155,7 @@ def behaviour(model: PairModel, source: Source, options: EvaluationOptions) -> T
     """Find the caption of each picture, with captions as they are and changed.
 
     Capitals and typos should hardly matter; upside down, blank or swapped captions must find
-    nothing. Of each picture the first caption counts.
+    nothing. The first caption of each picture counts.
 
     Raises:
         SampleError: if a picture has no caption, or all have the same one.

@@ -1,4 +1,4 @@
-"""Evaluations by name, as Ray tasks: each (checkpoint, benchmark) has its own resources and end.
+"""Evaluations by name, as Ray tasks: each (checkpoint, benchmark) is one, with its own deadline.
 
 A missing data set, a crash or a hang fails that task and nothing else.
 """
@@ -68,7 +68,7 @@ WITHOUT_DATA: dict[str, Callable[[PairModel], TaskResult]] = {"patch_filters": p
 
 
 def find_evaluation(name: str) -> Evaluation:
-    """Return the evaluation of that name, of those that read a data set.
+    """Return the evaluation of that name among those that read a data set.
 
     Raises:
         ConfigError: if there is none.
@@ -80,7 +80,7 @@ def find_evaluation(name: str) -> Evaluation:
 
 
 def parse_benchmark(text: str) -> Benchmark:
-    """Read a benchmark from TASK:SOURCE; the source becomes a place that any machine can find.
+    """Parse a benchmark from TASK:SOURCE; the source becomes a place that any machine can find.
 
     Raises:
         ConfigError: if there is no such task, or it needs a data set and has none, or has one and
@@ -100,16 +100,16 @@ def parse_benchmark(text: str) -> Benchmark:
 def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:
     """Run one evaluation in this process, on the GPU that Ray has set aside, or else the CPU.
 
-    On a GPU, matrices are multiplied in bfloat16 where it can, as in training.
+    On a GPU that has bfloat16, matrices are multiplied in it, as in training.
     """
     started = time.monotonic()
-    # Before the model, which may take long: most of what goes wrong is in the data's name.
+    # Before the model, which may take long: most mistakes are in the name of the data.
     source = open_source(benchmark.source) if benchmark.source else None
     with fetched(Location.of(checkpoint)) as path:
         model = load_checkpoint(path)
     identity = model_identity(model)
     device = model.to(task_device()).device
-    # CPUs differ in what "auto" is for them; results must not.
+    # Float32 on all CPUs, so that results do not depend on the machine.
     precision = find_precision("auto" if device.type == "cuda" else "float32", device)
     with autocast(device, precision):
         if source is None:
@@ -144,7 +144,7 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
 def _evaluate_beside(
     checkpoint: str, benchmark: Benchmark, options: EvaluationOptions
 ) -> EvaluationReport:
-    """Evaluate in a process of its own, which takes the CPU time that ranks leave."""
+    """Evaluate in a process of its own, at a lower priority than ranks."""
     os.nice(NICE_BESIDE_RANKS)
     return evaluate(checkpoint, benchmark, options)
 
@@ -161,7 +161,7 @@ class _Running:
 
 
 class EvaluationTasks:
-    """Starts evaluations and gathers their reports; waiting for them is the caller's choice."""
+    """Starts evaluations and gathers their reports; the caller decides whether to wait."""
 
     def __init__(
         self,
@@ -172,9 +172,9 @@ class EvaluationTasks:
         gpus: float = 0,
         timeout_s: float,
     ) -> None:
-        """Say what every checkpoint is evaluated on, and what one evaluation may take."""
+        """Take the benchmarks of every checkpoint, and the limits of one evaluation."""
         self._benchmarks, self._options, self._timeout_s = benchmarks, options, timeout_s
-        # One retry, for a worker that is killed; an exception would only come again.
+        # One retry, for a worker that is killed; Ray does not retry what raises.
         self._task = ray.remote(max_calls=1)(_evaluate_beside).options(
             name="evaluate", num_cpus=cpus, num_gpus=gpus, max_retries=1
         )
@@ -188,16 +188,16 @@ class EvaluationTasks:
 
     @property
     def checkpoints_in_use(self) -> set[str]:
-        """Checkpoints that must not be removed yet."""
+        """Return the checkpoints under evaluation, which must not be removed yet."""
         return {running.checkpoint for running in self._running.values()}
 
     @property
     def num_running(self) -> int:
-        """Evaluations that have not ended."""
+        """Return how many evaluations have not ended."""
         return len(self._running)
 
     def finished(self, *, wait_s: float = 0.0) -> list[EvaluationReport]:
-        """Return reports since the last call, waiting at most `wait_s` for something to end."""
+        """Return reports since the last call; wait at most `wait_s` seconds for one to end."""
         if not self._running:
             return []
         done, _ = ray.wait(list(self._running), timeout=wait_s)

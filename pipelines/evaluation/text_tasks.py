@@ -31,7 +31,7 @@ from pipelines.evaluation.results import (
 )
 from pipelines.figures.charts import bars
 
-#: Names of what each tokenizer counts.
+#: The units that each tokenizer counts, by its name.
 _UNITS = {"bytes": "byte", "sentencepiece": "sentencepiece_token", "clip": "clip_token"}
 #: Texts that a vocabulary is trained on; more change it little, and take long.
 _VOCABULARY_TEXTS = 20_000
@@ -138,7 +138,7 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
 
 
 def _tagged(sample: RawSample) -> list[tuple[str, str]]:
-    """Return the texts of a sample, each after its language or "und"."""
+    """Return the texts of a sample, each paired with its language, or "und" where it is unknown."""
     texts = [text for text in sample.captions or () if text]
     languages = sample.languages or ()
     is_known = len(languages) == len(texts)
@@ -162,7 +162,7 @@ def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
 def _compared(
     source: Source, lengths: Mapping[str, SequenceLengths], vocabulary_size: int
 ) -> TaskResult:
-    """Average over languages; draw the lengths of each, those with few patches per token first."""
+    """Average over languages, and draw their lengths, the fewest patches per token first."""
     names = list(next(iter(lengths.values())).mean)
     tokenizers = [name for name in names if name not in ("characters", "patches")]
     ratios = {n: np.array([found.ratio(n) for found in lengths.values()]) for n in tokenizers}

@@ -34,7 +34,7 @@ from pipelines.stream.batch import (
     prepare_batch,
 )
 
-#: Pairs that are shown; few enough to look at each.
+#: Number of pairs that are shown, few enough to look at each.
 SHOWN_PAIRS = 24
 
 
@@ -47,7 +47,7 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     step = 0 if checkpoint is None else checkpoint_step(Location.of(checkpoint).name) or 0
     drawn = max(step - 1, 0)
     planned = spec.plan.batch(drawn)
-    # Evenly over the batch, so that every kind of pair is among them.
+    # Spread evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
     batch = prepare_batch(spec, planned.take(shown), step=drawn)
     seen = prepare_batch(drawing(spec), planned.take(shown), step=drawn)
@@ -72,7 +72,7 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
 def _labelled_sheet(
     spec: StreamSpec, batch: PreparedBatch, seen: PreparedBatch, checkpoint: str | None
 ) -> Picture:
-    """Draw samples with their labels and what a checkpoint takes them for; texts as in `seen`."""
+    """Draw samples with their labels and the checkpoint's answers; texts as in `seen`."""
     assert batch.targets is not None
     assert spec.labels is not None
     names = open_source(spec.sources[0].uri).manifest.class_names

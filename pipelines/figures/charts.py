@@ -11,7 +11,7 @@ from jaxtyping import Float
 from clippo_core.rendering.unifont import GLYPH_PX
 from pipelines.figures.sheets import Picture, captions
 
-#: Blue, orange, green, purple and grey, which people who see no red or green can tell apart, too.
+#: Blue, orange, green, purple and grey, which people who are colour-blind can tell apart.
 COLOURS = ((49, 130, 189), (230, 120, 20), (0, 140, 110), (130, 90, 170), (120, 120, 120))
 _AXIS = (200, 200, 200)
 _SCATTER_PX, _DOT_PX = 480, 3
@@ -37,7 +37,7 @@ def scatter(groups: Mapping[str, Float[np.ndarray, "point 2"]], *, title: str) -
 
 
 def bars(rows: Mapping[str, Mapping[str, float]], *, title: str) -> Picture:
-    """Draw a bar for each number of each row, with the largest; all rows name the same numbers."""
+    """Draw a bar for each number of each row; all rows name the same numbers."""
     largest = max(value for row in rows.values() for value in row.values()) or 1.0
     width = _NAME_PX + _BARS_WIDTH_PX + _NUMBER_PX
     strips = []
@@ -58,7 +58,7 @@ def bars(rows: Mapping[str, Mapping[str, float]], *, title: str) -> Picture:
 
 
 def _chart(title: str, names: list[str], parts: list[Picture]) -> Picture:
-    """Put a title and a legend above: names side by side, each behind a square of its colour."""
+    """Put a title and a legend above a chart: each name behind a square of its colour."""
     width_px = parts[0].shape[1]
     (line,) = captions([title], width_px=width_px, rows=2, colour=(0, 0, 0))
     legend = np.full((GLYPH_PX + 8, width_px, 3), 255, np.uint8)

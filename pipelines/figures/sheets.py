@@ -22,9 +22,9 @@ _PLAIN = (40, 40, 40)
 _COLOUR_OF = {True: (0, 120, 60), False: (190, 30, 30), None: _PLAIN}
 _MARGIN_PX, _FRAME_PX, _MIN_TILE_PX = 6, 3, 112
 _CAPTION_ROWS = 2
-#: From none to most: white, light blue, blue, dark blue.
+#: Colours from the lowest to the highest value: white, light blue, blue, dark blue.
 _SHADES = np.array([(255, 255, 255), (158, 202, 225), (49, 130, 189), (8, 40, 90)], float)
-#: Classes of a confusion matrix that still fit on a screen.
+#: Most classes of a confusion matrix, so that it fits on a screen.
 MAX_CLASSES = 40
 _LABEL_PX = 176
 
@@ -40,7 +40,7 @@ def encode_pngs(pictures: Mapping[str, Picture]) -> dict[str, bytes]:
 
 
 def grey_to_rgb(grey: Greys) -> Pictures:
-    """Return colour pictures of three equal channels."""
+    """Return grey pictures as colour pictures of three equal channels."""
     return np.repeat(grey[..., None], 3, axis=3)
 
 
@@ -70,7 +70,7 @@ def label_sheet(
     images: Pictures, labels: Sequence[tuple[str, bool | None]], *, columns: int = 8
 ) -> Picture:
     """Lay pictures out in a grid, captions below: green if right, red if wrong, grey if None."""
-    # By a whole number, so that pixels stay pixels, until a person can see them.
+    # Enlarged by a whole number, so that pixels stay square.
     scale = max(1, -(-_MIN_TILE_PX // images.shape[1]))
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
     cells: list[Picture] = []
@@ -97,8 +97,8 @@ def similarity_matrix(
 ) -> Picture:
     """Shade the cosine of every left side (rows) and text (columns) of a batch.
 
-    Pairs lie on the diagonal. At the left are the left sides, at the right the first row of the
-    text of the same pair.
+    Pairs lie on the diagonal. The left sides are shown at the left, and the first row of the text
+    of the same pair at the right.
     """
     cell_px = GLYPH_PX + 6
     low, high = float(similarity.min()), float(similarity.max())
@@ -138,7 +138,7 @@ def confusion_matrix(
 ) -> Picture:
     """Show how often each class (row) was taken for each (column), shaded by the row's shares.
 
-    Of more than `MAX_CLASSES` classes, those with the most mistakes are shown.
+    Where there are more than `MAX_CLASSES` classes, those with the most mistakes are shown.
     """
     mistakes = counts.sum(1) - counts.diagonal()
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:MAX_CLASSES])
@@ -160,7 +160,7 @@ def confusion_matrix(
 
 
 def _shaded(values: Float[np.ndarray, "row column"], cell_px: int) -> Picture:
-    """Draw a square for each value of 0 to 1."""
+    """Draw a square for each value, which is 0 to 1."""
     place = np.clip(values, 0, 1) * (len(_SHADES) - 1)
     colours = [np.interp(place, range(len(_SHADES)), _SHADES[:, channel]) for channel in range(3)]
     pixels = np.stack(colours, axis=-1).round().astype(np.uint8)
@@ -186,7 +186,7 @@ def _column(pictures: Iterable[Picture], height_px: int, width_px: int | None = 
 
 
 def _padded(picture: Picture, *, height: int = 0, width: int = 0, left: int = 0) -> Picture:
-    """Put white around a picture: it is in the middle vertically, and `left` px from the left."""
+    """Put white around a picture, which is centred vertically and `left` px from the left."""
     below = max(height - picture.shape[0], 0)
     right = max(width - picture.shape[1] - left, 0)
     margins = ((below // 2, below - below // 2), (left, right), (0, 0))

@@ -1,4 +1,4 @@
-"""The results as one HTML page that needs nothing beside it: style and pictures are in it."""
+"""The results as one HTML page that holds its style and pictures, and needs no other file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def to_html(evaluated: Sequence[Evaluated]) -> str:
-    """Return the table, and under it the pictures of each benchmark, checkpoint by checkpoint."""
+    """Return the table, and below it the pictures of each benchmark, checkpoint by checkpoint."""
     rows = make_rows(evaluated)
     benchmarks = list(dict.fromkeys(row.benchmark for row in rows))
     theirs = paper_lines(rows)

@@ -1,4 +1,4 @@
-"""The numbers that the paper and its authors' notebook print, where a benchmark here is theirs.
+"""Published numbers of the paper and its authors' notebook, where a benchmark here is theirs.
 
 CLIPPO, arXiv:2212.08045: ViT-B/16 trained on YFCC-100M, of which the authors published the weights;
 CIFAR-100 and SST-2 from the notebook beside them.

@@ -1,4 +1,4 @@
-"""How an evaluation ended: the record that tasks return, files keep and MLflow is told."""
+"""Reports of evaluations: tasks return them, files keep them, and MLflow is sent them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipelines.runtime.storage import Location
 
 #: The name that stands for the data set where there is none.
 WEIGHTS = "weights"
-#: Names that folders of many data sets have, so that the parent's name is needed, too.
+#: Names that the folders of many data sets have; such a one is named with its parent folder.
 _SPLITS = ("train", "val", "dev", "test")
-#: Version of the results' JSON; results of another one are not compared, and measured anew.
+#: Version of the results' JSON; results of another version are measured anew.
 RESULT_FORMAT = 2
 
 
@@ -32,7 +32,7 @@ class Benchmark:
 
     @property
     def place_name(self) -> str:
-        """The data set's name by its place alone, since it may not be there."""
+        """Return the data set's name by its place alone, since the data may not be there."""
         place = Location(self.source)
         if place.name in _SPLITS:
             return f"{place.parent.name}-{place.name}"
@@ -41,14 +41,14 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """How an evaluation ended.
+    """The end of an evaluation, with its result.
 
     Attributes:
         status: "ok", or what went wrong.
         result: numbers and what they rest on, as JSON; empty unless ok.
-        message: of the failure.
-        seconds: from its start to its end, waiting for a CPU included.
-        pictures: PNG files to look at, by name.
+        message: why it failed.
+        seconds: time from its start to its end, waiting for a CPU included.
+        pictures: PNG files for people to look at, by name.
     """
 
     checkpoint: str
@@ -61,7 +61,7 @@ class EvaluationReport:
 
     @property
     def name(self) -> str:
-        """Task and data set for files and charts, such as "zero_shot/fashion_mnist-test"."""
+        """Return task and data set for files and charts, as "zero_shot/fashion_mnist-test"."""
         data_set = self.result.get("source") or self.benchmark.place_name
         return f"{self.benchmark.task}/{data_set}"
 

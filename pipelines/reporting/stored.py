@@ -24,7 +24,7 @@ _LANGUAGES_PRINTED = 80
 
 
 def file_name(report: EvaluationReport) -> str:
-    """Return the report's name for files; part of a data set has another one than all of it."""
+    """Return the report's name for files, which differs where only a part of the data was read."""
     blank = report.result.get("options", {}).get("blank")
     return _name(report.name, report.result.get("limit"), blank)
 
@@ -56,16 +56,16 @@ def stored_report(
     options: EvaluationOptions,
     folder: Location,
 ) -> EvaluationReport | None:
-    """Return the report of an earlier evaluation that would come out the same, if there is one.
+    """Return the report of an earlier evaluation that rests on the same, if there is one.
 
     It must be ok, and of the same weights, data (by its digest) and options.
 
     Args:
-        checkpoint: that is asked about.
-        identity: of its model (`model_identity`).
-        benchmark: that is asked about.
-        options: that it would get.
-        folder: of the results.
+        checkpoint: the checkpoint to evaluate.
+        identity: the identity of its model (`model_identity`).
+        benchmark: the benchmark to run.
+        options: the options of that evaluation.
+        folder: the folder of results.
     """
     name, digest, limit = WEIGHTS, short_digest(identity), None
     if benchmark.source:

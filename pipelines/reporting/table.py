@@ -24,7 +24,7 @@ class Evaluated:
     """A checkpoint's results.
 
     Attributes:
-        name: as a person would call the checkpoint.
+        name: the name by which a person knows the checkpoint.
         folder: where its results and pictures are.
         results: the JSON of each, by its name, such as "zero_shot/fashion_mnist-test".
     """
@@ -126,7 +126,7 @@ def _cell(result: Mapping[str, Any], metric: str) -> Cell | None:
     value = result.get("metrics", {}).get(metric)
     if result.get("status") != "ok" or value is None:
         return None
-    # Results of before there were floors and intervals are shown without.
+    # Older results have no floors and intervals, and are shown without.
     interval = result.get("intervals", {}).get(metric)
     return Cell(
         value=value,

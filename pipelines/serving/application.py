@@ -1,4 +1,4 @@
-"""The page as a Ray Serve deployment: a model, a collection, and the routes to search it by."""
+"""The page as a Ray Serve deployment: a model, a collection, and the routes for searching it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MAX_TEXT_CHARS = 2000
 MAX_RESULTS = 96
 _RESULTS = 24
 _THUMBNAIL_PX = 320
-#: Pictures that are decoded at a time; one of the most pixels that are allowed takes 300 MB.
+#: Pictures that are decoded at a time; the largest that is allowed takes 300 MB.
 _DECODED_AT_A_TIME = 2
 _EXAMPLES = 6
 _PAGE = Path(__file__).parent / "page"
@@ -67,7 +67,7 @@ class PageSettings:
         checkpoint: a native folder or a .npz, where every machine finds it.
         model_name: the model's name on the page.
         max_upload_bytes: size of the largest picture that may be uploaded.
-        allowed_hosts: names that requests may be made to; None: any.
+        allowed_hosts: host names that requests may be made to; None: any.
         host: address to listen on.
         port: port to listen on.
         cpus: CPUs that Ray sets aside for the model.
@@ -96,7 +96,7 @@ class SearchPage:
         """Load the model.
 
         Args:
-            settings: of the page.
+            settings: the page's settings.
             collection: a reference to the `Collection` in Ray's object store, in a list.
         """
         self._settings = settings
@@ -128,7 +128,7 @@ class SearchPage:
         )
 
     async def about(self, _request: Request) -> Response:
-        """Describe the model, the collection and the limits; give something to begin with."""
+        """Describe the model, the collection and the limits, with some pictures to begin with."""
         return JSONResponse(self._about)
 
     async def search_by_text(self, request: Request) -> Response:
@@ -136,7 +136,7 @@ class SearchPage:
         text = await read_text(request, max_chars=MAX_TEXT_CHARS)
         prepared = self._model.prepare_texts([text])
         if not isinstance(prepared, TextRasters):
-            # What a model that reads no pixels sees cannot be shown.
+            # A model that reads tokens sees nothing that could be shown.
             query = {"kind": "text", "seen": None, "is_cut": share_full(prepared) > 0}
             return self._answer(request, query, await self._embed(prepared))
         if not prepared.occupied_rows[0]:
@@ -146,7 +146,7 @@ class SearchPage:
                 expected="characters that the model's font has",
                 do="write something else",
             )
-        # The end of a text is not on the canvas if it looks the same without.
+        # A text that looks the same without its last character does not fit on the canvas.
         shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
         is_cut = np.array_equal(shorter.columns, prepared.columns)
         query = {"kind": "text", "seen": _as_data(prepared.to_pixels()[0]), "is_cut": is_cut}
@@ -168,7 +168,7 @@ class SearchPage:
         return self._answer(request, query, embedding, but=picture)
 
     async def picture(self, request: Request) -> Response:
-        """Send a picture of the collection, decoded here and encoded anew: never a foreign file."""
+        """Send a picture of the collection, encoded anew, so that no foreign file is sent."""
         number = self._picture_number(request)
         async with self._decoding:
             found = await asyncio.to_thread(self._thumbnail, number)
@@ -238,10 +238,10 @@ class SearchPage:
 
 @contextmanager
 def served(settings: PageSettings, collection: Collection) -> Iterator[None]:
-    """Serve the page for the while, on a Ray that is connected.
+    """Serve the page while the block under `with` runs, on a Ray that is connected.
 
     Raises:
-        ConfigError: if the cluster serves something else: it would end with this page.
+        ConfigError: if the cluster serves another application, which would end with this page.
         StorageError: if it does not start.
     """
     if running := list(serve.status().applications):
@@ -261,7 +261,7 @@ def served(settings: PageSettings, collection: Collection) -> Iterator[None]:
     except RuntimeError as error:
         raise StorageError(f"Ray Serve does not start the page: {error}") from error
     finally:
-        # A Ray of our own ends after this, and Serve with it; on a cluster it would stay.
+        # On a cluster Serve would stay; where Ray was started here it ends with Ray.
         if cluster_address() is not None:
             serve.shutdown()
 
@@ -284,7 +284,7 @@ def embed_queries(
 def _shown(collection: Collection, picture: int) -> dict[str, Any]:
     """Return a picture's number, key and caption."""
     found = {"key": collection.pictures.keys, "caption": collection.pictures.captions}
-    # A file's name may hold bytes that are no text.
+    # The bytes of a file's name need not be text.
     texts = {name: of[picture].encode(errors="replace").decode() for name, of in found.items()}
     return {"id": picture, **texts}
 
@@ -300,7 +300,7 @@ def _undecodable(rejected: Rejected, do: str) -> RequestError:
 
 
 def _encoded(pixels: UInt8[np.ndarray, "..."]) -> tuple[bytes, str]:
-    """Return a picture for a browser, and its media type: small ones exact, photographs small."""
+    """Return a picture for a browser, and its media type; small ones stay exact."""
     kind, options = ("PNG", {}) if max(pixels.shape[:2]) <= 128 else ("JPEG", {"quality": 88})
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
@@ -308,7 +308,7 @@ def _encoded(pixels: UInt8[np.ndarray, "..."]) -> tuple[bytes, str]:
 
 
 def _as_data(pixels: UInt8[np.ndarray, "..."]) -> str:
-    """Return a canvas as a `data:` URI, exact."""
+    """Return a canvas as a `data:` URI without loss."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -335,7 +335,7 @@ def _about_model(path: Path, model: PairModel, settings: PageSettings) -> dict[s
 
 
 def _about_collection(collection: Collection) -> dict[str, Any]:
-    """Return the collection's name and size, and pictures from all over it to begin with."""
+    """Return the collection's name and size, and some pictures spread over it."""
     count = len(collection)
     spread = [n * count // min(count, _RESULTS) for n in range(min(count, _RESULTS))]
     pictures = [_shown(collection, picture) for picture in spread]

@@ -1,4 +1,4 @@
-"""The pictures that can be searched: embedded once, compared with a query by one matrix product."""
+"""The pictures to search: embedded once, compared with a query by one matrix product."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class EmbeddedPictures:
     Attributes:
         rows: number of each picture in the data set, or in the folder's list.
         keys: name of each picture in the data set, or its path in the folder.
-        captions: the first of each that says something; empty where there is none.
+        captions: the first caption of each that is not blank; "" where there is none.
         embeddings: vectors of unit length.
-        rejected: a reason for each picture that could not be decoded.
+        rejected: the reason for each picture that could not be decoded.
     """
 
     rows: tuple[int, ...]
@@ -66,7 +66,7 @@ class Collection:
         count: int,
         but: int | None = None,
     ) -> list[Match]:
-        """Find the pictures most like a query, the best first; of equals, the first one.
+        """Find the pictures most like a query, the best first, equals in their order.
 
         Args:
             query: a vector of unit length.
@@ -79,8 +79,8 @@ class Collection:
         count = min(count, len(scores) - (but is not None))
         if count <= 0:
             return []
-        # All that reach the score of the last place, since which of equals is chosen must not
-        # depend on how numpy partitions.
+        # All that reach the score of the last place are taken, so that the choice among equals does
+        # not depend on how numpy partitions.
         last = np.partition(scores, -count)[-count]
         candidates = np.flatnonzero(scores >= last)
         best = candidates[np.argsort(-scores[candidates], kind="stable")][:count]
@@ -97,7 +97,7 @@ class Collection:
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Number of pictures that could not be used, by reason."""
+        """Return the number of pictures that could not be used, by reason."""
         return dict(Counter(self.pictures.rejected))
 
 

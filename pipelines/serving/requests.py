@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Names by which a browser on this machine reaches it.
+#: Host names by which a browser on this machine reaches the page.
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 #: Headers of every answer: nothing from elsewhere, nothing inline but the queries' pictures.
 _HEADERS = {
@@ -31,7 +31,7 @@ class RequestError(HTTPException):
     """A request that cannot be answered; travels to the client as JSON."""
 
     def __init__(self, status: int, what: str, *, expected: str, do: str) -> None:
-        """Say what was wrong, what was expected, and what to do."""
+        """Take the HTTP status, and the words: what was wrong, what was expected, what to do."""
         super().__init__(status, what)
         self.content = {"what": what, "expected": expected, "do": do}
 
@@ -40,8 +40,8 @@ class Gate:
     """ASGI middleware that refuses foreign hosts and origins, and sets the headers of answers.
 
     A page elsewhere could have its own name point to this machine (DNS rebinding) and then read
-    what is served here; the browser still sends that name as the Host. Where the address is open
-    to others their names for it are not known, and any Host will do.
+    what is served here; the browser still sends that name as the Host. Where the page listens to
+    other machines, any Host is let in, since their names for it are not known.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str] | None) -> None:
@@ -145,7 +145,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 
 async def answer_failure(request: Request, _error: Exception) -> Response:
-    """Answer where something happened that should not. Details stay in the server's log."""
+    """Answer after an unexpected error; its details stay in the server's log."""
     failure = RequestError(
         500, "the server failed", expected="an answer", do="look into Ray's logs"
     )

@@ -1,4 +1,4 @@
-"""What a render worker does: samples of the plan in, a block of one rank's batch out."""
+"""The work of a render worker: it turns samples of the plan into one rank's batch."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class VocabularyReference:
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """Everything that decides what a step's batch is; small, since each render task gets one.
+    """All that decides which batch a step has; kept small, since each render task is sent one.
 
     Attributes:
-        plan: which samples form a batch.
+        plan: the rule by which samples form a batch.
         sources: the data sets, in the plan's order.
-        render: how captions are drawn, with the font's hash.
-        image: how pictures are resized.
+        render: the settings by which captions are drawn, with the font's hash.
+        image: the settings by which pictures are resized.
         font_uri: the font's file where it is not the bundled one.
-        vocabulary: where texts travel as tokens; None: where they are drawn.
-        labels: of fine-tuning; None: pairs.
+        vocabulary: the one by which texts become tokens; None: texts are drawn.
+        labels: the labels of fine-tuning; None: the samples are pairs.
     """
 
     plan: SamplePlan
@@ -70,19 +70,19 @@ class StreamSpec:
 
 
 def drawing(spec: StreamSpec) -> StreamSpec:
-    """The same stream, its texts drawn for people where models take tokens."""
+    """Return this stream with texts that are drawn, even where the model takes tokens."""
     return dataclasses.replace(spec, vocabulary=None)
 
 
 def as_drawn(texts: PreparedTexts) -> TextRasters:
-    """The texts of a stream that draws them."""
+    """Narrow the texts of a stream that draws them to their type."""
     assert isinstance(texts, TextRasters)
     return texts
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A sample that could not be used, where it lies, and where it would have stood."""
+    """A sample that could not be used, with its place in the data and in the batch."""
 
     key: str
     source: str
@@ -94,13 +94,13 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a batch took to prepare, where and when; a run's figures of its stream are made of it.
+    """The time that a batch took to prepare, with place and date; a run's stream figures add it up.
 
     Attributes:
-        seconds: on the clock, by stage: read, decode, render.
-        cpu_seconds: of the process, by stage; less than on the clock where it waited.
-        node: of the cluster that did it.
-        finished_at: Unix time; 0 outside of a stream.
+        seconds: time on the clock of each stage: read, decode, render.
+        cpu_seconds: CPU time of each stage; less than on the clock where the process waited.
+        node: the cluster's node that did the work.
+        finished_at: Unix time at which the block was ready; 0 outside of a stream.
     """
 
     seconds: Mapping[str, float]
@@ -113,20 +113,20 @@ class StageClock:
     """Adds up what each stage takes."""
 
     def __init__(self) -> None:
-        """Nothing has been done yet."""
+        """Begin with no time counted."""
         self._seconds: Counter[str] = Counter()
         self._cpu_seconds: Counter[str] = Counter()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what is done meanwhile to a stage."""
+        """Add the time that the block under `with` takes to a stage."""
         started, cpu_started = time.perf_counter(), time.process_time()
         yield
         self._seconds[name] += time.perf_counter() - started  # pyright: ignore[reportArgumentType]
         self._cpu_seconds[name] += time.process_time() - cpu_started  # pyright: ignore
 
     def effort(self) -> Effort:
-        """What was counted."""
+        """Return the time that was counted so far."""
         return Effort(dict(self._seconds), dict(self._cpu_seconds))
 
 
@@ -134,19 +134,19 @@ class StageClock:
 class PreparedBatch:
     """One rank's batch, ready for the device: pairs of a picture and a text, then of two texts.
 
-    In fine-tuning, labelled pictures (with questions drawn on them), or labelled texts; the side
-    that there is not is empty.
+    In fine-tuning it holds labelled pictures (with questions drawn on them) or labelled texts, and
+    the other side is empty.
 
     Attributes:
-        step: that it belongs to.
-        keys: of the samples.
+        step: the step that the batch is for.
+        keys: the key of each sample.
         images: left sides of the first pairs, on the canvas.
         left_texts: left sides of the other pairs, rendered or as tokens.
-        texts: right sides of all pairs, likewise.
+        texts: right sides of all pairs, rendered or as tokens.
         rejected: samples that were replaced.
-        effort: that it took.
-        targets: of labelled samples; None: pairs.
-        first_image: pictures of the global batch in the parts of the ranks before this one.
+        effort: the time that the batch took to prepare.
+        targets: one row for each labelled sample; None: the samples are pairs.
+        first_image: number of pictures of the global batch in the parts of the ranks before.
     """
 
     step: int
@@ -163,7 +163,8 @@ class PreparedBatch:
 def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> PreparedBatch:
     """Read, decode and render samples; each rejected one is replaced out of its run's reserve.
 
-    What has no ink is rejected where texts are not drawn, too: all models see the same pairs.
+    A text without ink is rejected even where texts are not drawn, so that all models see the same
+    pairs.
 
     Raises:
         ConfigError: if the vocabulary is not the one that the run began with.
@@ -196,7 +197,7 @@ def _prepare_texts(spec: StreamSpec, renderer: TextRenderer, texts: Sequence[str
 
 
 class ChosenSamples(NamedTuple):
-    """A usable sample for each planned one, and what was rejected for it."""
+    """A usable sample for each planned one, and the samples that were rejected."""
 
     samples: list[UsableSample]
     rejected: list[RejectedRow]
@@ -210,7 +211,7 @@ def _choose_samples(
     *,
     step: int,
 ) -> ChosenSamples:
-    """The planned samples, rejected ones replaced in rounds, whose reserves are read together."""
+    """Choose a usable sample for each planned one; each round reads its replacements together."""
     usable: dict[int, UsableSample] = {}
     rejected: list[RejectedRow] = []
     waiting, visits = np.arange(len(planned)), planned
@@ -249,7 +250,7 @@ def _choose_samples(
 class UsableSample(NamedTuple):
     """A pair: a picture on the canvas or a text, and the text that goes with it.
 
-    Of a labelled sample, either is there, beside its target; the other one is "".
+    A labelled sample has one of the two, beside its target; the other one is "".
     """
 
     key: str
@@ -265,7 +266,7 @@ class Visit(NamedTuple):
     kind: SampleKind
     draw: int
     source: int = 0
-    """Its number in `StreamSpec.sources`."""
+    """Number of the source in `StreamSpec.sources`."""
 
 
 def prepare_samples(
@@ -274,9 +275,9 @@ def prepare_samples(
     """Draw a pair out of each sample, and decode its picture.
 
     Args:
-        spec: how to decode.
-        renderer: for telling whether a text has anything to see.
-        visits: what to prepare.
+        spec: the stream, which says how to decode.
+        renderer: the renderer that tells whether a text has anything to see.
+        visits: the stored samples, each with the random number of its visit.
     """
     if spec.labels is not None:
         return _prepare_labelled(spec, spec.labels, renderer, visits)
@@ -292,7 +293,7 @@ def prepare_samples(
 def _prepare_labelled(
     spec: StreamSpec, labels: LabelSpec, renderer: TextRenderer, visits: Sequence[Visit]
 ) -> list[UsableSample | Rejected]:
-    """Texts, or pictures with their questions drawn on them, with what the head should give."""
+    """Return labelled texts, or pictures with questions drawn on them, with their targets."""
     read = [_read_labelled(spec, labels, visit) for visit in visits]
     texts = ["" if isinstance(found, Rejected) else found.caption for found in read]
     inked_rows = renderer.render_batch(texts).occupied_rows
@@ -314,7 +315,7 @@ def _prepare_labelled(
 
 
 def _read_labelled(spec: StreamSpec, labels: LabelSpec, visit: Visit) -> UsableSample | Rejected:
-    """A sample with its text, or with its question and its picture below it, as stored."""
+    """Return a stored sample with its text, or with its question and its decoded picture."""
     sample = visit.sample
     target = target_of(sample, labels, _labels_of(spec.sources, visit.source, labels.digest))
     if isinstance(target, Rejected):
@@ -330,7 +331,7 @@ def _read_labelled(spec: StreamSpec, labels: LabelSpec, visit: Visit) -> UsableS
 
 @functools.lru_cache(maxsize=64)
 def _labels_of(sources: tuple[SourceReference, ...], number: int, digest: str) -> Labels:
-    """The labels of a run, which are the first source's, as another one numbers them."""
+    """Return how a source numbers the labels of the run, which are the first source's."""
     names = _open_reference(sources[0]).manifest.class_names if digest else ()
     if digest_of_labels(names) != digest:
         raise SampleError(
@@ -341,7 +342,7 @@ def _labels_of(sources: tuple[SourceReference, ...], number: int, digest: str) -
 
 
 def draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
-    """The texts that take part: one beside a picture, else two."""
+    """Draw the texts that take part: one beside a picture, else two."""
     found = [text for text in visit.sample.captions or () if text is not None]
     # Such as the empty title of a photo that has a description.
     texts = [text for text in found if text.strip()] or found[:1]
@@ -367,11 +368,11 @@ def _prepare_pair(
 
 
 def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:
-    """Which of a sample's texts form the pair; twice the same one where it needs but one.
+    """Return the numbers of the texts that form the pair; one number twice where one will do.
 
     Args:
-        kind: of the sample.
-        count: of its texts.
+        kind: kind of the sample.
+        count: how many texts it has.
         draw: the visit's random number.
     """
     if kind == "next-sentence":
@@ -385,7 +386,7 @@ def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:
 
 
 def read_planned(spec: StreamSpec, planned: PlannedSamples) -> list[RawSample]:
-    """The stored rows of planned samples, in their order.
+    """Read the stored rows of planned samples, in their order.
 
     Raises:
         SampleError: if a data set is missing, damaged, or changed since the run began.
@@ -401,7 +402,7 @@ def read_planned(spec: StreamSpec, planned: PlannedSamples) -> list[RawSample]:
 
 @functools.lru_cache(maxsize=4)
 def open_renderer(config: RenderConfig, font_uri: str | None) -> TextRenderer:
-    """A renderer, made once per process, whose font may be in a bucket.
+    """Return a renderer, made once per process, whose font may be in a bucket.
 
     Raises:
         RenderError: if the font is missing, damaged, or not the one that the config names.
@@ -417,7 +418,7 @@ def open_renderer(config: RenderConfig, font_uri: str | None) -> TextRenderer:
 
 @functools.lru_cache(maxsize=4)
 def open_vocabulary(reference: VocabularyReference) -> Vocabulary:
-    """A vocabulary, read once per process.
+    """Return a vocabulary, read once per process.
 
     Raises:
         ConfigError: if it is missing, or not the one that the run began with.

@@ -2,8 +2,8 @@
 
 Blocks of equal size, in order, are dealt to the ranks round robin: block `number * ranks + rank`
 reaches `rank`. So each rank gets whole batches, without copies, and the stream is the same for any
-number of render workers. Read by Ray's documentation and source at 2.60; tests/integration hold it
-to that.
+number of render workers. This rests on Ray's documentation and source at 2.60; tests/integration
+fail where another release does otherwise.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class StreamRange:
     steps_per_unit: int = 1
 
     def segment(self, number: int) -> list[Unit]:
-        """Units of the segment: every step of it, every rank.
+        """Return the units of a segment, which cover every step of it on every rank.
 
-        The first of all are small, so that a run's first step does not wait for the next ones.
+        The first units of a run are small, so that its first step does not wait for many more.
         """
         length = max(self.units_per_segment // self.num_ranks, 1) * self.steps_per_unit
         step = self.start_step + number * length
@@ -75,7 +75,7 @@ class StreamRange:
 
 
 class Unit(NamedTuple):
-    """What one render task makes: a rank's batches of consecutive steps."""
+    """The work of one render task: a rank's batches of consecutive steps."""
 
     steps: range
     rank: int
@@ -96,7 +96,7 @@ def steps_per_unit(
         num_ranks: ranks over which each batch is divided.
         wanted: the answer where a person has given it.
         row_s: seconds that a render worker takes to prepare a row.
-        max_bytes: of a block, where object stores are small.
+        max_bytes: largest size of a block, where object stores are small.
     """
     if wanted is not None:
         return wanted
@@ -107,7 +107,7 @@ def steps_per_unit(
 
 
 def batch_bytes(spec: StreamSpec, num_ranks: int) -> int:
-    """Of a rank's batch in the object store, generously: a picture and four rows of text each."""
+    """Return a generous size of a rank's batch: a picture and four rows of text for each pair."""
     size = spec.render.image_size_px
     tokens = 0 if spec.vocabulary is None else spec.vocabulary.max_tokens
     targets = 0 if spec.labels is None else spec.labels.num_outputs
@@ -124,11 +124,11 @@ class PlannedBatches(Datasource):
         self._beside_ranks = beside_ranks
 
     def get_name(self) -> str:
-        """What Ray calls the operator."""
+        """Return the name that Ray shows for the operator."""
         return "RenderPairs"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown, and of no use for a stream."""
+        """Return None: the size is unknown, and of no use for a stream."""
         return None
 
     def get_read_tasks(
@@ -137,7 +137,7 @@ class PlannedBatches(Datasource):
         per_task_row_limit: int | None = None,  # noqa: ARG002
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
-        """The units of the segment that this execution delivers.
+        """Return a task for each unit of the segment that this execution delivers.
 
         Every iteration over the dataset is one execution, and Ray counts them.
         """
@@ -164,19 +164,20 @@ def _read_unit(
     spec: StreamSpec, unit: Unit, num_ranks: int, *, beside_ranks: bool
 ) -> Iterator[pa.Table]:
     if beside_ranks:
-        # Absolute, since Ray uses the process again. A rank's threads wait for each other.
+        # The lowest priority, since a rank's threads wait for each other. It is set, not added to:
+        # Ray uses the process again.
         os.setpriority(os.PRIO_PROCESS, 0, 19)
     yield make_block(spec, unit, num_ranks, node=ray.get_runtime_context().get_node_id())
 
 
 def make_block(spec: StreamSpec, unit: Unit, num_ranks: int, *, node: str = "") -> pa.Table:
-    """A unit's batches, one after the other.
+    """Prepare a unit's batches and return them as one block, one after the other.
 
     Args:
-        spec: of the stream.
-        unit: which steps, and whose part of them.
-        num_ranks: that the batches are divided over.
-        node: of the cluster, for the batches' notes.
+        spec: the stream.
+        unit: the steps, and the rank whose part of them is made.
+        num_ranks: ranks over which each batch is divided.
+        node: the cluster's node, for the batches' notes.
     """
     rows = spec.plan.batch_size // num_ranks
     mine = slice(unit.rank * rows, (unit.rank + 1) * rows)
@@ -203,11 +204,11 @@ def stream_dataset(
     selector: Mapping[str, str] | None = None,
     beside_ranks: bool = True,
 ) -> ray.data.Dataset:
-    """The dataset to hand to a trainer; each iteration over it delivers the next segment.
+    """Make the dataset to hand to a trainer; each iteration over it delivers the next segment.
 
     Args:
-        spec: of the stream.
-        steps: what to deliver.
+        spec: the stream.
+        steps: the steps to deliver.
         scaling: how many render tasks there may be, and of how many CPUs.
         selector: labels of the nodes that render; None: any node.
         beside_ranks: whether ranks may be on the same cores, to which render tasks then yield.
@@ -229,7 +230,7 @@ def stream_dataset(
 
 
 def execution_options(selector: Mapping[str, str] | None = None) -> ExecutionOptions:
-    """What a trainer's `DataConfig` needs: batches keep their order, tasks keep to their nodes."""
+    """Make options that keep batches in order and tasks on their nodes, for a `DataConfig` too."""
     return ExecutionOptions(
         preserve_order=True, label_selector=None if selector is None else dict(selector)
     )
@@ -238,12 +239,12 @@ def execution_options(selector: Mapping[str, str] | None = None) -> ExecutionOpt
 def iterate_batches(
     shard: ray.data.DataIterator, spec: StreamSpec, steps: StreamRange
 ) -> Iterator[PreparedBatch]:
-    """A rank's batches, from `steps.start_step` to the end of the run.
+    """Yield a rank's batches, from `steps.start_step` to the end of the run.
 
     Args:
         shard: this rank's part of `stream_dataset`.
-        spec: of the stream.
-        steps: of the stream.
+        spec: the stream.
+        steps: the steps that it delivers.
 
     Raises:
         RuntimeError: if a batch arrives out of turn, which would be a bug.

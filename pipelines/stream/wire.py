@@ -16,9 +16,9 @@ from pipelines.stream.batch import Effort, PreparedBatch, RejectedRow, Vocabular
 
 
 def to_block(batch: PreparedBatch) -> pa.Table:
-    """A batch as one Arrow block, a row per pair; notes in the first.
+    """Write a batch as one Arrow block, a row per pair; the first row also has the notes.
 
-    A left side is a picture or a text's bytes: the other of the two columns is empty there.
+    A left side is a picture or a text's bytes; the other of the two columns is empty there.
     """
     count, num_images = len(batch.keys), len(batch.images)
     image_bytes = batch.images[0].nbytes if num_images else 0
@@ -48,12 +48,12 @@ def to_block(batch: PreparedBatch) -> pa.Table:
 def from_block(
     block: pa.Table, render: RenderConfig, vocabulary: VocabularyReference | None = None
 ) -> PreparedBatch:
-    """The batch in a block; pixels are a view of the block's memory, not to be written to.
+    """Read the batch in a block; pixels are a view of the block's memory, not to be written to.
 
     Args:
-        block: as `to_block` made it.
+        block: a block that `to_block` made, or a part of one.
         render: the config that its texts were rendered with, the font's hash included.
-        vocabulary: of its texts; None: they were rendered.
+        vocabulary: the one that its texts were cut into tokens by; None: they were rendered.
     """
     block = block.combine_chunks()
     size = render.image_size_px
@@ -92,7 +92,7 @@ def _row_ends(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _text_bytes(
     texts: PreparedTexts,
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, Any]]:
-    """Where each text ends in bytes, from 0 on, and the bytes of all."""
+    """Return where each text ends in bytes, from 0 on, and the bytes of all texts."""
     if isinstance(texts, TokenTexts):
         return np.arange(len(texts) + 1) * texts.ids.shape[1] * texts.ids.itemsize, texts.ids
     row_bytes = texts.config.image_size_px * np.dtype(np.uint16).itemsize
@@ -100,7 +100,7 @@ def _text_bytes(
 
 
 def _binary(ends: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -> pa.LargeBinaryArray:
-    """An Arrow column over the memory of an array; item `i` is what `ends[i:i+2]` delimits."""
+    """Make an Arrow column over an array's memory; `ends[i:i+2]` delimits item `i`."""
     buffers = [
         None,
         pa.py_buffer(ends.astype(np.int64)),
@@ -112,7 +112,7 @@ def _binary(ends: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -> pa.Lar
 def _values(
     block: pa.Table, name: str
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Ends of a column's items in bytes, from 0 on, and their bytes, without a copy."""
+    """Return the ends of a column's items in bytes, from 0 on, and their bytes, not copied."""
     column = block.column(name).chunk(0)
     ends = np.frombuffer(column.buffers()[1], np.int64)
     ends = ends[column.offset : column.offset + len(column) + 1]

@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow python function: a table of texts and pictures in, embeddings out.
+"""An MLflow python function that embeds a table of texts and pictures by a checkpoint.
 
 This file travels with every logged model, beside a copy of clippo_core, as a module of its own.
 MLflow calls `_load_pyfunc`; nothing is unpickled.
@@ -72,7 +72,7 @@ class ClippoFunction:
 
 
 def _column(table: pd.DataFrame, name: str) -> Sequence[Any]:
-    """Return the values of a column, None where there is none (pandas has several words for it)."""
+    """Return the values of a column, with None for each of pandas' words for a missing one."""
     if name not in table.columns:
         return [None] * len(table)
     return [value if isinstance(value, str | bytes) else None for value in table[name]]

@@ -1,4 +1,4 @@
-"""Evaluations as child runs: each with its checkpoint, its data set, and its true end."""
+"""Child runs in MLflow, one for each evaluation, with its checkpoint, data set and status."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput
 
-#: Without the first three, one call to a server that is down blocks for minutes; the last keeps a
-#: line per run and ending out of the terminal, where `train` names the run itself.
+#: Settings of MLflow's client. Without the first three a call to a server that is down blocks for
+#: minutes; the last keeps its lines about runs out of the terminal, where `train` names the run.
 _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -39,14 +39,14 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as MLflow shows it: what a run read, or a metric was measured on."""
+    """A data set as MLflow shows it: an input of a run, or the data behind a metric."""
 
     name: str
     digest: str
     uri: str
 
     def to_mlflow(self, context: str) -> DatasetInput:
-        """Make a run's input of it, by name, digest and place; nothing of the data is read."""
+        """Return it as a run's input, by name, digest and place, without reading the data."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         kind = self.uri.partition("://")[0] if "://" in self.uri else "local"
@@ -101,5 +101,5 @@ def mlflow_errors(uri: str) -> Iterator[None]:
 
 
 def metric_name(name: str) -> str:
-    """Make a metric's name fit MLflow: recall@1 becomes recall_at_1, what else it refuses "_"."""
+    """Return a name that MLflow takes: "@" becomes "_at_", any other refused character "_"."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", "_at_"), flags=re.ASCII)

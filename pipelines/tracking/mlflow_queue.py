@@ -1,4 +1,4 @@
-"""`MlflowQueue`: what a process tells MLflow, sent in order by a thread, so that nobody waits.
+"""`MlflowQueue`: calls and metrics for MLflow, sent in order by a thread, so that nobody waits.
 
 Each writer has one: the driver for all but the metrics of steps, rank 0 for those, and every
 machine for its load.
@@ -32,11 +32,11 @@ STEP_METRIC = "train/loss"
 RETRY_EVERY_S = 5.0
 #: Attempts at a call that fails though the server answers.
 MAX_ATTEMPTS = 3
-#: Seconds for which metrics gather, so that those of many short steps go in one call.
+#: Seconds for which metrics gather, so that one call sends those of many short steps.
 _GATHER_S = 1.0
-#: Entries that wait, above which nothing more is gathered.
+#: Number of waiting entries above which they are sent at once.
 _MANY = 100
-#: MLflow's own limit.
+#: Most metrics in one request, which is MLflow's own limit.
 _METRICS_PER_CALL = 1000
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Call:
     what: str
     make: Callable[[], Any]
     num_entries: int = 1
-    """Entries of the queue that are done with it."""
+    """Entries of the queue that the call sends."""
     may_be_given_up: bool = True
 
 
@@ -60,7 +60,7 @@ class StepMetrics:
 
     @property
     def what(self) -> str:
-        """The words for it in messages."""
+        """Return the words for these metrics in messages."""
         return f"metrics of step {self.step}"
 
     def to_mlflow(self) -> list[Metric]:
@@ -90,9 +90,9 @@ class MlflowQueue:
         """Start the thread.
 
         Args:
-            run: that everything goes to.
+            run: the MLflow run to send to.
             spool: file for metrics that wait; what an earlier process left in it goes first.
-            is_quiet: log no warnings, where somebody else tells that the server is away.
+            is_quiet: whether another process warns that the server is away, so that this need not.
         """
         self._run, self._spool, self._is_quiet = run, spool, is_quiet
         self._waiting: deque[_Call | StepMetrics] = deque(_read_spool(spool))
@@ -108,25 +108,25 @@ class MlflowQueue:
 
     @functools.cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client, which takes seconds to import."""
+        """Return MLflow's client, made at the first call, since its import takes seconds."""
         return connect(self._run.uri)
 
     @property
     def num_waiting(self) -> int:
-        """Calls and steps that are not in MLflow yet."""
+        """Return how many calls and steps are not in MLflow yet."""
         return len(self._waiting)
 
     def add(self, what: str, call: Callable[[], Any]) -> None:
-        """Have a call made; returns at once.
+        """Add a call to be made; return at once.
 
         Args:
-            what: that is sent, for messages.
+            what: the words for the call in messages.
             call: may be made again after it failed.
         """
         self._append(_Call(what, call))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Have the metrics of a step logged, all of them in one call; returns at once."""
+        """Add the metrics of a step, to be logged in one call; return at once."""
         self._append(StepMetrics(step, int(time.time() * 1000), dict(metrics)))
 
     def _append(self, entry: _Call | StepMetrics) -> None:
@@ -152,7 +152,7 @@ class MlflowQueue:
                 attempt.
 
         Returns:
-            What never got there; of it, metrics are in the spool, where there is one.
+            The names of calls and metrics that were not sent; metrics are in the spool, if any.
         """
         with self._changed:
             self._deadline = time.monotonic() + patience_s
@@ -163,7 +163,7 @@ class MlflowQueue:
 
     def _work(self) -> None:
         if self._spool is not None:
-            # Now, since it takes seconds, which a rank has while it waits for its first batch.
+            # Imported now: it takes seconds, which a rank has while it waits for its first batch.
             with suppress(Exception):
                 self._last_logged = self._last_step_in_mlflow()
         while (call := self._next_call()) is not None and self._deliver(call):
@@ -219,7 +219,7 @@ class MlflowQueue:
     def _note_away(self, what: str, failure: Exception) -> None:
         if not self._is_away:
             self._warn(f"{what}: {failure}; training goes on, and what MLflow misses is sent later")
-        # Flushing and closing raise it, such as a full disk; the thread goes on.
+        # An error, such as a full disk, is raised by flushing and closing; the thread goes on.
         with suppress(Exception):
             self._write_spool()
         with self._changed:
@@ -293,10 +293,10 @@ def _read_spool(spool: Path | None) -> list[StepMetrics]:
 
 
 def send_spool(run: TrackedRun, spool: Path) -> None:
-    """Send what a process that has ended left in its spool.
+    """Send the metrics that a process which has ended left in its spool.
 
     Raises:
-        StorageError: if some of it is left even now.
+        StorageError: if some of them are left even now.
     """
     MlflowQueue(run, spool=spool, is_quiet=True).close()
     if spool.is_file():

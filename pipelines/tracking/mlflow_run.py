@@ -1,4 +1,4 @@
-"""An MLflow run from the driver's side: opened, described, ended with its true status."""
+"""The driver's side of an MLflow run: it opens, describes and ends the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRACKED_FILE = "mlflow.json"
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS = 6000
 TAG_CHARS = 5000
-#: MLflow would show a page for language-model applications otherwise.
+#: Tag without which MLflow shows a page for language-model applications.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 #: Seconds for which the end of a run waits for a server that is away.
 PATIENCE_AT_END_S = 30.0
@@ -30,7 +30,7 @@ PATIENCE_AT_END_S = 30.0
 class RunTracker:
     """The driver's side of an MLflow run.
 
-    Only `open` may fail. Everything else returns at once; `finish` tells what never got there.
+    Only `open` may fail. Everything else returns at once; `finish` tells what MLflow did not take.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -46,10 +46,10 @@ class RunTracker:
 
         Args:
             uri: tracking server or SQLite file.
-            experiment: made if it is not there yet.
-            name: of the run.
-            artifacts: where pictures go if `uri` is a database; a server says itself.
-            tags: of the run.
+            experiment: name of the experiment, which is made if it is not there yet.
+            name: name of the run.
+            artifacts: where pictures go if `uri` is a database; a server decides itself.
+            tags: tags of the run.
 
         Raises:
             StorageError: if MLflow does not answer.
@@ -90,7 +90,7 @@ class RunTracker:
         )
 
     def log_inputs(self, data_sets: Sequence[DataSet], *, context: str) -> None:
-        """Say which data sets the run reads, and what for."""
+        """Log the data sets that the run reads, with the purpose."""
         inputs = [data_set.to_mlflow(context) for data_set in data_sets]
         self._send("data sets", lambda run: self.client.log_inputs(run, inputs))
 
@@ -99,7 +99,7 @@ class RunTracker:
         self._send(f"tag {key}", lambda run: self.client.set_tag(run, key, value[:TAG_CHARS]))
 
     def set_running(self) -> None:
-        """Say that the run goes on, after a restart."""
+        """Set the run's status to running, after a restart."""
         self._send("status RUNNING", lambda run: self.client.update_run(run, status="RUNNING"))
 
     def finish(self, status: str) -> list[str]:

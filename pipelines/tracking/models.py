@@ -1,8 +1,8 @@
-"""MLflow models: checkpoints become such, one of them the champion, and are found by their names.
+"""MLflow models: checkpoints are logged as models, the best becomes the champion, any is found.
 
 A model holds the checkpoint's own files (without the optimizer's), a copy of clippo_core, and one
-module that MLflow calls. Nothing in it has to be unpickled, and of a model that is found, only the
-checkpoint in it is read.
+module that MLflow calls. Nothing in it has to be unpickled, and `find_model` reads the checkpoint
+alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipelines.tracking.mlflow_run import RunTracker
 
 CHAMPION = "champion"
 STEP_TAG = "clippo.step"
-#: Tag of a version; MLflow's own field comes back empty from a search.
+#: Tag of a version that names its logged model; MLflow's own field is empty in a search.
 MODEL_TAG = "clippo.model_id"
 _SCHEME = "models:/"
 #: The packages that clippo_core imports.
@@ -45,21 +45,21 @@ _PACKAGES = (
     *("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping"),
     "sentencepiece",
 )
-#: More of a metric is better, but for those with such a word in their name.
+#: Words in the names of metrics of which less is better.
 _LOWER_IS_BETTER = ("loss", "error", "rank", "gap", "attack")
 
 
 class CheckpointModels:
-    """The MLflow models of a run; each call is sent after what was sent before it."""
+    """The MLflow models of a run; its calls are sent in the order in which they were made."""
 
     def __init__(
         self, tracker: RunTracker, config: ClippoConfig, *, registered_model: str | None
     ) -> None:
-        """Take note of a run.
+        """Take a run, of which nothing is logged yet.
 
         Args:
-            tracker: of the run.
-            config: of the checkpoints.
+            tracker: the driver's side of the MLflow run.
+            config: settings of the run that makes the checkpoints.
             registered_model: name in the registry; None: models are logged only.
         """
         self._queue, self._client, self._run = tracker.queue, tracker.client, tracker.run
@@ -69,7 +69,7 @@ class CheckpointModels:
 
     @property
     def checkpoint_in_use(self) -> str | None:
-        """The checkpoint whose files are being copied."""
+        """Return the checkpoint whose files are being copied, if there is one."""
         return self._being_read
 
     def publish(self, checkpoint: str, *, params: Mapping[str, Any]) -> None:
@@ -88,13 +88,13 @@ class CheckpointModels:
         data_set: DataSet,
         champion_metric: str | None = None,
     ) -> None:
-        """Attach metrics to the model of a step; if one decides, and is better, move the alias.
+        """Attach metrics to the model of a step; move the alias if the deciding one is better.
 
         Args:
-            step: of the checkpoint.
-            metrics: by the names that they have in the run.
-            data_set: that they were measured on.
-            champion_metric: the one of them that decides; None: none of them does.
+            step: step of the checkpoint.
+            metrics: the metrics, by the names that they have in the run.
+            data_set: the data set that they were measured on.
+            champion_metric: name of the metric that decides; None: none of them does.
         """
         self._add(f"evaluation of step {step}", self._log_metrics, step, metrics, data_set)
         if self._name and champion_metric is not None:
@@ -110,7 +110,7 @@ class CheckpointModels:
         self._queue.add(what, functools.partial(call, *arguments))
 
     def _models(self) -> dict[int, str]:
-        """Return model ids by step, those of earlier attempts at the run too."""
+        """Return model ids by step, with those of earlier attempts at the run."""
         if self._known is None:
             found = self._client.search_logged_models(
                 [self._run.experiment_id], filter_string=f"source_run_id='{self._run.run_id}'"
@@ -242,11 +242,11 @@ def write_model(
     """Write an MLflow model of a checkpoint's folder.
 
     Args:
-        folder: to make.
-        checkpoint: native; what only training needs of it is left out.
-        config: of the checkpoint.
-        run_id: that it came from.
-        model_id: of the logged model.
+        folder: the folder to make.
+        checkpoint: a native checkpoint; what only training needs is left out.
+        config: settings of the checkpoint's model.
+        run_id: MLflow's id of the run that made it.
+        model_id: MLflow's id of the logged model.
     """
     with warnings.catch_warnings():
         # MLflow warns of type hints of its own.
@@ -299,12 +299,12 @@ def find_model(reference: str) -> Location:
     """Return the place of the checkpoint that a person means.
 
     Args:
-        reference: what `find_checkpoint` takes, or a model of MLflow's registry:
+        reference: a name that `find_checkpoint` takes, or a model of MLflow's registry:
             `models:/NAME@ALIAS`, `models:/NAME/VERSION`. The registry is that of
             MLFLOW_TRACKING_URI, else the SQLite file beside the runs.
 
     Returns:
-        Its place. A registered model is on this disk until the process ends.
+        The checkpoint's place. A registered model is on this disk until the process ends.
 
     Raises:
         CheckpointError: if there is none.
@@ -325,8 +325,8 @@ def model_name(reference: str, checkpoint: Location) -> str:
     """Name a model: "RUN/step_00000200", a file's name, "NAME@ALIAS" or "NAME-VERSION".
 
     Args:
-        reference: as a person gave it.
-        checkpoint: as `find_model` found it.
+        reference: the name that a person gave.
+        checkpoint: the place that `find_model` found for it.
     """
     if is_registered(reference):
         return reference.removeprefix(_SCHEME).replace("/", "-")

@@ -1,4 +1,4 @@
-"""The load of every machine of the cluster, in MLflow's tab of system metrics.
+"""Load of every machine of the cluster, for MLflow's tab of system metrics.
 
 MLflow's own monitors measure; its thread around them is not used, since that one ends for good when
 the server is away once.
@@ -17,7 +17,7 @@ from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.tracking.mlflow_queue import MlflowQueue
 
 SAMPLE_EVERY_S = 5.0
-#: Samples that wait while the server is away, before no more are taken: hours of them.
+#: Samples, hours of them, that wait while the server is away before no more are taken.
 _MAX_WAITING = 5000
 
 
@@ -28,8 +28,8 @@ class NodeMetrics:
         """Start the thread.
 
         Args:
-            run: that the metrics go to.
-            node: the machine's name in them.
+            run: the MLflow run to send to.
+            node: the machine's name in the metrics.
         """
         self._run, self._node = run, node
         self._is_over = threading.Event()
@@ -68,7 +68,7 @@ def _monitors() -> list[Any]:
     try:
         return [*monitors, GPUMonitor()]
     except (ImportError, RuntimeError):
-        # It says so where there is no GPU, or no driver of one.
+        # Raised where there is no GPU, or no driver of one.
         return monitors
 
 
@@ -85,7 +85,7 @@ class ClusterMetrics:
     """A `NodeMetrics` on every machine: a thread in this process, elsewhere an idle actor."""
 
     def __init__(self, run: TrackedRun) -> None:
-        """Nothing is started before `follow`."""
+        """Take the run; nothing is started before `follow`."""
         self._run = run
         self._here: NodeMetrics | None = None
         self._actors: dict[tuple[str, str], Any] = {}
@@ -109,7 +109,7 @@ class ClusterMetrics:
         return actor.remote(self._run, address)
 
     def stop(self) -> None:
-        """End all of them."""
+        """Stop measuring on all machines."""
         if self._here is not None:
             self._here.stop()
         ending = [actor.stop.remote() for actor in self._actors.values()]

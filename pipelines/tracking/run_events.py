@@ -1,4 +1,4 @@
-"""`RunEvents`: everything that the driver notes of a run in MLflow, as it happens."""
+"""`RunEvents`: the driver's notes in MLflow of what happens to a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunEvents:
     """Takes in what happens to a run; never raises for MLflow's sake, and never waits for it."""
 
     def __init__(self, resolved: ResolvedRun, tracker: RunTracker) -> None:
-        """Nothing is noted yet."""
+        """Take the run and its tracker; nothing is noted yet."""
         self._resolved, self._tracker = resolved, tracker
         tracking = resolved.config.tracking
         self._models = CheckpointModels(
@@ -50,17 +50,17 @@ class RunEvents:
 
     @property
     def checkpoints_in_use(self) -> set[str]:
-        """Checkpoints that are being read, and must not be removed yet."""
+        """Return the checkpoints that are being read, and must not be removed yet."""
         in_use = {self._models.checkpoint_in_use, *self._pictures.checkpoints}
         return {checkpoint for checkpoint in in_use if checkpoint is not None}
 
     @property
     def num_running(self) -> int:
-        """Pictures that are being drawn."""
+        """Return how many checkpoints have pictures that are being drawn."""
         return self._pictures.num_running
 
     def checkpoint_committed(self, checkpoint: str) -> None:
-        """Log it as a model, and draw the batch that it saw last."""
+        """Log a checkpoint as a model, and draw the batch that it saw last."""
         config = self._resolved.config
         params = {k: v for k, v in flatten(config).items() if k.startswith("model.")}
         self._models.publish(checkpoint, params=params)
@@ -68,11 +68,11 @@ class RunEvents:
             self._pictures.start(checkpoint)
 
     def checkpoint_removed(self, checkpoint: str) -> None:
-        """Remove its model too, but for one that an alias points to."""
+        """Remove the model of a checkpoint that is gone, unless an alias points to it."""
         self._models.retire(checkpoint)
 
     def evaluation_ended(self, report: EvaluationReport) -> None:
-        """Make a child run of what an evaluation found; metrics and pictures are the run's, too."""
+        """Make a child run of an evaluation; the run itself gets its metrics and pictures, too."""
         step = _step_of(report.checkpoint)
         log_evaluation(self._tracker, report, step=step)
         if report.status != "ok":
@@ -101,7 +101,7 @@ class RunEvents:
                 continue
             for name, png in outcome.items():
                 self._tracker.log_picture(png, f"batch/{name}", step=drawn)
-        # Not before the first step: until then every core is needed to get there.
+        # Not before the first step, for which every core is needed.
         if step < 1:
             return
         if not self._is_start_drawn:
@@ -117,13 +117,13 @@ class RunEvents:
         self._tracker.log_metrics({"memory/object_store_gb": held_gb}, step=step)
 
     def training_ended(self, spool: Path) -> None:
-        """Send what rank 0 could not."""
+        """Send the metrics that rank 0 could not send."""
         if spool.is_file():
             send = functools.partial(send_spool, self._tracker.run, spool)
             self._tracker.queue.add(f"the steps in {spool}", send)
 
     def note(self, key: str, value: str) -> None:
-        """Say something of the run, as a tag."""
+        """Set a tag of the run."""
         self._tracker.set_tag(key, value)
 
     def problem(self, name: str, message: str) -> None:
@@ -135,10 +135,10 @@ class RunEvents:
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            state: what to say of it.
+            state: the tag that says how it ended.
 
         Returns:
-            What MLflow did not take.
+            The names of what MLflow did not take.
         """
         self._cluster.stop()
         self._tracker.set_tag("clippo.state", state)
@@ -150,14 +150,14 @@ def _step_of(checkpoint: str | None) -> int:
 
 
 def _evaluated_data(report: EvaluationReport) -> DataSet:
-    """Return the data set of an evaluation; part of one is another one."""
+    """Return the data set of an evaluation; a part of one counts as another data set."""
     result, limit = report.result, report.result.get("limit")
     digest = result["source_digest"] + ("" if limit is None else f"-first-{limit}")
     return DataSet(result["source"], digest, report.benchmark.source)
 
 
 class _PictureTasks:
-    """Draws the batches of checkpoints, one Ray task at a time, out of the time that is left."""
+    """Draws the batches of checkpoints, in one Ray task at a time, of low priority."""
 
     def __init__(self, spec: StreamSpec, config: RunConfig) -> None:
         self._spec, self._config = spec, config
@@ -165,13 +165,13 @@ class _PictureTasks:
         self._task = ray.remote(max_calls=1)(_draw_beside).options(
             name="draw_batch", num_cpus=0, max_retries=1
         )
-        # Checkpoints; None is the start of training.
+        # Places of checkpoints; None stands for the start of training.
         self._running: dict[Any, str | None] = {}
         self._next: list[str | None] = []
 
     @property
     def checkpoints(self) -> tuple[str | None, ...]:
-        """Those that are read, or will be."""
+        """Return the checkpoints that are read, or will be."""
         return (*self._running.values(), *self._next)
 
     @property
@@ -179,7 +179,7 @@ class _PictureTasks:
         return len(self._running)
 
     def start(self, checkpoint: str | None) -> None:
-        """Draw, or wait for the task at work; of those that wait, the newest takes the turn."""
+        """Draw a checkpoint's batch, or have it wait; the newest that waits is drawn next."""
         self._next = [checkpoint]
         self._start_next()
 
@@ -197,7 +197,7 @@ class _PictureTasks:
 
 
 def _draw_beside(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> dict[str, bytes]:
-    """Draw in a process of its own, which takes the CPU time that ranks leave."""
+    """Draw in a process of its own, at a lower priority than ranks."""
     os.nice(NICE_BESIDE_RANKS)
     return draw_batch(spec, config, checkpoint)
 

@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's commit, the cluster, the job."""
+"""The tags that say where a run comes from: the code's commit, the cluster, the job."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import subprocess
 from pathlib import Path
 
-#: Set by `cluster.submit`: the package that it uploads is no git checkout.
+#: Variable that `cluster.submit` sets, since the package that it uploads is no git checkout.
 COMMIT_VARIABLE = "CLIPPO_GIT_COMMIT"
 DIRTY_VARIABLE = "CLIPPO_GIT_DIRTY"
-#: Set by Ray in the driver of a job.
+#: Variable that Ray sets in the driver of a job.
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 

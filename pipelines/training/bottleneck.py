@@ -1,4 +1,4 @@
-"""What the stream does, in figures, and which part of a run holds up the rest.
+"""Figures of the stream, and the part of a run that holds up the rest.
 
 Batches carry notes of what they took to prepare and when they were ready; by Little's law, seconds
 of work per second are workers at work, and seconds of lying ready per second are batches ready.
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 STAGES = ("read", "decode", "render")
 #: A rank that waits for data less than this is not held up by it.
 TOLERABLE_WAIT = 0.03
-#: Of the render tasks that could run, so many at work on average are all of them.
+#: Share of the possible render tasks that counts as all: so many are at work on average then.
 _ALL_AT_WORK = 0.8
 
 
 def effort_of(batch: PreparedBatch, now: float) -> dict[str, float]:
-    """Figures of a batch that may be added up, over ranks and over steps.
+    """Return figures of a batch that may be added up, over ranks and over steps.
 
     Args:
-        batch: as it arrived.
+        batch: the batch, as it arrived.
         now: Unix time of the arrival. Clocks of machines differ; a batch from the future counts as
             just ready.
     """
@@ -42,7 +42,7 @@ def effort_of(batch: PreparedBatch, now: float) -> dict[str, float]:
 
 @dataclass
 class StreamWindow:
-    """Sums over steps; what rank 0 logs is made of it."""
+    """Sums over steps, from which rank 0 computes what it logs."""
 
     steps: int = 0
     elapsed_s: float = 0.0
@@ -59,7 +59,7 @@ class StreamWindow:
         self.sums.update(sums)  # pyright: ignore[reportArgumentType] - a Counter of seconds
 
     def figures(self, batch_size: int) -> StreamFigures:
-        """Rates and averages.
+        """Return the rates and averages over these steps.
 
         Args:
             batch_size: samples of a step, over all ranks.
@@ -78,16 +78,16 @@ class StreamWindow:
 
 @dataclass(frozen=True)
 class StreamFigures:
-    """How the stream did over some steps.
+    """Rates and averages of the stream over some steps.
 
     Attributes:
         rows_per_s: samples that were trained on per second.
         workers: render tasks at work, on average.
         queue_batches: ranks' batches that lay ready, on average.
         wait_ratio: share of the time that ranks waited for a batch.
-        ms_per_row: of a render task's time, by stage.
-        cpu_ms_per_row: of a processor's time, by stage; less where a task waited for storage or for
-            its turn on a core.
+        ms_per_row: milliseconds on the clock that each stage takes for a sample.
+        cpu_ms_per_row: CPU milliseconds that each stage takes for a sample; less where a task
+            waited for storage or for its turn on a core.
     """
 
     rows_per_s: float
@@ -98,7 +98,7 @@ class StreamFigures:
     cpu_ms_per_row: Mapping[str, float]
 
     def metrics(self) -> dict[str, float]:
-        """For MLflow's charts."""
+        """Return the figures by the names that they have in MLflow's charts."""
         found = {
             "stream/rows_per_s": self.rows_per_s,
             "stream/workers": self.workers,
@@ -110,12 +110,12 @@ class StreamFigures:
 
 
 def verdict(figures: StreamFigures, scaling: ScalingConfig, capacity: Capacity) -> str:
-    """Which stage limits a run, and what to raise.
+    """Say which stage limits a run, and which setting to raise.
 
     Args:
-        figures: over the run, or the part of it since the ranks started.
-        scaling: of the run.
-        capacity: of its cluster.
+        figures: the stream's over the run, or over the part of it since the ranks started.
+        scaling: the run's settings.
+        capacity: the places that its cluster has for it.
     """
     wait = figures.wait_ratio
     if wait <= TOLERABLE_WAIT:
@@ -125,7 +125,7 @@ def verdict(figures: StreamFigures, scaling: ScalingConfig, capacity: Capacity) 
         )
     stage = max(STAGES, key=lambda name: figures.ms_per_row[name])
     text = f"{stage}: ranks wait for data {wait:.0%} of the time"
-    # What the ranks would take if they never waited, times what a row takes to prepare.
+    # Rows per second if ranks never waited, times the seconds that a row takes to prepare.
     needed = math.ceil(
         figures.rows_per_s / max(1 - wait, 0.05) * sum(figures.ms_per_row.values()) / 1000
     )

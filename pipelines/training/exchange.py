@@ -1,7 +1,7 @@
-"""What ranks tell each other of their steps: one sum over the ranks, once for many steps.
+"""Exchange of figures between ranks: one sum over the ranks, once for many steps.
 
-In between nothing is read back from the device, and no collective runs but those of the loss and of
-the gradients.
+Between two exchanges nothing is read back from the device, and no collective runs but those of the
+loss and of the gradients.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _EFFORT = (*(f"{stage}_{unit}" for stage in STAGES for unit in ("s", "cpu_s")), 
 
 @dataclass(frozen=True)
 class Totals:
-    """What all ranks know of the steps since they exchanged figures last.
+    """Figures of the steps since the last exchange, the same on all ranks.
 
     Attributes:
-        metrics: of each step, by name: of the whole batch.
-        elapsed_s: all steps together, on average over the ranks.
-        wait_s: how long a rank's device waited for data meanwhile, on average.
-        wall_s: Unix time, on average: one that all ranks agree upon.
-        effort: of preparing the batches, added up, as `effort_of` names it.
-        rejected: samples by SOURCE/REASON, since the run began.
+        metrics: each metric of the whole batch, one number for each step.
+        elapsed_s: seconds that all steps took together, on average over the ranks.
+        wait_s: seconds that a rank's device waited for data meanwhile, on average.
+        wall_s: Unix time that all ranks agree upon: the mean of their clocks.
+        effort: time of preparing the batches, added up, by the names of `effort_of`.
+        rejected: rejected samples since the run began, by SOURCE/REASON.
         is_stop_wanted: whether the driver asked rank 0 to stop.
     """
 
@@ -55,7 +55,7 @@ class Totals:
 
     @property
     def num_steps(self) -> int:
-        """How many steps these are."""
+        """Return how many steps the figures are of."""
         return len(self.metrics["loss"])
 
 

@@ -1,4 +1,4 @@
-"""What a rank measures of itself and of its device."""
+"""Measurements of a rank: its memory, its device's rate, its embeddings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pipelines.config.settings import RunConfig
 from pipelines.training.feeding import FedBatch
 from pipelines.training.parallel import gather_numbers
 
-#: For how long a rank measures its device.
+#: Seconds for which a rank measures the rate of its device.
 _MEASURED_S = 0.25
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
-    """Memory of each rank, and the most that its GPU held; every rank must ask at once."""
+    """Return each rank's memory and the most that its GPU held; all ranks must ask at once."""
     used = [psutil.Process().memory_info().rss / 1e9]
     if device.type == "cuda":
         used.append(torch.cuda.max_memory_allocated(device) / 1e9)
@@ -41,10 +41,10 @@ def memory_gb(device: torch.device) -> dict[str, float]:
 
 
 def shares_of_sources(plan: SamplePlan, names: Sequence[str], step: int) -> dict[str, float]:
-    """Share of each source among all samples until a step, beside the share that was asked for.
+    """Return each source's share of all samples until a step, beside the share asked for.
 
-    A rejected sample is replaced by one of its own source, so that what the plan drew is what was
-    seen.
+    A rejected sample is replaced by one of its own source, so that the shares are those of the
+    plan.
     """
     drawn, asked = plan.rows_drawn(step), plan.weights
     found = {}
@@ -55,12 +55,12 @@ def shares_of_sources(plan: SamplePlan, names: Sequence[str], step: int) -> dict
 
 
 class Gauges:
-    """Of one rank. What they read is cheap, and read only at steps that are logged."""
+    """Measures one rank, cheaply, and only at steps that are logged."""
 
     def __init__(
         self, config: RunConfig, device: torch.device, precision: Precision, *, num_ranks: int
     ) -> None:
-        """Measures the device for a moment; every rank must do so at the same time."""
+        """Measure the device for a moment; every rank must do so at the same time."""
         self._config, self._device, self.num_ranks = config, device, num_ranks
         self._tap = _GatherTap()
         self._flop_per_pair = 0.0
@@ -68,7 +68,7 @@ class Gauges:
         self.matmul_flop_per_s = matmul_flop_per_s(device, precision, seconds=_MEASURED_S)
 
     def watch(self, shard: Shard) -> Shard:
-        """The shard, its embeddings seen by the gauges as they pass."""
+        """Return the shard, changed so that the gauges see its embeddings as they pass."""
         self._tap.gather = shard.gather
         return dataclasses.replace(shard, gather=self._tap)
 
@@ -78,8 +78,8 @@ class Gauges:
         Similarities are of this rank's rows against all columns.
 
         Args:
-            batch: of the step.
-            shard: which part of the global batch it is.
+            batch: this rank's batch of the step.
+            shard: the part of the global batch that it is.
         """
         model, prepared, pairs = self._config.model, batch.prepared, batch.on_device
         rows = len(pairs)
@@ -112,7 +112,7 @@ class Gauges:
         return {f"embedding/{k}": v for k, v in aligned.items()} | memory_gb(self._device)
 
     def utilisation(self, pairs_per_s: float) -> dict[str, float]:
-        """Model FLOPs over what the ranks' devices can do, as measured when the rank started."""
+        """Return the model's FLOP/s, and their share of the rate measured as the rank started."""
         rate = self._flop_per_pair * pairs_per_s
         return {
             "speed/is_bfloat16": float(self._precision == "bfloat16"),
@@ -123,7 +123,7 @@ class Gauges:
 
 
 class _GatherTap:
-    """Lets a step's embeddings by, and keeps the last ones: left sides first, then right ones."""
+    """Passes a step's embeddings on, and keeps the last: left sides first, then right ones."""
 
     def __init__(self) -> None:
         self.gather: Gather = lambda rows: rows
@@ -135,6 +135,6 @@ class _GatherTap:
         return gathered
 
     def last(self) -> tuple[Tensor, Tensor, Tensor]:
-        """This shard's left and right rows, and all right ones."""
+        """Return this shard's left and right rows, and the right rows of all shards."""
         (left, _), (right, all_right) = self._seen
         return left, right, all_right

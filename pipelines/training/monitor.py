@@ -1,4 +1,4 @@
-"""`RunMonitor`: what driver and rank 0 tell each other while a run goes on."""
+"""`RunMonitor`: the actor through which driver and rank 0 talk while a run goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ASK_AGAIN_S = 0.1
 
 @dataclass
 class Progress:
-    """How far a run has come, as rank 0 said last."""
+    """The progress of a run by rank 0's last report."""
 
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Progress:
 
 
 class RunMonitor:
-    """An actor without a CPU of its own; holds the progress, the wish to stop, MLflow's run."""
+    """An actor that holds the progress, the wish to stop, and MLflow's run; it takes no CPU."""
 
     def __init__(self) -> None:
         self._progress = Progress()
@@ -36,11 +36,11 @@ class RunMonitor:
         self._tracked: TrackedRun | str | None = None
 
     def announce(self, tracked: TrackedRun | str) -> None:
-        """The driver says where MLflow has the run, or why it has none."""
+        """Take in where MLflow has the run, or why it has none, from the driver."""
         self._tracked = tracked
 
     def tracked(self) -> TrackedRun | str | None:
-        """What was announced; None: nothing yet."""
+        """Return what the driver announced; None where it has announced nothing yet."""
         return self._tracked
 
     def update(self, step: int, metrics: dict[str, float], stream: StreamFigures | None) -> None:
@@ -54,21 +54,21 @@ class RunMonitor:
         return self._is_stop_wanted
 
     def checkpoint_committed(self, uri: str) -> None:
-        """Rank 0 reports that a checkpoint is in its place."""
+        """Take in that a checkpoint is in its place, from rank 0."""
         self._progress.checkpoints.append(uri)
 
     def request_stop(self) -> None:
-        """The driver asks for a checkpoint and the end of the run."""
+        """Take in that the driver wants a checkpoint and the end of the run."""
         self._is_stop_wanted = True
 
     def progress(self) -> Progress:
-        """What the driver reads."""
+        """Return the progress, for the driver."""
         return self._progress
 
 
 def start_monitor() -> Any:
     """Start the actor; it ends with the process that owns it."""
-    # Beside that process: an actor that needs no CPU would go to any node, and be lost with it.
+    # On this node: Ray would put an actor that needs no CPU anywhere, and lose it with that node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(RunMonitor).options(num_cpus=0, scheduling_strategy=here).remote()
 
@@ -82,10 +82,10 @@ class MonitorClient:
         self._is_stop_wanted = False
 
     def tracked_run(self) -> TrackedRun:
-        """Where MLflow has the run; waits for the driver, which opens it while ranks start.
+        """Return where MLflow has the run; wait for the driver, which opens it while ranks start.
 
         Raises:
-            ConfigError: if it does not come about.
+            ConfigError: if the driver could not open it.
         """
         tracked: TrackedRun | str | None = None
         while tracked is None:
@@ -97,7 +97,7 @@ class MonitorClient:
 
     @property
     def is_stop_wanted(self) -> bool:
-        """Whether the driver wants the run to stop, as far as it has answered."""
+        """Tell whether the driver wants the run to stop, by its last answer."""
         return self._is_stop_wanted
 
     def poll(self) -> None:

@@ -1,4 +1,4 @@
-"""How ranks exchange tensors; the one module that knows `torch.distributed`."""
+"""Exchange of tensors between ranks; the one module that knows `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def this_shard(model: nn.Module) -> Shard:
     """Return the calling rank's part of the global batch; all of it outside a process group.
 
     Args:
-        model: as it is called: where there are ranks, one that averages gradients over them.
+        model: the model as a step calls it: with several ranks one that averages gradients.
     """
     if not is_distributed():
         return Shard()

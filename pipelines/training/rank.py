@@ -55,7 +55,7 @@ DIVERGENCE_WINDOW = 50
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a rank's work ended: done, or with an error that a restart would only meet again."""
+    """The end of a rank's work: complete, stopped, or with an error that a restart meets again."""
 
     state: Literal["completed", "interrupted", "failed"]
     error: str = ""
@@ -77,7 +77,7 @@ HOPELESS: dict[str, type[ClippoError]] = {
 
 
 def train_on_rank(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train from the newest whole checkpoint to the end, or as far as it goes; Ray Train's entry.
+    """Train from the newest whole checkpoint to the end, or as far as it goes, for Ray Train.
 
     Hopeless errors are returned, not raised: Ray would retry what is raised.
     """
@@ -138,7 +138,7 @@ class Rank:
 
         Args:
             job: the attempt.
-            state: restored, whole, on this rank's device.
+            state: the state to go on from, whole, on this rank's device.
             rejected: samples that were rejected on the way to it, by SOURCE/REASON.
             index: number of this rank.
             num_ranks: how many ranks there are.
@@ -210,7 +210,7 @@ class Rank:
         )
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Wait for the checkpoint and the metrics that are under way."""
         if self._reporter is not None:
             self._reporter.close()
 
@@ -235,7 +235,7 @@ class Rank:
         return ray.train.torch.prepare_model(self.state.model)
 
     def _note(self, batch: PreparedBatch) -> None:
-        """Keep what is written down of each step."""
+        """Write down a batch's rejected samples, its keys if asked for, and its node."""
         for row in batch.rejected:
             self._reject_rows.add(asdict(row))
         if self._config.data.record_keys:
@@ -261,8 +261,8 @@ class Rank:
     def _is_preemption_new(self, wall_s: float) -> bool:
         """Tell once, on all ranks, that a node of this group is about to be taken away.
 
-        To ask is a barrier of Ray's, so that it is done where ranks meet in any case, and not more
-        often than notices come: they are given 30 s or more before.
+        Asking is a barrier of Ray's. So ranks ask where they meet in any case, and at most every
+        two seconds, since notices come 30 s or more before.
         """
         if self._is_preempted or wall_s < self._ask_at:
             return False

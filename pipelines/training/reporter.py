@@ -1,4 +1,4 @@
-"""Rank 0's side of everything outside the ranks: MLflow, the driver, checkpoints."""
+"""Reports of rank 0 to MLflow and to the driver, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Reporter:
 
         Args:
             job: the attempt.
-            gauges: of this rank.
+            gauges: this rank's measurements.
             sources: names of the data sets.
         """
         self._job, self._gauges, self._sources = job, gauges, sources
@@ -50,7 +50,7 @@ class Reporter:
 
     @property
     def is_stop_wanted(self) -> bool:
-        """Whether the driver wants the run to stop, as far as its last answer said."""
+        """Tell whether the driver wants the run to stop, by its last answer."""
         return self._monitor.is_stop_wanted
 
     def step_made(self, node: str) -> None:
@@ -65,9 +65,9 @@ class Reporter:
 
         Args:
             step: the last one that was made.
-            totals: what the ranks found since the last report.
-            gauges: what they measured of themselves at this step, where it is logged.
-            first_batch_s: how long the first batch took, which is start-up.
+            totals: figures of all ranks since the last report.
+            gauges: measurements of the ranks at this step, where it is logged.
+            first_batch_s: seconds that the first batch took, which is start-up.
         """
         self._since_logged.append(totals)
         for window in (self._window, self._all):
@@ -129,7 +129,7 @@ class Reporter:
             self._logger.close()
 
     def _save(self, snapshot: Snapshot, step: int) -> None:
-        # In this order: whatever a checkpoint follows has been logged when it appears.
+        # Flushed first: the steps before a checkpoint are logged when it appears.
         self._logger.flush()
         check_owner(self._job.run, self._job.attempt)
         target = self._job.run / "checkpoints" / checkpoint_name(step)

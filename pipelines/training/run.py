@@ -58,14 +58,14 @@ class StoppedError(ClippoError):
 
 @dataclass
 class RunSummary:
-    """What a run made."""
+    """The results of a run."""
 
     run: Location
     checkpoint: Location
     tracked: TrackedRun
     evaluations: list[EvaluationReport] = field(default_factory=list)
     bottleneck: str = ""
-    """Which part of the run held up the rest, and what to raise; "" where no step was made."""
+    """The part of the run that held up the rest, and what to raise; "" where no step was made."""
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
     Args:
         resolved: the run.
         is_resumed: whether the run's folder is expected to be there, or not to be.
-        tags: more of a new run, for MLflow.
+        tags: further tags of a new run in MLflow.
 
     Raises:
         ConfigError: if a new run's folder is there already, or the machines do not suffice.
@@ -159,7 +159,7 @@ class RunDriver:
 
         Args:
             resolved: the run.
-            watch: its cluster.
+            watch: counts what its cluster has for it.
             row_s: seconds that a render worker takes to prepare a row.
             device_bytes: memory of each rank's GPU; None: CPUs.
         """
@@ -273,7 +273,7 @@ class RunDriver:
         self._bottleneck = found
 
     def _start_missing_evaluations(self) -> None:
-        """Of checkpoints whose evaluations ended with the attempt before."""
+        """Evaluate the checkpoints that the attempt before left without results."""
         for _, place in whole_checkpoints(self._run):
             if not (self._run / "evaluations" / place.name).names():
                 self._evaluations.start(place.uri)
@@ -311,7 +311,7 @@ class RunDriver:
         while self._record.num_running:
             self._record.follow(self._config.train.steps)
             time.sleep(_POLL_S / 10)
-        # What is being copied to MLflow could not be removed, and nobody would do so later.
+        # A checkpoint that is being copied to MLflow cannot be removed; nobody would do so later.
         deadline = time.monotonic() + PATIENCE_AT_END_S
         while self._record.checkpoints_in_use and time.monotonic() < deadline:
             time.sleep(_POLL_S / 10)
@@ -348,7 +348,7 @@ class _Result:
             self.error = error
 
     def wait(self, timeout_s: float | None) -> bool:
-        """Whether it has ended, after waiting for at most `timeout_s`; None: for its end."""
+        """Tell whether the call has ended, after at most `timeout_s` seconds; None: wait for it."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -356,7 +356,7 @@ class _Result:
 def _outcome_of(thread: _Result) -> dict[str, Any]:
     if thread.error is None:
         return thread.value.return_value
-    # What a rank raises before it trains comes out of Ray Train's controller.
+    # Ray Train's controller wraps an error that a rank raises before it trains.
     failure = getattr(thread.error, "controller_failure", thread.error)
     original = getattr(failure, "cause", failure)
     if isinstance(original, ClippoError):

@@ -1,7 +1,7 @@
 """Fine-tuning by several learning rates, compared on a held-out part of the training set.
 
-Ray Tune starts one run of `pipelines.training.run` for each. A trial itself takes no CPU worth
-mentioning: ranks, render tasks and evaluations of its run ask for theirs, as those of any run do.
+Ray Tune starts a trial for each learning rate, and the trial a run of `pipelines.training.run`. The
+trial takes hardly any CPU: the run's ranks, render tasks and evaluations ask for their own.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.tracking.mlflow_run import RunTracker
 from pipelines.training.run import StoppedError, train
 
-#: What Tune's actor of a trial is accounted for; Ray has no placement for nothing.
+#: CPUs that Ray sets aside for a trial's actor; it cannot place an actor that takes nothing.
 _TRIAL_CPUS = 0.001
 TRAIN, HELD_OUT = "train", "held_out"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A learning rate and what came of it.
+    """A learning rate, with the run that used it and its score.
 
     Attributes:
-        learning_rate: of the run.
-        run: its folder.
+        learning_rate: the peak of the run's schedule.
+        run: the run's folder.
         score: the first metric on the held-out part, the mean over several parts by their samples;
-            None: it failed.
-        message: of the failure.
+            None: the run failed.
+        message: why the run failed.
     """
 
     learning_rate: float
@@ -65,9 +65,9 @@ class SweepResult:
 
     Attributes:
         trials: one for each learning rate.
-        metric: that they are compared by; more is better.
-        num_held_out: samples that they are compared on.
-        folder: of the sweep.
+        metric: the metric by which they are compared; more is better.
+        num_held_out: how many samples they are compared on.
+        folder: the sweep's folder.
     """
 
     trials: list[Trial]
@@ -77,7 +77,7 @@ class SweepResult:
 
     @property
     def best(self) -> Trial:
-        """The trial with the highest score; of equal ones the first.
+        """Return the trial with the highest score, the first of equal ones.
 
         Raises:
             StorageError: if all failed.
@@ -91,7 +91,7 @@ class SweepResult:
         return max(ended, key=lambda pair: pair[0])[1]
 
     def table(self) -> str:
-        """For a terminal."""
+        """Return the trials as a table for a terminal."""
         best = self.best
         lines = [f"learning rate  {self.metric} on {self.num_held_out} held-out samples"]
         for trial in self.trials:
@@ -105,9 +105,9 @@ def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
     """Make a run for each learning rate, or go on with those that are there.
 
     Args:
-        config: of the runs, with the whole training sets; its evaluations are left out, and the
-            run's name becomes the sweep's.
-        settings: what to vary.
+        config: the runs' settings, with the whole training sets; its evaluations are left out, and
+            the run's name becomes the sweep's.
+        settings: the learning rates, and how they are compared.
 
     Raises:
         ConfigError: if settings contradict each other, or the machines do not suffice.
@@ -155,12 +155,12 @@ def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
 
 
 def split_source(source: Source, folder: Location, share: float) -> tuple[Location, Location]:
-    """Write a training set as two: `folder/train` and `folder/held_out`; what is there is kept.
+    """Write a training set as two, `folder/train` and `folder/held_out`, unless they are there.
 
-    Questions about one picture, where it lies in a file of its own, stay together.
+    Questions about one picture stay together where the picture lies in a file of its own.
 
     Returns:
-        The folders of both.
+        The folders of the two sets.
 
     Raises:
         SampleError: if one of them would be empty.
@@ -172,7 +172,7 @@ def split_source(source: Source, folder: Location, share: float) -> tuple[Locati
     writers = [
         ShardWriter(
             place,
-            # As published sets are called, so that GLUE's are known by their names.
+            # The names of published sets are kept, so that GLUE's are known by theirs.
             name=f"{name}-{split}",
             kind=manifest.kind,
             class_names=manifest.class_names,
@@ -191,7 +191,7 @@ def split_source(source: Source, folder: Location, share: float) -> tuple[Locati
 
 
 def _group_of(sample: RawSample) -> str:
-    """What must not be torn apart."""
+    """Return the key that groups samples, so that one picture's questions stay together."""
     at = sample.image_at
     return sample.key if at is None else f"{at.path}:{at.offset}"
 
@@ -238,7 +238,7 @@ def _open_parent(config: RunConfig, folder: Location, settings: SweepSettings) -
 def _tune(
     configs: Sequence[RunConfig], folder: Location, settings: SweepSettings, parent: TrackedRun
 ) -> dict[str, Trial]:
-    """The trials by their run's name."""
+    """Run all trials; return them by their run's name."""
     # Tune would take Ctrl-C as a wish to end well; runs go on later from their checkpoints.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # And it would print its own tables, again and again.
@@ -251,7 +251,7 @@ def _tune(
         param_space={"run": ray.tune.grid_search(list(by_name))},
         tune_config=ray.tune.TuneConfig(max_concurrent_trials=settings.concurrent),
         run_config=ray.tune.RunConfig(
-            # A name of its own for each attempt, as runs have: Ray finds nothing to trip over.
+            # A new name for each attempt, so that Ray finds no state of an earlier one.
             name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=f"{root}/ray",
             storage_filesystem=filesystem,
@@ -310,7 +310,7 @@ def _stopped_by_sigterm(folder: Location) -> Iterator[None]:
 
 
 def _tune_trial(config: Mapping[str, Any], *, configs: Mapping[str, str], parent: str) -> None:
-    """What Tune runs.
+    """Run one trial, for Tune.
 
     Tune has everything that a trial starts share the trial's own resources. The run is therefore
     started by a task that is placed by hand, outside of them.
@@ -325,7 +325,7 @@ def run_trial(config_json: str, parent: str) -> Trial:
     """Train one of the runs to its end; one that is there already goes on.
 
     Args:
-        config_json: of the run.
+        config_json: the run's settings.
         parent: MLflow's id of the sweep's run.
     """
     config = from_json(RunConfig, config_json, where="a trial's config")
@@ -342,7 +342,7 @@ def run_trial(config_json: str, parent: str) -> Trial:
 
 
 def held_out_score(run: Location, config: RunConfig) -> tuple[float, str, int]:
-    """The first metric of a run's last checkpoint on the held-out part, its name, and of how many.
+    """Return the first metric of a run's last checkpoint on the held-out part, its name and count.
 
     Raises:
         StorageError: if it was not measured.

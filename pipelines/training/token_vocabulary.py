@@ -23,14 +23,14 @@ _PAIRS_AT_A_TIME = 4096
 
 
 def with_vocabulary(resolved: ResolvedRun) -> ResolvedRun:
-    """The run with its vocabulary in its folder, and the vocabulary's digest in its config.
+    """Put a vocabulary into the run's folder, and return the run with its digest in the config.
 
     A run that has one keeps it, and weights to start from bring theirs; else one is trained, the
-    same one for the same data and seed.
+    same one for the same data and seed. A run that reads pixels is returned as it is.
 
     Raises:
         ConfigError: if it is not the vocabulary that the config names.
-        SampleError: if no vocabulary comes of the texts.
+        SampleError: if no vocabulary can be trained on the texts.
     """
     config = resolved.config
     named = config.model.vocabulary_sha256
@@ -58,7 +58,7 @@ def _new_vocabulary(resolved: ResolvedRun) -> Vocabulary:
     config = resolved.config
     if config.train.init_from is not None:
         with fetched(find_checkpoint(config.train.init_from)) as path:
-            # Validated before: it is a baseline, too.
+            # That it is a baseline, too, was checked before.
             vocabulary = load_checkpoint(path).vocabulary
         assert vocabulary is not None
         return vocabulary
@@ -72,11 +72,11 @@ def _new_vocabulary(resolved: ResolvedRun) -> Vocabulary:
 
 
 def planned_texts(resolved: ResolvedRun, num_pairs: int) -> Iterator[str]:
-    """The texts of the first pairs that the plan draws, each source in its share.
+    """Yield the texts of the first pairs that the plan draws, each source in its share.
 
     Args:
         resolved: the run.
-        num_pairs: to draw; of smaller data about as many as there are rows.
+        num_pairs: how many pairs to draw; of smaller data about as many as there are rows.
     """
     wanted = min(num_pairs, sum(source.num_rows for source in resolved.sources))
     size = min(_PAIRS_AT_A_TIME, wanted)

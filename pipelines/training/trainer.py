@@ -1,4 +1,4 @@
-"""Ray Train's part: it places the ranks, forms their group, feeds them, and restarts what fails."""
+"""The trainer by which Ray Train places ranks, groups them, feeds them, and restarts them."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _GROUP_TIMEOUT_S = 1800
 
 @dataclass(frozen=True)
 class RankJob:
-    """What the driver gives to every rank of an attempt.
+    """All that the driver gives to every rank of an attempt.
 
     Attributes:
         config: the run's settings, resolved.
         run: the run's folder.
         attempt: the attempt's name, unique over all restarts.
-        stream: what render workers are given.
+        stream: the stream, as render workers are given it.
         row_s: seconds that a render worker takes to prepare a row, as the driver measured it.
-        max_block_bytes: of a render task's block, by the object stores that there are.
-        text_lengths: patches, or tokens, of the run's texts.
+        max_block_bytes: largest block of a render task, by the object stores that there are.
+        text_lengths: how many patches, or tokens, the run's texts have.
         device_bytes: memory of each rank's GPU; None: CPUs.
         monitor: the actor through which driver and rank 0 talk.
-        classifier: the head of fine-tuning; None: pairs.
+        classifier: the head of fine-tuning; None: the run trains on pairs.
     """
 
     config: RunConfig
@@ -79,9 +79,9 @@ def make_trainer(
     """Make the trainer of one attempt; its `fit` runs to the end.
 
     Args:
-        job: what each rank is given.
-        placement: which nodes are for what.
-        train_on_rank: what each rank runs.
+        job: all that each rank is given.
+        placement: the nodes that render, and those that train.
+        train_on_rank: the function that each rank runs.
     """
     config, scaling = job.config, job.config.scaling
     fewest = scaling.min_ranks or scaling.num_ranks
@@ -102,7 +102,7 @@ def make_trainer(
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         "run_config": ray.train.RunConfig(
-            # A name of its own for each attempt: Ray keeps no state that another could trip over.
+            # A new name for each attempt, so that Ray finds no state of an earlier one.
             name=job.attempt,
             storage_path=f"{root}/ray",
             storage_filesystem=filesystem,
