@@ -106,17 +106,10 @@ def _not_carried(model: PairModel) -> list[str]:
     )
     actual = to_dict(model.config)
     lost = ["its labels, and how they are read"] if isinstance(model, Classifier) else []
-    return (
-        lost
-        + [
-            f"{group}.{name}={actual[group][name]}"
-            for group in ("render", "image")
-            for name, value in to_dict(assumed)[group].items()
-            if actual[group][name] != value
-        ]
-        + (
-            []
-            if model.config.text_patches == "all"
-            else [f"text_patches={model.config.text_patches}"]
-        )
-    )
+    for group in ("render", "image"):
+        for name, value in to_dict(assumed)[group].items():
+            if actual[group][name] != value:
+                lost.append(f"{group}.{name}={actual[group][name]}")
+    if model.config.text_patches != "all":
+        lost.append(f"text_patches={model.config.text_patches}")
+    return lost

@@ -15,7 +15,8 @@ from clippo_core.checkpoints.native import FONT_FILE, MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
 from pipelines.cli.arguments import parse, take_first
-from pipelines.cli.output import print_plan
+from pipelines.cli.evaluate import evaluate_checkpoint
+from pipelines.cli.output import print_plan, print_summary
 from pipelines.config.presets import finetune_text, finetune_vqa
 from pipelines.config.resolution import resolve
 from pipelines.config.settings import FinetuneConfig, RunConfig, SweepSettings
@@ -25,6 +26,7 @@ from pipelines.datasets.sources import locate_source
 from pipelines.runtime.run_checkpoints import fetched, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.tracking.models import find_model, is_registered
+from pipelines.training.run import train
 
 #: The training set of each task where a person names none.
 _DEFAULT_SOURCES = {
@@ -63,9 +65,6 @@ def run(argv: list[str]) -> None:
     if arguments.dry_run:
         print_plan(resolved)
         return
-    from pipelines.cli.output import print_summary
-    from pipelines.training.run import train
-
     print(f"run {resolved.run.uri}")
     config = with_own_start(resolved.config, reference)
     print_summary(train(dataclasses.replace(resolved, config=config)))
@@ -105,7 +104,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
 
 def _sweep(config: RunConfig, settings: SweepSettings, reference: str) -> None:
     """Compare learning rates; the last line is the best run's checkpoint."""
-    from pipelines.cli.evaluate import evaluate_checkpoint
+    # Imported here, since Ray Tune takes a second.
     from pipelines.training.sweep import sweep
 
     name = config.storage.run or f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"

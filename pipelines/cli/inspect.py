@@ -20,13 +20,12 @@ from pipelines.config.settings import RunConfig
 from pipelines.datasets.manifest import RawSample
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.datasets.sources import open_source
-from pipelines.figures.sheets import pair_sheet
+from pipelines.figures.sheets import grey_to_rgb, pair_sheet
 from pipelines.runtime.storage import Location, read_json_lines
 from pipelines.stream.batch import RejectedRow, as_drawn, drawing, prepare_batch
 
 #: Samples in which rejects are counted; the sheet shows some of them.
 INSPECTED_SAMPLES = 1024
-_GREY_TO_RGB = (1, 1, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def show_pairs(arguments: InspectArguments) -> None:
     batch = prepare_batch(dataclasses.replace(spec, plan=plan), plan.batch(0), step=0)
     # Spread evenly over the batch, in which pictures come before pairs of texts.
     shown = np.linspace(0, len(batch.keys) - 1, arguments.n).round().astype(int)
-    left_texts = np.tile(as_drawn(batch.left_texts).to_pixels()[..., None], _GREY_TO_RGB)
+    left_texts = grey_to_rgb(as_drawn(batch.left_texts).to_pixels())
     left = np.concatenate([batch.images, left_texts])
     keys = [batch.keys[number] for number in shown]
     sheet = pair_sheet(left[shown], as_drawn(batch.texts).take(shown).to_pixels(), keys)

@@ -30,16 +30,13 @@ def run(argv: list[str]) -> None:
     evaluated = [task.partition(":")[2] for task in arguments.config.evaluation.tasks]
     prepare_missing([*arguments.config.data.sources, *evaluated])
     # Imported here, since Ray and torch take seconds and a wrong flag should be told of at once.
-    if arguments.dry_run:
-        from pipelines.cli.output import print_plan
-        from pipelines.config.resolution import resolve
-
-        print_plan(resolve(arguments.config))
-        return
-    from pipelines.cli.output import print_summary
+    from pipelines.cli.output import print_plan, print_summary
     from pipelines.config.resolution import resolve
     from pipelines.training.run import train
 
     resolved = resolve(arguments.config)
+    if arguments.dry_run:
+        print_plan(resolved)
+        return
     print(f"run {resolved.run.uri}")
     print_summary(train(resolved))

@@ -109,8 +109,7 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
         model = load_checkpoint(path)
     identity = model_identity(model)
     device = model.to(task_device()).device
-    # Float32 on all CPUs, so that results do not depend on the machine.
-    precision = find_precision("auto" if device.type == "cuda" else "float32", device)
+    precision = find_precision("auto", device)
     with autocast(device, precision):
         if source is None:
             found, name = WITHOUT_DATA[benchmark.task](model), WEIGHTS
