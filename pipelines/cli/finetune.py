@@ -104,7 +104,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
 
 def _sweep(config: RunConfig, settings: SweepSettings, reference: str) -> None:
     """Compare learning rates; the last line is the best run's checkpoint."""
-    # Imported here, since Ray Tune takes a second.
+    # Imported here, since Ray Tune is needed for sweeps alone.
     from pipelines.training.sweep import sweep
 
     name = config.storage.run or f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"

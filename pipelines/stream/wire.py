@@ -1,4 +1,4 @@
-"""A batch as an Arrow block and back: how it travels from a render worker to a rank."""
+"""Batches as Arrow blocks, in which they travel from render workers to ranks."""
 
 from __future__ import annotations
 
