@@ -151,7 +151,8 @@ def config_of(
     checkpoint = Location.of(start or place / "base")
     base = base_config(task, model_of(checkpoint))
     schedule = ScheduleConfig(decay="constant", warmup_steps=0, cooldown_steps=0)
-    changes = {"steps": STEPS, "checkpoint_every": 50, "precision": "float32"} | train_changes
+    fixed = {"steps": STEPS, "checkpoint_every": 50, "log_every": 1, "precision": "float32"}
+    changes = fixed | train_changes
     config = dataclasses.replace(
         base,
         optim=OptimConfig(name="adamw", learning_rate=3e-3, schedule=schedule),
