@@ -1,4 +1,4 @@
-"""The entry of `python -m pipelines COMMAND …`."""
+"""`python -m pipelines COMMAND …`."""
 
 import sys
 

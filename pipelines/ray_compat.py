@@ -1,9 +1,10 @@
 # pyright: reportPrivateUsage=false
-"""All names of Ray that this project uses although Ray does not publish them, with the reasons.
+"""Every name that this project uses of Ray and that Ray does not publish, with the reason.
 
-Each name has a contract test (tests/integration/test_ray_compat.py), which says what changed where
-another release fails it; `make compat RAY=2.59.0` runs these tests and a training on that release.
-This module does without torch, since render workers load it.
+It does without torch, since render workers load it.
+
+Each has a contract test (tests/integration/test_ray_compat.py) that says what changed where another
+release fails it; `make compat RAY=2.59.0` runs these tests and a training on that release.
 """
 
 from __future__ import annotations
