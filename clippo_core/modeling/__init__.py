@@ -1,4 +1,4 @@
-"""The models: CLIPPO, its baselines, and the Vision Transformer below them."""
+"""CLIPPO, its baselines, and the Vision Transformer below them."""
 
 from clippo_core.modeling.baselines import Baseline, count_parameters
 from clippo_core.modeling.clippo import Clippo

@@ -1,4 +1,4 @@
-"""Which model a config means."""
+"""The choice of the model that a config names."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def make_model(
     vocabulary: Vocabulary | None = None,
     classifier: ClassifierConfig | None = None,
 ) -> PairModel:
-    """Make CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
+    """Return CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
 
     Args:
-        config: what it computes; `text_input` decides.
+        config: settings of the model; `text_input` decides which it is.
         font: an already loaded font, instead of reading the one that the config names.
-        vocabulary: of a baseline's texts.
-        classifier: the head of a fine-tuned one.
+        vocabulary: vocabulary of a baseline's texts.
+        classifier: settings of the head of a fine-tuned model.
 
     Raises:
         ConfigError: if the vocabulary is not the config's, or a baseline is to answer questions

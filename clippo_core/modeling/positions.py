@@ -1,4 +1,4 @@
-"""Position embeddings at another resolution."""
+"""Resizing of position embeddings to another resolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def resize_positions(
     positions: Float[Tensor, "1 patch width"], *, grid_size: int
 ) -> Float[Tensor, "1 resized_patch width"]:
-    """Resize a square grid of position embeddings, linearly, with corners aligned.
+    """Return a square grid of position embeddings, resized linearly with corners aligned.
 
     Args:
         positions: row-major grid of embeddings.

@@ -1,4 +1,4 @@
-"""The Vision Transformer, on sets of patches: whole canvases, or parts of them."""
+"""The Vision Transformer on sets of patches: whole canvases, or parts of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clippo_core.modeling.token_groups import TokenGroup, even_sets
 
 
 class PatchEmbedding(nn.Module):
-    """Scale the pixels of patches to [-1, 1], project them; kernel [y, x, channel, width].
+    """Projection of patches, scaled to [-1, 1]; kernel [y, x, channel, width].
 
     Grey pixels go in as one channel: three equal channels times a kernel are one channel times the
     kernel's sum over channels.
@@ -65,10 +65,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks; what comes before and behind them is a subclass's."""
+    """A sequence of blocks; a subclass adds what comes before and behind them."""
 
     blocks: nn.ModuleList
-    #: Whether blocks keep their input only, and compute the rest again in the backward pass.
+    #: True where blocks keep only their input and compute the rest again in the backward pass.
     recomputes_activations = False
 
     def compile_blocks(self) -> None:
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
     def transform(
         self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "token width"]:
-        """Tokens after the last block, before the final norm."""
+        """Return the tokens after the last block, before the final norm."""
         for block in self.blocks:
             if self.recomputes_activations and torch.is_grad_enabled():
                 # Recomputing draws no random numbers.
@@ -95,7 +95,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(Transformer):
-    """Patches to embeddings: projection, learned positions, blocks, attention pooling, linear head.
+    """An encoder of patches: projection, positions, blocks, attention pooling, linear head.
 
     All tokens of a batch go through the dense layers as one matrix, whatever set they belong to;
     only attention and pooling look at the sets.
@@ -124,11 +124,11 @@ class VisionTransformer(Transformer):
         lecun_normal_(self.head.kernel.data, fan_in=config.width)
 
     def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:
-        """Every patch of every canvas.
+        """Return every patch of every canvas.
 
         Args:
-            pixels: RGB or one grey channel. As wide as the canvas; where it is less high, it is
-                the top of the canvas.
+            pixels: RGB or one grey channel, as wide as the canvas; where less high, it is the
+                canvas' top.
 
         Raises:
             ConfigError: if the pixels do not fit the canvas.
@@ -152,20 +152,20 @@ class VisionTransformer(Transformer):
     def encode(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
     ) -> Float[Tensor, "canvas patch width"]:
-        """Tokens of whole canvases after the last block; see `whole` for the pixels."""
+        """Return the tokens of whole canvases after the last block; see `whole` for the pixels."""
         sets = self.whole(pixels)
         tokens = self.transform(self.embed_patches(sets), [sets.group])
         return tokens.unflatten(0, (len(pixels), -1))
 
     def pool(self, tokens: Float[Tensor, "canvas patch width"]) -> Float[Tensor, "canvas width"]:
-        """The features before the head, of tokens as `encode` gives them."""
+        """Return the features before the head, of tokens as `encode` returns them."""
         group = even_sets(tokens.shape[0], tokens.shape[1])
         return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
 
     def pooled(
         self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "set width"]:
-        """The features before the head, of tokens as `embed_patches` gives them."""
+        """Return the features before the head, of tokens as `embed_patches` returns them."""
         return self.pooling(self.norm(self.transform(tokens, groups)), groups)
 
     def embed(self, *parts: PatchSets) -> Float[Tensor, "canvas embed"]:
@@ -173,7 +173,7 @@ class VisionTransformer(Transformer):
         return self.head(self.features(*parts))
 
     def features(self, *parts: PatchSets) -> Float[Tensor, "canvas width"]:
-        """Return what pooling gives, before the head: where fine-tuning starts from."""
+        """Return the pooled features before the head, where fine-tuning starts."""
         tokens = [self.embed_patches(part) for part in parts]
         joined = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
         return self.pooled(joined, [part.group for part in parts])

@@ -1,4 +1,4 @@
-"""Optimizers, schedules, and which parameters decay."""
+"""Optimizers, schedules, weight decay of chosen parameters, and gradient clipping."""
 
 # torch's optimizers are made of these functions, and no public name calls them.
 # pyright: reportPrivateUsage=false

@@ -20,12 +20,13 @@ MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
 BETA2_CAP = 0.999
 EPSILON = 1e-30
-#: Most numbers that are updated together: few kernels, and little memory beside the gradients.
+#: Largest count of numbers that are updated together: few kernels, and little memory beside the
+#: gradients.
 MAX_STACKED = 2**24
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Factored second moment, momentum of the update, no relative step size.
+    """Optimizer with a factored second moment, momentum of the update, and absolute step sizes.
 
     With `b_t = min(0.999, 1 - t^-0.8)` for update `t = 1, 2, ...`, the second moment is
     `v <- b_t v + (1 - b_t) (g^2 + 1e-30)`, kept as its means over the rows and over the columns of
@@ -158,7 +159,7 @@ def _averaged(
     states: Sequence[dict[str, Tensor]],
     beta2: float,
 ) -> Float[Tensor, "stack *shape"]:
-    """Average new values into a moment, and return it."""
+    """Average new values into the named moment and return it."""
     stored = [state[name] for state in states]
     moment = torch.lerp(_stacked(stored), new, 1 - beta2)
     _store(stored, moment)

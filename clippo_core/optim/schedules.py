@@ -1,4 +1,4 @@
-"""The learning-rate multiplier over steps."""
+"""The multiplier on the learning rate over the steps of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clippo_core.config import ScheduleConfig
 
 
 def schedule_multiplier(config: ScheduleConfig, step: int, *, total_steps: int) -> float:
-    """What learning rate and weight decay are multiplied by for the update number `step`.
+    """Return the factor on learning rate and weight decay in the update number `step`.
 
     Warm-up, decay and cool-down multiply. Progress `p` is the share of the steps after the
     warm-up: linear is `1 - p`, cosine `(1 + cos(pi p)) / 2`; rsqrt is

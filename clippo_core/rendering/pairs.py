@@ -1,4 +1,4 @@
-"""Two texts as one, to be rendered in one image."""
+"""The joining of two texts, to be rendered in one image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIR_SEPARATOR = " █ "
 def join_pairs(
     firsts: Sequence[str], seconds: Sequence[str], *, separator: str = PAIR_SEPARATOR
 ) -> list[str]:
-    """Each pair as one text, as CLIPPO reads both sentences of a GLUE task at once.
+    """Return each pair as one text, as CLIPPO reads both sentences of a GLUE task at once.
 
     Raises:
         ConfigError: if there are not as many first as second sentences.
