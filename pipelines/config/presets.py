@@ -42,7 +42,7 @@ def demo() -> RunConfig:
         scaling=ScalingConfig(renderer_cpus=0.25, max_renderers=2),
         evaluation=EvaluationConfig(
             tasks=("zero_shot:fashion_mnist/test",),
-            # Several: a single prompt is up to 9 points worse, see EXPERIMENTS.md.
+            # A single prompt is up to 9 points worse than several, see EXPERIMENTS.md.
             templates=("{}", "the {}", "one {}", "photo of the {}", "a photo of a {}"),
             cpus=0.5,
         ),
@@ -216,10 +216,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 
 def find_preset(name: str) -> RunConfig:
-    """The config of a preset.
+    """Return the config of a preset.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no preset of that name.
     """
     if name not in PRESETS:
         raise ConfigError(
