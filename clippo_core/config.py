@@ -155,9 +155,9 @@ class ClippoConfig(Config):
     """The one tower that encodes photographs and rendered text alike; in CLIP*, each of its two
     towers."""
     render: RenderConfig = field(default_factory=RenderConfig)
-    """How text is drawn, and the size of the canvas."""
+    """Settings of the drawing of text, the canvas size included."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """How pictures are brought onto the canvas."""
+    """Settings by which pictures are brought onto the canvas."""
     text_patches: TextPatches = "all"
     """The patches of a text that are encoded. "all" is the whole canvas, the paper's way;
     "occupied" leaves out every patch without ink: cheaper, and it learns as well
@@ -203,8 +203,7 @@ class ScheduleConfig(Config):
     """Settings of the learning-rate multiplier (source: big_vision `utils.py` at 0127fb6)."""
 
     decay: Literal["rsqrt", "cosine", "linear", "constant"] = "rsqrt"
-    """How the multiplier falls. "rsqrt" is the paper's: 1 / sqrt(1 + (step - warmup) /
-    timescale)."""
+    """Shape of the decay. "rsqrt" is the paper's: 1 / sqrt(1 + (step - warmup) / timescale)."""
     warmup_steps: int | None = 10_000
     """Steps of the linear increase from 0 at the start; None is a tenth of the run."""
     cooldown_steps: int | None = 10_000

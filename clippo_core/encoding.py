@@ -34,7 +34,7 @@ class DecodedBatch(Generic[Name]):
     """A batch of pictures on the model's canvas.
 
     Attributes:
-        names: names of the pictures that could be decoded, in the order in which they came.
+        names: names of the decoded pictures, in the order in which they came.
         canvases: the pictures themselves, one for each name.
         rejected: the name of each other picture, and why it could not be decoded.
     """
@@ -49,7 +49,7 @@ class EncodedPictures(Generic[Name]):
     """Embeddings of pictures.
 
     Attributes:
-        names: names of the pictures that could be decoded, in the order in which they came.
+        names: names of the decoded pictures, in the order in which they came.
         embeddings: unit-length embedding of each named picture, or what another function made of
             it.
         rejected: the name of each other picture, and why it could not be decoded.
@@ -74,7 +74,7 @@ def encode_pictures(
     Args:
         model: embeds them.
         pictures: the name and the encoded file of each; read as they are needed.
-        batch_size: how many are decoded and encoded at a time.
+        batch_size: number of pictures that are decoded and encoded at a time.
         encode: makes something else than embeddings of a batch of canvases.
     """
     encode = encode or (lambda canvases: model.encode_images(canvases, batch_size=batch_size))
@@ -101,9 +101,9 @@ def decoded_batches(
     While the caller works on a batch, the next one is read and decoded; there are never more.
 
     Args:
-        model: says how pictures are resized.
+        model: model whose settings say how pictures are resized.
         pictures: the name and the encoded file of each; one other thread iterates over them.
-        batch_size: how many are decoded at a time; fewer come where some are rejected.
+        batch_size: number of pictures that are decoded at a time; batches lack the rejected ones.
     """
     config, size = model.config.image, model.config.render.image_size_px
     remaining = iter(pictures)

@@ -35,7 +35,7 @@ def decode_image(
 
     Args:
         encoded: the file's content.
-        config: how to resize, and the most pixels to decode.
+        config: settings of the resizing, and the most pixels to decode.
         image_size_px: side of the square canvas; the aspect ratio is not kept, as in the paper.
     """
 

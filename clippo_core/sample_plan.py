@@ -41,7 +41,7 @@ class PlannedSamples:
         return len(self.row)
 
     def take(self, chosen: Int64[np.ndarray, " chosen"]) -> PlannedSamples:
-        """The chosen samples, in the order given."""
+        """Return the chosen samples, in the order given."""
         fields = (self.source, self.row, self.draw, self.position)
         return PlannedSamples(*(field[chosen] for field in fields))
 

@@ -82,7 +82,7 @@ def submit_or_attach(client: JobSubmissionClient, job: Job, named: str | None) -
 
     Args:
         client: client of the cluster.
-        job: to submit.
+        job: job to submit.
         named: id that the person asked for; None takes the plan's.
 
     Raises:

@@ -89,7 +89,7 @@ def changed_captions(
     Args:
         model: encodes texts.
         image_embeddings: unit-length embeddings.
-        captions: one for each image; images may share one.
+        captions: caption of each image; images may share one.
         seed: decides where the typos of "typos" are.
 
     Returns:

@@ -66,10 +66,10 @@ def bootstrap_interval(
     """Return the percentile interval of any statistic, over samples drawn with replacement.
 
     Args:
-        statistic: takes the arrays; such as a correlation of predictions and labels.
-        arrays: have one entry for each sample; the same samples are drawn from all.
-        num_resamples: how often samples are drawn.
-        seed: decides which samples are drawn.
+        statistic: function of the arrays, such as a correlation of predictions and labels.
+        arrays: arrays with one entry for each sample; the same samples are drawn from all.
+        num_resamples: number of times that samples are drawn.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: if there are no samples.

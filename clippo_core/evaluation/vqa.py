@@ -43,7 +43,7 @@ def draw_questions(
             `MAX_QUESTION_SHARE` of the canvas are left out; `share_cut` returns how many questions
             that cuts.
         renderer: draws text as the model was trained with it, and names the canvas.
-        image: how pictures are resized.
+        image: settings by which pictures are resized.
 
     Raises:
         ConfigError: if there are not as many questions as pictures.

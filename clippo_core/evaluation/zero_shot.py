@@ -75,7 +75,7 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Fill every class name into every template: the first class, then the second, and so on.
 
     Args:
-        templates: with `{}` for the class name, or names of sets in `TEMPLATES`.
+        templates: templates with `{}` for the class name, or names of sets in `TEMPLATES`.
         class_names: names that go into the templates.
 
     Raises:

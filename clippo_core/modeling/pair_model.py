@@ -123,7 +123,7 @@ class PairModel(nn.Module, ABC):
             images: left sides of the first pairs.
             texts: right sides of all pairs.
             left_texts: left sides of the pairs after those with a picture.
-            kept_patches: the patches of each image that take part; None: all.
+            kept_patches: patches of each image that take part; None for all.
 
         Raises:
             ClippoError: if the texts were prepared otherwise than the model's.

@@ -92,7 +92,7 @@ def attend(
 
     Args:
         projected: query, key and value of each token.
-        group: which tokens form sets.
+        group: sets that the tokens form.
     """
     if group.ragged is not None and _is_packed(projected):
         from torch.nn.attention.varlen import varlen_attn

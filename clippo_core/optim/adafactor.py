@@ -56,7 +56,7 @@ class Adafactor(torch.optim.Optimizer):
             lr: learning rate.
             weight_decay: share of a parameter that each update takes away.
             beta1: decay of the momentum.
-            momentum_dtype: how the momentum is stored; it is computed in float32.
+            momentum_dtype: number type of the stored momentum, which is computed in float32.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "beta1": beta1})
         self.momentum_dtype = momentum_dtype

@@ -164,7 +164,7 @@ def set_texts(
 
     Args:
         codepoints: all texts one after the other.
-        text_offsets: where each text starts, and the end of the last.
+        text_offsets: first character of each text, and the end of the last text.
         glyphs: the glyph table and what each glyph keeps of its columns.
         canvas_px: side of the square canvas, in pixels.
         lowercase: draw A-Z as a-z.

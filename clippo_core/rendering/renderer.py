@@ -32,7 +32,7 @@ class TextRenderer:
         """Prepare the glyphs.
 
         Args:
-            config: how to render; None is the paper's way.
+            config: settings of the rendering; None is the paper's way.
             font: an already loaded font, instead of reading `config.font`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""How the two sides of a batch lie to each other: right pairs, hardest wrong ones, the gap."""
+"""The alignment of the two sides of a batch: right pairs, hardest wrong ones, the gap."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def demo() -> RunConfig:
 
 
 def finetune_text(model: ClippoConfig) -> RunConfig:
-    """A thousand steps of 64 texts; the learning rate falls with the model's width."""
+    """Return settings for a thousand steps of 64 texts; the learning rate falls with the width."""
     # As transformers are scaled: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
     learning_rate = 3e-4 * 192 / model.vit.width
     schedule = ScheduleConfig(decay="cosine", warmup_steps=None, cooldown_steps=0)
@@ -65,7 +65,7 @@ def finetune_text(model: ClippoConfig) -> RunConfig:
 
 
 def finetune_vqa(model: ClippoConfig) -> RunConfig:
-    """As finetune_text, with twice as many steps of questions on pictures."""
+    """Return the settings of `finetune_text` with twice as many steps, of questions on pictures."""
     texts = finetune_text(model)
     return dataclasses.replace(
         texts, preset="finetune_vqa", train=dataclasses.replace(texts.train, steps=2000)

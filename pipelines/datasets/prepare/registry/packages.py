@@ -29,6 +29,7 @@ _TIMEOUT_S = 900
 
 
 def _lengths(content: Mapping[str, Sized]) -> dict[str, int]:
+    """Return the number of items in each part of a set's content."""
     return {name: len(part) for name, part in content.items()}
 
 
