@@ -40,12 +40,7 @@ class PlannedSamples:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, chosen: Int64[np.ndarray, " chosen"]) -> PlannedSamples:
-        """Return the chosen samples, in the order given."""
-        fields = (self.source, self.row, self.draw, self.position)
-        return PlannedSamples(*(field[chosen] for field in fields))
-
-    def __getitem__(self, chosen: slice) -> PlannedSamples:
+    def __getitem__(self, chosen: slice | Int64[np.ndarray, " chosen"]) -> PlannedSamples:
         fields = (self.source, self.row, self.draw, self.position)
         return PlannedSamples(*(field[chosen] for field in fields))
 

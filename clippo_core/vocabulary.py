@@ -32,11 +32,6 @@ class TokenTexts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the batch takes in memory and on the wire."""
-        return self.ids.nbytes
-
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TokenTexts:
         """Return the chosen texts, in the order given."""
         return TokenTexts(self.ids[texts], self.vocabulary_sha256)

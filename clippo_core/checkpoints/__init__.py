@@ -18,13 +18,13 @@ from clippo_core.checkpoints.native import (
     read_native,
     read_state,
     read_vocabulary,
-    write_native,
+    save_checkpoint,
 )
 from clippo_core.config import ClippoConfig, to_dict
 from clippo_core.errors import CheckpointError
 from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.modeling.positions import resize_positions
+from clippo_core.modeling.vit import resize_positions
 from clippo_core.rendering.unifont import GlyphTable
 
 __all__ = [
@@ -70,15 +70,6 @@ def load_checkpoint(
         model = make_model(config, font=glyphs, vocabulary=vocabulary, classifier=classifier)
     load_weights(model, state, where=path, assign=True)
     return model.eval()
-
-
-def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
-    """Write a native checkpoint folder, atomically; see `clippo_core.checkpoints.native`.
-
-    Raises:
-        CheckpointError: if something else is in the way at `path`.
-    """
-    write_native(path, model, state=state)
 
 
 def load_weights(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ClippoError
@@ -120,17 +120,12 @@ def write_big_vision(path: str | Path, state: Mapping[str, Tensor]) -> None:
             "big_vision's CLIPPO format has no place for a baseline that reads tokens; convert it "
             "--to native or safetensors"
         )
-    arrays = {f"params/{key}": array for key, array in _flax_arrays(state).items()}
+    arrays = {f"params/{key}": array for key, array in flax_arrays(state).items()}
     np.savez(path, allow_pickle=False, **dict(sorted(arrays.items())))
 
 
-def gradient_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return the gradients of a CLIPPO's parameters under the authors' names."""
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return _flax_arrays(gradients)
-
-
-def _flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return arrays under the authors' names, made of tensors named as in `Clippo.state_dict()`."""
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     arrays: dict[str, np.ndarray] = {}
     for c in _correspondences(len(blocks)):

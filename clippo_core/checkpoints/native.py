@@ -50,7 +50,7 @@ class SavedState:
     values: Mapping[str, Any]
 
 
-def write_native(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
+def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
     """Write a checkpoint folder: aside first, then renamed, so that no half of it is ever seen.
 
     An older checkpoint of that name is replaced.

@@ -21,11 +21,6 @@ from clippo_core.transfer import to_device
 from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 class TokenEmbedding(nn.Module):
     """A table that turns token numbers into tokens with positions."""
 

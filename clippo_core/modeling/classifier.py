@@ -115,16 +115,12 @@ class Classifier(PairModel):
 
         return self._outputs(outputs, len(prepared), batch_size)
 
-    @torch.no_grad()
     def _outputs(
         self, of: Callable[[slice], Tensor], count: int, batch_size: int
     ) -> Float32[np.ndarray, "sample output"]:
-        found = np.empty((count, self.classifier_config.num_outputs), np.float32)
-        for start in range(0, count, batch_size):
-            batch = slice(start, min(start + batch_size, count))
-            found[batch] = of(batch).float().cpu().numpy()
-        if self.classifier_config.is_regression:
-            config = self.classifier_config
+        config = self.classifier_config
+        found = self._in_batches(of, count, batch_size, width=config.num_outputs)
+        if config.is_regression:
             found = found * np.float32(config.score_deviation) + np.float32(config.score_mean)
         return found
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-
 import torch
 
 from clippo_core.config import ClassifierConfig, ClippoConfig
@@ -45,8 +42,6 @@ def make_model(
     return ClippoClassifier(config, classifier, font=font)
 
 
-@contextmanager
-def without_values() -> Generator[None]:
-    """Give models that are made inside weights of the right shapes, on the meta device."""
-    with torch.device("meta"):
-        yield
+def without_values() -> torch.device:
+    """Return a context in which models get weights of the right shapes on the meta device."""
+    return torch.device("meta")

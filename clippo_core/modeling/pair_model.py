@@ -171,7 +171,8 @@ class PairModel(nn.Module, ABC):
             fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
             return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
 
-        return self._in_batches(embed, len(images), batch_size)
+        width = self.config.vit.embed_dim
+        return self._in_batches(embed, len(images), batch_size, width=width)
 
     def encode_texts(
         self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256
@@ -188,11 +189,13 @@ class PairModel(nn.Module, ABC):
         Raises:
             ClippoError: if prepared texts were prepared otherwise than the model's.
         """
-        prepared = self._prepared(texts)
+        prepared, width = self._prepared(texts), self.config.vit.embed_dim
         every = np.arange(len(prepared))
-        return self._in_batches(
-            lambda batch: self.embed_texts(prepared.take(every[batch])), len(prepared), batch_size
-        )
+
+        def embed(batch: slice) -> Tensor:
+            return self.embed_texts(prepared.take(every[batch]))
+
+        return self._in_batches(embed, len(prepared), batch_size, width=width)
 
     def _prepared(self, texts: Sequence[str | bytes] | PreparedTexts) -> PreparedTexts:
         is_prepared = isinstance(texts, TextRasters | TokenTexts)
@@ -200,13 +203,13 @@ class PairModel(nn.Module, ABC):
 
     @torch.no_grad()
     def _in_batches(
-        self, embed: Callable[[slice], Tensor], count: int, batch_size: int
-    ) -> Float32[np.ndarray, "item embed"]:
-        embeddings = np.empty((count, self.config.vit.embed_dim), np.float32)
+        self, compute: Callable[[slice], Tensor], count: int, batch_size: int, *, width: int
+    ) -> Float32[np.ndarray, "item feature"]:
+        found = np.empty((count, width), np.float32)
         for start in range(0, count, batch_size):
             batch = slice(start, min(start + batch_size, count))
-            embeddings[batch] = embed(batch).cpu().numpy()
-        return embeddings
+            found[batch] = compute(batch).float().cpu().numpy()
+        return found
 
 
 def _joined(first: DeviceTexts, second: DeviceTexts) -> DeviceTexts:

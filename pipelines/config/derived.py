@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clippo_core import modeling
 from clippo_core.config import (
     ClassifierConfig,
     ClippoConfig,
@@ -84,7 +83,8 @@ def count_parameters(config: ClippoConfig) -> int:
     # The weights do not depend on the font, whose file may be elsewhere.
     render = RenderConfig(image_size_px=config.render.image_size_px)
     with without_values():
-        return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
+        model = make_model(dataclasses.replace(config, render=render))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:

@@ -5,11 +5,10 @@ Training and evaluation prepare samples by the same functions.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +18,12 @@ from clippo_core.config import ClassifierConfig, FineTuningTask
 from clippo_core.errors import Rejected, SampleError
 from clippo_core.evaluation.glue_metrics import GLUE_TASKS
 from clippo_core.evaluation.vqa import answer_targets
-from clippo_core.rendering.pairs import join_pairs
 from pipelines.datasets.manifest import RawSample, SampleKind
-from pipelines.datasets.sources import Source
+from pipelines.datasets.sources import Source, class_numbers
 
+#: Glyph full of ink between two texts: no text has it, and one patch of it looks like PIXEL's
+#: separator (arXiv:2207.06991, section 3.1), a black patch. The paper's own is not known.
+PAIR_SEPARATOR = " █ "
 #: Kind of the samples that each task is trained on.
 KIND_OF_TASK: dict[FineTuningTask, SampleKind] = {
     "text_classification": "labelled-text",
@@ -85,7 +86,7 @@ def text_of(sample: RawSample) -> str | Rejected:
     texts = [text for text in sample.captions or () if text is not None and text.strip()]
     if not 1 <= len(texts) <= 2:
         return Rejected("missing_caption", f"{len(texts)} texts, expected 1 or 2")
-    return texts[0] if len(texts) == 1 else join_pairs(texts[:1], texts[1:])[0]
+    return PAIR_SEPARATOR.join(texts)
 
 
 def target_of(
@@ -134,12 +135,7 @@ class Labels:
         """Return the output of a class; None for no class, or one without an output."""
         if not 0 <= class_id < len(self.class_names):
             return None
-        return _numbers(self.names).get(self.class_names[class_id])
-
-
-@functools.lru_cache(maxsize=8)
-def _numbers(names: tuple[str, ...]) -> Mapping[str, int]:
-    return {name: number for number, name in enumerate(names)}
+        return class_numbers(self.names).get(self.class_names[class_id])
 
 
 #: Name that `prepare glue` gives to a set, such as glue_sst-2-train.

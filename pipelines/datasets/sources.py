@@ -244,7 +244,7 @@ class Source:
     def _class_id(self, value: Any) -> int | None:
         """Return the number of a class, which is given as such or by its name."""
         if isinstance(value, str):
-            return _class_ids(self.manifest.class_names).get(value)
+            return class_numbers(self.manifest.class_names).get(value)
         return value
 
     def _with_images(self, samples: list[RawSample]) -> list[RawSample]:
@@ -293,7 +293,8 @@ def _read_shards(folder: str, digest: str) -> ShardTable:
 
 
 @functools.lru_cache(maxsize=16)
-def _class_ids(names: tuple[str, ...]) -> dict[str, int]:
+def class_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """Return the number of each name, its place among all names."""
     return {name: number for number, name in enumerate(names)}
 
 
