@@ -104,7 +104,7 @@ def _agreement(prediction: str, said: Sequence[str]) -> float:
     if len(set(said)) > 1:
         prediction, said = normalize_answer(prediction), [normalize_answer(a) for a in said]
     num, agreeing = len(said), sum(answer == prediction for answer in said)
-    # Of the people left out, `agreeing` take a matching answer with them.
+    # In `agreeing` of the `num` ways, the person who is left out gave a matching answer.
     with_one_less, with_all = (min(max(n, 0) / 3, 1.0) for n in (agreeing - 1, agreeing))
     return (agreeing * with_one_less + (num - agreeing) * with_all) / num
 

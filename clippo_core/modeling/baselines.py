@@ -125,8 +125,8 @@ class Baseline(PairModel):
     ) -> Float[Tensor, "item embed"]:
         num_pictures = sum(map(len, pictures))
         if not pictures and torch.is_grad_enabled():
-            # Left out below. Without it the image tower would have no gradients, of which those
-            # who exchange them between ranks make an error.
+            # A blank canvas, left out below, gives the image tower gradients: an exchange between
+            # ranks fails where there are none.
             pictures = [self.encoder.whole(self._blank_canvas())]
         tokens = self.token_embedding(self.on_device(texts))
         if self.text_encoder is not None:

@@ -147,7 +147,7 @@ class VisionTransformer(Transformer):
     def embed_patches(self, sets: PatchSets) -> Float[Tensor, "patch width"]:
         """Return the tokens before the first block."""
         positions = self.position_embedding[0]
-        # Not indexed: the gradient of that is many times as slow.
+        # Plain indexing would have a gradient that is many times as slow.
         return self.patch_embedding(sets.pixels) + F.embedding(sets.positions, positions)
 
     def encode(

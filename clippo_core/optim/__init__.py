@@ -95,6 +95,6 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        # Always, since to ask whether it is 1 would wait for the device.
+        # Multiplied also by 1: to compare the scale would wait for the device.
         torch._foreach_mul_(gradients, scale)
     return norm

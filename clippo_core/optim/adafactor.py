@@ -143,7 +143,7 @@ def _scaled(
         moment = _averaged("second_moment", squared.add_(EPSILON), states, beta2)
         return moment.rsqrt().mul_(gradient)
     smaller, larger = (dim + 1 for dim in dims)
-    # What is added to every square is added to their means just as well.
+    # Epsilon is added to the means, which is the same as adding it to every square.
     row, column = (
         _averaged(name, squared.sum(dim) / gradient.shape[dim] + EPSILON, states, beta2)
         for name, dim in (("row_moment", larger), ("column_moment", smaller))

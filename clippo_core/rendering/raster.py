@@ -119,7 +119,7 @@ class TextRasters:
 
         Only the bits travel to the device: about 1 KB per caption.
         """
-        # Here, because render workers use this module too and are to stay free of torch.
+        # Imported here: render workers use this module too, and should not load torch.
         import torch
 
         if torch.device(device).type == "cpu":
@@ -137,7 +137,7 @@ class TextRasters:
         size, device = self.config.image_size_px, torch.device(device)
         height_px = size if height_px is None else height_px
         text, row = to_device(np.stack(self._text_and_row()).astype(np.int64), device)
-        # As int16: torch shifts no uint16. The sign bit that a shift smears is masked away.
+        # torch cannot shift uint16, hence int16. The sign bit that a shift smears is masked away.
         columns = to_device(self.columns.view(np.int16), device)
         shifts = torch.arange(GLYPH_PX, dtype=torch.int16, device=device)[:, None]
         inked = ((columns[:, None, :] >> shifts) & 1).to(torch.uint8)

@@ -89,7 +89,7 @@ def training_bytes(config: ClippoConfig, optim: OptimConfig, load: StepLoad) -> 
         # One of the MLP's two gradients takes the place of what it is the gradient of.
         replaced = encoded * tokens * load.product_bytes * config.vit.mlp_dim
         last_block += of_block - replaced
-        # What the final norm reads and gives, and the copy that pooling pads.
+        # The input and the output of the final norm, and the copy that pooling pads.
         copies = tokens + (padded if padded != tokens else 0)
         pooling += encoded * width * (tokens * 4 + copies * load.product_bytes)
         passing.append(encoded * _passing_bytes(config, load, tokens))

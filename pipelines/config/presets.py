@@ -52,7 +52,7 @@ def demo() -> RunConfig:
 
 def finetune_text(model: ClippoConfig) -> RunConfig:
     """Return settings for a thousand steps of 64 texts; the learning rate falls with the width."""
-    # As transformers are scaled: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
+    # Inversely to the width: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
     learning_rate = 3e-4 * 192 / model.vit.width
     schedule = ScheduleConfig(decay="cosine", warmup_steps=None, cooldown_steps=0)
     return RunConfig(

@@ -38,7 +38,7 @@ _RECOVERY = {
 
 #: Variables for a Ray that is started on this machine for the session.
 _ALONE = {
-    # Nobody takes this machine away with notice.
+    # This machine is not preempted with notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
