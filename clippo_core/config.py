@@ -1,7 +1,7 @@
-"""Settings of the core: frozen, checked when made, with a docstring under every field.
+"""Settings of the core: frozen, checked when they are made, with a docstring under every field.
 
-`ClippoConfig` says everything that decides what a checkpoint computes; the rest says how it is
-trained. `to_json` and `from_json` write and read them, strictly.
+`ClippoConfig` says everything that decides what a checkpoint computes; the other classes say how it
+is trained. `to_json` and `from_json` write and read them, strictly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FineTuningTask = Literal["text_classification", "glue", "vqa"]
 
 
 class Config:
-    """Base of all settings; the codec refuses unknown keys and values of another type."""
+    """Base class of all settings; reading refuses unknown keys and values of another type."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
@@ -35,7 +35,7 @@ def require(claim: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig(Config):
-    """How text is drawn, and the size of the canvas that texts and photographs share.
+    """Settings of how text is drawn, and the canvas size that texts and photographs share.
 
     The defaults are the paper's. Source: big_vision `pp_render_unifont` at 0127fb6.
     """
@@ -76,7 +76,7 @@ class RenderConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(Config):
-    """How an encoded picture becomes pixels."""
+    """Settings of how an encoded picture becomes pixels."""
 
     resize: Literal["bilinear", "bilinear_antialias", "scaled_decode"] = "scaled_decode"
     """"bilinear" is the published checkpoints' way, bit for bit: no antialiasing, so fine detail
@@ -95,13 +95,13 @@ class VitConfig(Config):
     """The Vision Transformer: pre-norm blocks, attention pooling, a linear head."""
 
     width: int = 768
-    """Features per token."""
+    """Features of a token."""
     depth: int = 12
     """Number of blocks."""
     mlp_dim: int = 3072
-    """Hidden features of each MLP, the pooling head's too."""
+    """Hidden features of each MLP, that of the pooling head included."""
     num_heads: int = 12
-    """Attention heads; must divide `width`."""
+    """Number of attention heads; must divide `width`."""
     patch_size_px: int = 16
     """Side of a patch; must divide the canvas. A text row is 16 px high."""
     embed_dim: int = 768
@@ -114,7 +114,8 @@ class VitConfig(Config):
         require(self.width % heads == 0, f"num_heads={heads} does not divide width={self.width}")
 
 
-#: name: width, depth, MLP features, heads. Source: big_vision `models/vit.py` decode_variant.
+#: Width, depth, MLP features and heads of each ViT size. Source: big_vision `models/vit.py`
+#: decode_variant.
 SIZES = {
     "mu": (32, 1, 128, 2),
     "Ti": (192, 12, 768, 3),
@@ -127,7 +128,7 @@ SIZES = {
 
 
 def vit_config(name: str, *, embed_dim: int = 768) -> VitConfig:
-    """The architecture that a name such as "B/16" stands for.
+    """Return the architecture that a name such as "B/16" stands for.
 
     Raises:
         ConfigError: if the size is unknown or the patch size is not a number.
@@ -151,23 +152,26 @@ class ClippoConfig(Config):
     """Everything that decides what a checkpoint computes; it travels with the weights."""
 
     vit: VitConfig = field(default_factory=VitConfig)
-    """The one tower that encodes photographs and rendered text alike; of CLIP*, each of the two."""
+    """The one tower that encodes photographs and rendered text alike; in CLIP*, each of its two
+    towers."""
     render: RenderConfig = field(default_factory=RenderConfig)
-    """How text is drawn; holds the canvas size."""
+    """Settings of the drawing of text, the canvas size included."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """How pictures are brought onto the canvas."""
+    """Settings by which pictures are brought onto the canvas."""
     text_patches: TextPatches = "all"
-    """"all" encodes the whole canvas of a text, the paper's way. "occupied" leaves out every patch
-    without ink: cheaper, and it learns as well (EXPERIMENTS.md)."""
+    """The patches of a text that are encoded. "all" is the whole canvas, the paper's way;
+    "occupied" leaves out every patch without ink: cheaper, and it learns as well
+    (EXPERIMENTS.md)."""
     text_input: TextInput = "pixels"
-    """What the model reads of a text. "pixels" is CLIPPO. "tokens_two_towers" is the paper's CLIP*:
-    text has a transformer of its own, as large as the pictures'. "tokens_one_tower" is its 1T-CLIP:
-    the transformer is shared, embeddings and heads are not. A run trains the vocabulary on its own
-    texts."""
+    """The form in which the model reads a text. "pixels" is CLIPPO. "tokens_two_towers" is the
+    paper's CLIP*: text has a transformer of its own, as large as the pictures'. "tokens_one_tower"
+    is its 1T-CLIP: the transformer is shared, embeddings and heads are not. A run trains the
+    vocabulary on its own texts."""
     vocabulary_size: int = 32_000
     """Rows of the token embedding; the vocabulary may have fewer tokens. No effect with pixels."""
     max_tokens: int = 64
-    """Length of every text, the ends that fill it included. No effect with pixels."""
+    """Length of every text in tokens; shorter ones are filled with end tokens. No effect with
+    pixels."""
     vocabulary_sha256: str | None = None
     """Digest of the vocabulary; filled in when it is trained, and checked from then on."""
 
@@ -185,27 +189,28 @@ class ClippoConfig(Config):
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of the canvas."""
+        """Number of patches along one side of the canvas."""
         return self.render.image_size_px // self.vit.patch_size_px
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether it is a baseline, whose texts are not drawn."""
+        """True for a baseline, whose texts become tokens instead of pixels."""
         return self.text_input != "pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
-    """The learning-rate multiplier over steps. Source: big_vision `utils.py` at 0127fb6."""
+    """Settings of the learning-rate multiplier (source: big_vision `utils.py` at 0127fb6)."""
 
     decay: Literal["rsqrt", "cosine", "linear", "constant"] = "rsqrt"
-    """"rsqrt" is the paper's: 1 / sqrt(1 + (step - warmup) / timescale)."""
+    """Shape of the decay. "rsqrt" is the paper's: 1 / sqrt(1 + (step - warmup) / timescale)."""
     warmup_steps: int | None = 10_000
-    """Linear increase from 0; None is a tenth of the run."""
+    """Steps of the linear increase from 0 at the start; None is a tenth of the run."""
     cooldown_steps: int | None = 10_000
-    """Linear decrease to 0 over the last steps, on top of the decay; None is a tenth of the run."""
+    """Steps of the linear decrease to 0 at the end, on top of the decay; None is a tenth of the
+    run."""
     timescale: int = 10_000
-    """Of rsqrt, in steps; no effect on the other decays."""
+    """Steps that the rsqrt decay is scaled by; no effect on the other decays."""
 
     def __post_init__(self) -> None:
         for name in ("warmup_steps", "cooldown_steps"):
@@ -216,23 +221,24 @@ class ScheduleConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    """The optimizer. The defaults are the paper's."""
+    """Settings of the optimizer. The defaults are the paper's."""
 
     name: Literal["adafactor", "adamw"] = "adafactor"
-    """"adafactor" is that of "Scaling Vision Transformers" (arXiv:2106.04560, section 3.4)."""
+    """The optimizer; "adafactor" is that of "Scaling Vision Transformers" (arXiv:2106.04560,
+    section 3.4)."""
     learning_rate: float = 1e-3
-    """Peak, reached where the schedule's multiplier is 1."""
+    """Peak learning rate, reached where the schedule's multiplier is 1."""
     weight_decay: float = 1e-4
-    """Decoupled, on kernels only, multiplied by the schedule but not by the learning rate: what
-    torch's and open_clip's AdamW call 0.2 at learning rate 5e-4 is 1e-4 here."""
+    """Decoupled weight decay, on kernels only, multiplied by the schedule but not by the learning
+    rate: what torch's and open_clip's AdamW call 0.2 at learning rate 5e-4 is 1e-4 here."""
     gradient_clip_norm: float | None = 1.0
-    """Largest global gradient norm; larger gradients are scaled down to it. None: no clipping."""
+    """Largest global gradient norm; larger gradients are scaled down to it. None does not clip."""
     beta1: float = 0.9
-    """Decay of the momentum."""
+    """Decay rate of the momentum."""
     beta2: float = 0.95
-    """Decay of AdamW's second moment; no effect on adafactor, whose own rises to 0.999."""
+    """Decay rate of AdamW's second moment; no effect on adafactor, whose own rises to 0.999."""
     momentum_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """How adafactor stores its momentum; no effect on adamw."""
+    """Number type in which adafactor stores its momentum; no effect on adamw."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The multiplier on learning rate and weight decay."""
 
@@ -248,20 +254,20 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(Config):
-    """What a fine-tuned checkpoint adds to CLIPPO: a head, and what its outputs mean."""
+    """The head that a fine-tuned checkpoint adds to CLIPPO, and the meaning of its outputs."""
 
     task: FineTuningTask
-    """What it was trained for; it is evaluated as that alone."""
+    """Task that the head was trained for; the checkpoint is evaluated on that alone."""
     labels: tuple[str, ...] = ()
-    """Name of each output; empty: one output, a score."""
+    """Name of each output; empty where the one output is a score."""
     hidden_dim: int | None = None
-    """Hidden features of the head, an MLP; None: a linear head."""
+    """Hidden features of the head where it is an MLP; None is a linear head."""
     glue_task: str = ""
-    """Which of GLUE's tasks ("sst-2"); "" for what is none of them."""
+    """Name of the GLUE task ("sst-2"); "" for a task outside GLUE."""
     score_mean: float = 0.0
-    """Of the training scores; an output of 0 stands for it."""
+    """Mean of the training scores, which an output of 0 stands for."""
     score_deviation: float = 1.0
-    """Of the training scores; an output of 1 is so far above the mean."""
+    """Standard deviation of the training scores, by which an output of 1 lies above the mean."""
 
     def __post_init__(self) -> None:
         require(len(self.labels) != 1, f"labels={self.labels}; expected two or more, or none")
@@ -277,12 +283,12 @@ class ClassifierConfig(Config):
 
     @property
     def num_outputs(self) -> int:
-        """Numbers that the head gives for a sample."""
+        """Numbers that the head returns for a sample."""
         return len(self.labels) or 1
 
     @property
     def is_regression(self) -> bool:
-        """Whether it gives a score instead of classes."""
+        """True where the head returns a score instead of classes."""
         return not self.labels
 
 
@@ -290,22 +296,22 @@ C = TypeVar("C", bound=Config)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested dicts and lists that JSON can hold."""
+    """Return settings as nested dicts and lists that JSON can hold."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
 def to_json(config: Config) -> str:
-    """Indented JSON, keys in the order of the fields."""
+    """Return settings as indented JSON, keys in the order of the fields."""
     return json.dumps(to_dict(config), indent=2, ensure_ascii=False) + "\n"
 
 
 def from_json(kind: type[C], text: str | bytes, *, where: str) -> C:
-    """Read settings.
+    """Return the settings that a JSON text holds.
 
     Args:
         kind: the class to make.
         text: a JSON object; missing keys take their defaults.
-        where: named in the error, a file name for instance.
+        where: name of the text in errors, a file name for instance.
 
     Raises:
         ConfigError: naming each key that is unknown or holds something unexpected.

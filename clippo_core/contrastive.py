@@ -1,4 +1,4 @@
-"""The contrastive loss: of a whole batch, and of one shard of its rows."""
+"""The contrastive loss of a whole batch, and of one shard of its rows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def contrastive_loss(
     *,
     rows_at_a_time: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Softmax cross-entropy over the batch, both directions, averaged (CLIP, arXiv:2103.00020).
+    """Return the softmax cross-entropy of a batch, averaged over both directions.
 
-    `L = -1/(2B) sum_i [log softmax_j(s l_i.r_j)_i + log softmax_j(s r_i.l_j)_i]`. A model that
-    knows nothing scores ln(B).
+    `L = -1/(2B) sum_i [log softmax_j(s l_i.r_j)_i + log softmax_j(s r_i.l_j)_i]`, as defined by
+    CLIP (arXiv:2103.00020). A model that knows nothing scores ln(B).
 
     Args:
         left: unit-length embeddings of one side of each pair.
-        right: those of the other side, in the same order.
+        right: unit-length embeddings of the other sides, in the same order.
         logit_scale: the positive multiplier `s`.
         rows_at_a_time: see `contrastive_loss_shard`.
     """
@@ -43,7 +43,7 @@ def contrastive_loss_shard(
     row_offset: int,
     rows_at_a_time: int | None = None,
 ) -> Float[Tensor, ""]:
-    """The part of `contrastive_loss` that belongs to some rows; over all shards they add up to it.
+    """Return the part of `contrastive_loss` that belongs to some rows; all parts add up to it.
 
     Args:
         left: the shard's rows of the left side.
@@ -51,8 +51,8 @@ def contrastive_loss_shard(
         all_left: every row of the left side, the shard's among them.
         all_right: every row of the right side.
         logit_scale: the positive multiplier of the similarities.
-        row_offset: where the shard's rows stand among all rows.
-        rows_at_a_time: how many rows of logits exist at a time; None: all of the shard's.
+        row_offset: number of the shard's first row among all rows.
+        rows_at_a_time: rows of logits that exist at a time; None forms all of the shard's.
     """
     rows = len(left) if rows_at_a_time is None else rows_at_a_time
     # fp32 on purpose: bf16 keeps 8 bits, too few to rank a 10k-way softmax.
@@ -75,13 +75,13 @@ def _cross_entropy(
     scale: Float[Tensor, "1"],
     row_offset: int,
 ) -> Float[Tensor, ""]:
-    """Summed over the queries; the target of a query is the key of its own row."""
+    """Sum the cross-entropy over the queries; a query's target is the key of its own row."""
     targets = torch.arange(len(queries), device=queries.device) + row_offset
     return F.cross_entropy(scale * queries @ keys.T, targets, reduction="sum")
 
 
 class _BlockwiseCrossEntropy(torch.autograd.Function):
-    """`_cross_entropy` in blocks of rows.
+    """The function `_cross_entropy`, computed in blocks of rows.
 
     The gradients are formed with the loss, while a block's logits are there: a scalar's gradient
     is the same but for a factor, whatever comes after, and no logits are formed twice.

@@ -1,4 +1,4 @@
-"""Encoded pictures to embeddings: decoded in threads, a batch ahead of what the model encodes."""
+"""Embedding of encoded pictures, decoded in threads one batch ahead of the model."""
 
 # NumPy and torch leave types unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,22 +19,22 @@ from clippo_core.errors import Rejected
 from clippo_core.images import decode_image
 from clippo_core.modeling import PairModel
 
-#: Pictures or texts that a model encodes at a time.
+#: Number of pictures or texts that a model encodes at a time.
 BATCH_SIZE = 256
 
-#: Whatever tells a caller's pictures apart, such as a number or a row of a data set.
+#: The type by which a caller tells pictures apart, such as a number or a row of a data set.
 Name = TypeVar("Name")
 Canvases = UInt8[np.ndarray, "picture canvas_px canvas_px 3"]
-#: Turns canvases into embeddings, or into other features.
+#: A function that turns canvases into embeddings, or into other features.
 Encode = Callable[[Canvases], Float[np.ndarray, "picture feature"]]
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedBatch(Generic[Name]):
-    """Pictures on the model's canvas.
+    """A batch of pictures on the model's canvas.
 
     Attributes:
-        names: of the pictures that could be decoded, in the order in which they came.
+        names: names of the decoded pictures, in the order in which they came.
         canvases: the pictures themselves, one for each name.
         rejected: the name of each other picture, and why it could not be decoded.
     """
@@ -49,8 +49,9 @@ class EncodedPictures(Generic[Name]):
     """Embeddings of pictures.
 
     Attributes:
-        names: of the pictures that could be decoded, in the order in which they came.
-        embeddings: of unit length, one for each name; or what another function made of them.
+        names: names of the decoded pictures, in the order in which they came.
+        embeddings: unit-length embedding of each named picture, or what another function made of
+            it.
         rejected: the name of each other picture, and why it could not be decoded.
     """
 
@@ -66,14 +67,14 @@ def encode_pictures(
     batch_size: int = BATCH_SIZE,
     encode: Encode | None = None,
 ) -> EncodedPictures[Name]:
-    """Decode and embed pictures.
+    """Decode pictures and return their embeddings.
 
     The model computes in the caller's thread, so that an `autocast` around the call holds.
 
     Args:
         model: embeds them.
         pictures: the name and the encoded file of each; read as they are needed.
-        batch_size: how many are decoded and encoded at a time.
+        batch_size: number of pictures that are decoded and encoded at a time.
         encode: makes something else than embeddings of a batch of canvases.
     """
     encode = encode or (lambda canvases: model.encode_images(canvases, batch_size=batch_size))
@@ -95,14 +96,14 @@ def decoded_batches(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[DecodedBatch[Name]]:
-    """Decode pictures onto a model's canvas, on as many threads as torch has.
+    """Yield batches of pictures decoded onto a model's canvas, on as many threads as torch has.
 
     While the caller works on a batch, the next one is read and decoded; there are never more.
 
     Args:
-        model: says how pictures are resized.
+        model: model whose settings say how pictures are resized.
         pictures: the name and the encoded file of each; one other thread iterates over them.
-        batch_size: how many are decoded at a time; fewer come where some are rejected.
+        batch_size: number of pictures that are decoded at a time; batches lack the rejected ones.
     """
     config, size = model.config.image, model.config.render.image_size_px
     remaining = iter(pictures)
@@ -132,7 +133,7 @@ def decoded_batches(
 def _without_rejected(
     names: list[Name], canvases: Canvases, problems: list[Rejected | None]
 ) -> DecodedBatch[Name] | None:
-    """Return what could be decoded of a batch, and what could not; None for an empty one."""
+    """Split a batch into decoded pictures and rejected ones; None for an empty batch."""
     if not names:
         return None
     is_usable = np.array([problem is None for problem in problems])

@@ -1,4 +1,4 @@
-"""The exception tree, and `Rejected`, which stands for a sample that cannot be used.
+"""The exception tree, and `Rejected`, the value for a sample that cannot be used.
 
     ClippoError               anything this project raises on purpose
     ├── ConfigError           a setting is wrong or contradicts another      (exit code 2)
@@ -18,37 +18,37 @@ from typing import Literal
 
 
 class ClippoError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what a command returns for it."""
+    """Base class of errors raised on purpose; `exit_code` is what a command returns for it."""
 
     exit_code = 2
 
 
 class ConfigError(ClippoError):
-    """A setting is wrong, unknown, or contradicts another one."""
+    """Raised when a setting is wrong, unknown, or contradicts another one."""
 
 
 class RenderError(ConfigError):
-    """A text, a font or a raster cannot be used as asked."""
+    """Raised when a text, a font or a raster cannot be used as asked."""
 
 
 class SampleError(ClippoError):
-    """Training or evaluation data is missing, malformed, or rejected too often."""
+    """Raised when training or evaluation data is missing, malformed, or rejected too often."""
 
     exit_code = 3
 
 
 class StorageError(ClippoError):
-    """A cluster, a bucket or a tracking server cannot be used."""
+    """Raised when a cluster, a bucket or a tracking server cannot be used."""
 
     exit_code = 4
 
 
 class CheckpointError(ClippoError):
-    """A checkpoint is damaged, of another format, or does not fit what was asked of it."""
+    """Raised when a checkpoint is damaged, of another format, or does not fit the request."""
 
 
 class DivergedError(ClippoError):
-    """The loss is no longer a finite number."""
+    """Raised when the loss is no longer a finite number."""
 
     exit_code = 5
 
@@ -66,7 +66,7 @@ RejectReason = Literal[
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why a sample cannot be used. `detail` is for a person, `reason` for counting."""
+    """The reason why a sample cannot be used. `detail` is for a person, `reason` for counting."""
 
     reason: RejectReason
     detail: str = ""

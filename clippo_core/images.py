@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels on the canvas; what cannot be decoded is a `Rejected` value."""
+"""Decoding of pictures onto the canvas; a `Rejected` value stands for an undecodable one."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from clippo_core.config import ImageConfig
 from clippo_core.errors import Rejected
 from clippo_core.resizing import resize_antialiased, resize_bilinear
 
-#: Left out on purpose: formats that call other programs (EPS) or that no image set uses.
+#: Formats that are decoded. Others are left out on purpose: they call other programs (EPS), or no
+#: image set uses them.
 DECODED_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")
 _DECODE_FAILURES = (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError)
 _BACKGROUND_OF_TRANSPARENT = (255, 255, 255)
-#: An entry of `warnings.filters` that silences the modules of Pillow.
+#: The entry of `warnings.filters` that silences the modules of Pillow.
 _SILENT_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def decode_image(
     encoded: bytes | None, config: ImageConfig, *, image_size_px: int
 ) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:
-    """Decode a picture onto the canvas.
+    """Return an encoded picture as pixels on the canvas, or why it cannot be decoded.
 
-    A person would expect: upright (EXIF orientation applied), the first frame of an animation,
-    transparent parts on white, CMYK, palette, grey and 16-bit pictures as RGB of 8 bits.
+    The picture is upright (EXIF orientation applied), the first frame of an animation, with white
+    behind transparent parts; CMYK, palette, grey and 16-bit pictures become RGB of 8 bits.
 
     Args:
         encoded: the file's content.
-        config: how to resize, and the most pixels to decode.
+        config: settings of the resizing, and the most pixels to decode.
         image_size_px: side of the square canvas; the aspect ratio is not kept, as in the paper.
     """
 
@@ -50,12 +51,12 @@ def decode_image(
 def decode_thumbnail(
     encoded: bytes | None, config: ImageConfig, *, max_side_px: int
 ) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:
-    """Decode a picture for people to look at: as `decode_image`, but the aspect ratio is kept.
+    """Return a picture for people to look at: as `decode_image` does, in its aspect ratio.
 
     Args:
         encoded: the file's content.
         config: the most pixels to decode.
-        max_side_px: the longer side at most; smaller pictures stay as they are.
+        max_side_px: longest side of the result; smaller pictures stay as they are.
     """
 
     def shrink(image: Image.Image) -> UInt8[np.ndarray, "height_px width_px 3"]:
@@ -73,7 +74,7 @@ def _guarded(
     config: ImageConfig,
     decode: Callable[[Image.Image], UInt8[np.ndarray, "height_px width_px 3"]],
 ) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:
-    """Open a picture and decode it, or say why that cannot be done."""
+    """Open and decode a picture; return why that cannot be done where it cannot."""
     if not encoded:
         return Rejected("missing_image", "no bytes")
     _silence_pillow()
@@ -93,7 +94,7 @@ def _guarded(
 
 
 def _silence_pillow() -> None:
-    """Ignore what Pillow warns of: bombs are counted here, oddities are decoded all the same.
+    """Ignore Pillow's warnings: bombs are counted here, oddities are decoded all the same.
 
     `catch_warnings` will not do: it puts back the filters of the whole process, so that the first
     of several threads to end brings the warnings back for the others.
@@ -108,7 +109,7 @@ def fit_image(
     *,
     image_size_px: int,
 ) -> UInt8[np.ndarray, "canvas_px canvas_px 3"]:
-    """Bring a picture onto the square canvas, in the way that `config.resize` names."""
+    """Return a picture on the square canvas, resized as `config.resize` names."""
     pixels = np.asarray(_as_shown(image) if isinstance(image, Image.Image) else image)
     if config.resize == "bilinear":
         return resize_bilinear(_in_rgb(pixels), image_size_px=image_size_px)
@@ -130,7 +131,7 @@ def _in_rgb(
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
-    """Upright RGB or grey levels of the first frame; see `decode_image`."""
+    """Return the first frame, upright, as RGB or grey levels; see `decode_image`."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -143,7 +144,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey levels of more than 8 bits, scaled to 0..255; Pillow's own conversion clips them."""
+    """Scale grey levels of more than 8 bits to 0..255; Pillow's own conversion clips them."""
     levels = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         # Float pictures hold 0..1 or 0..255; nothing in the file says which.
@@ -154,6 +155,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _known_formats() -> list[str]:
-    """Those of `DECODED_FORMATS` that this Pillow was built with."""
+    """Return those of `DECODED_FORMATS` that this Pillow was built with."""
     Image.init()
     return [name for name in DECODED_FORMATS if name in Image.OPEN]

@@ -1,4 +1,4 @@
-"""Bilinear resizing, compiled: the authors' without antialiasing, and Pillow's with it.
+"""Compiled bilinear resizing: the authors' without antialiasing, and Pillow's with it.
 
 The compiled functions are marked `no_type_check`, so that no run-time checker wraps what numba has
 to see.
@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from numba import njit
 
-#: Of the fixed-point weights, as in Pillow.
+#: Bits behind the point of the fixed-point weights, as in Pillow.
 _WEIGHT_BITS = 22
 
 
 def resize_bilinear(
     image: UInt8[np.ndarray, "height_px width_px 3"], *, image_size_px: int
 ) -> UInt8[np.ndarray, "canvas_px canvas_px 3"]:
-    """Bilinear without antialiasing, computed in float32 and truncated, as the authors do.
+    """Resize without antialiasing, computed in float32 and truncated, as the authors do.
 
     Source: big_vision `pp_resize` at 0127fb6 (TensorFlow's `image.resize` with half-pixel
     centres); equality shown in tests/parity/test_resizing.py.
@@ -30,7 +30,7 @@ def resize_bilinear(
 
 
 class _Neighbours(NamedTuple):
-    """Lower and upper neighbour of each target pixel along one axis, and the way between them."""
+    """Lower and upper neighbour of each target pixel on one axis, and its place between them."""
 
     lower: Int64[np.ndarray, " out"]
     upper: Int64[np.ndarray, " out"]
@@ -69,7 +69,7 @@ def _interpolate(
 
 
 class _Taps(NamedTuple):
-    """For each target pixel along an axis: its first source pixel, how many, and their weights."""
+    """First source pixel, number of source pixels and weights of each target pixel on an axis."""
 
     first: Int32[np.ndarray, " out"]
     length: Int32[np.ndarray, " out"]
@@ -79,7 +79,7 @@ class _Taps(NamedTuple):
 def resize_antialiased(
     image: UInt8[np.ndarray, "height_px width_px *channel"], *, image_size_px: int
 ) -> UInt8[np.ndarray, "canvas_px canvas_px *channel"]:
-    """Bring a picture onto a square canvas: each target pixel averages what it covers.
+    """Resize a picture to a square canvas; each target pixel averages what it covers.
 
     A triangle as wide as two target pixels (two source pixels, when enlarging) weighs the source;
     down first, then across, each rounded to 8 bits.

@@ -23,13 +23,13 @@ _ROUNDS = 6
 
 @dataclass(frozen=True, eq=False)
 class PlannedSamples:
-    """Samples in batch order.
+    """The samples that form a batch, in its order.
 
     Attributes:
-        source: which source each sample comes from.
-        row: its row in that source.
-        draw: a random number of this visit, for choices such as one of several captions.
-        position: its place in the stream of its source, which names its reserve.
+        source: number of the source that each sample comes from.
+        row: row of each sample in its source.
+        draw: random number of each visit, for choices such as one of several captions.
+        position: place of each sample in the stream of its source, which names its reserve.
     """
 
     source: Int32[np.ndarray, " sample"]
@@ -40,12 +40,7 @@ class PlannedSamples:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, chosen: Int64[np.ndarray, " chosen"]) -> PlannedSamples:
-        """The chosen samples, in the order given."""
-        fields = (self.source, self.row, self.draw, self.position)
-        return PlannedSamples(*(field[chosen] for field in fields))
-
-    def __getitem__(self, chosen: slice) -> PlannedSamples:
+    def __getitem__(self, chosen: slice | Int64[np.ndarray, " chosen"]) -> PlannedSamples:
         fields = (self.source, self.row, self.draw, self.position)
         return PlannedSamples(*(field[chosen] for field in fields))
 
@@ -60,13 +55,13 @@ class SamplePlan:
     source overlaps the one before, so that all have the same length and every row is reached.
 
     Attributes:
-        seed: of all draws.
+        seed: seed of all draws.
         batch_size: samples in a global batch.
-        num_rows: rows of each source.
+        num_rows: number of rows of each source.
         weights: share of each source in a batch, relative to the sum.
         run_length: consecutive rows that are drawn together.
-        groups: a group's number for each source; the ratio of the groups is exact in itself, not
-            just as a sum of rounded parts. Empty: every source for itself.
+        groups: number of the group of each source; the ratio of the groups is exact in itself, not
+            just as a sum of rounded parts. Empty where all sources form one group.
     """
 
     seed: int
@@ -94,7 +89,7 @@ class SamplePlan:
             )
 
     def batch(self, step: int) -> PlannedSamples:
-        """The samples of the global batch of `step`, the first step being 0.
+        """Return the samples of the global batch of `step`, the first step being 0.
 
         The sources alternate in proportion, so that any part of the batch holds the same mixture,
         give or take a sample, and every rank does the same work.
@@ -110,7 +105,7 @@ class SamplePlan:
         return PlannedSamples(**joined)
 
     def rows_drawn(self, step: int) -> list[int]:
-        """Rows drawn from each source before `step`: exact where whole, else rounded.
+        """Return how many rows of each source are drawn before `step`, rounded where not whole.
 
         The sources are halved again and again, and each half takes its rounded share of the rows;
         since that is monotone in the number of rows, so is every source's count. A count is off by
@@ -130,7 +125,7 @@ class SamplePlan:
         return drawn
 
     def reserve(self, samples: PlannedSamples, attempt: int) -> PlannedSamples:
-        """The samples that take the place of rejected ones.
+        """Return the samples that take the place of rejected ones.
 
         A run's reserve is the run half a pass away in the permutation, so that no sample of the
         batch is doubled.
@@ -149,7 +144,7 @@ class SamplePlan:
         return PlannedSamples(samples.source, row, draw, samples.position)
 
     def _samples(self, source: int, start: int, end: int) -> PlannedSamples:
-        """What the stream of a source holds from `start` to `end`."""
+        """Return the samples of a source's stream from `start` to before `end`."""
         position = np.arange(start, end, dtype=np.int64)
         draw = hash_values(position.astype(np.uint64), key=mix(self.seed, source, 0))
         row = self._rows(source, position)
@@ -190,7 +185,7 @@ def _split_rows(rows: int, shares: Sequence[Fraction]) -> list[int]:
 def permute(
     values: Int64[np.ndarray, " value"], *, size: int, key: int
 ) -> Int64[np.ndarray, " value"]:
-    """A keyed permutation of `range(size)`, at the given places only.
+    """Return where a keyed permutation of `range(size)` takes the given values.
 
     A Feistel network over the least rectangle of numbers that holds the range, walked on until the
     result lies in it; since hardly more than a side of the rectangle lies outside, that is rare.

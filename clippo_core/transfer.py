@@ -1,4 +1,4 @@
-"""Arrays to the device, without the host waiting for it."""
+"""The copy of arrays to a device, without the host waiting for it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 def to_device(
     array: Shaped[np.ndarray, "*shape"], device: torch.device
 ) -> Shaped[Tensor, "*shape"]:
-    """Copy an array to a device; to a GPU from pinned memory, while the host goes on.
+    """Return a copy of an array on a device; pinned memory lets the host go on with a GPU.
 
-    On the CPU the tensor is a view of the array, which may be one that is not to be written to.
+    On the CPU the tensor is a view of the array, which may be read-only; do not write into it.
     """
     with warnings.catch_warnings():
         # Batches are read-only views of Ray's object store; nothing writes into them.

@@ -1,4 +1,4 @@
-"""Tokens, for the baselines that read text as CLIP does: a SentencePiece vocabulary."""
+"""The SentencePiece vocabulary of the baselines, which read text as tokens, as CLIP does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ END_ID, UNKNOWN_ID = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class TokenTexts:
-    """A batch of texts as token numbers, every one as long as the longest allowed.
+    """A batch of texts as token numbers, all of the greatest length allowed.
 
     Attributes:
-        ids: of the text, then ends for the rest.
-        vocabulary_sha256: of the vocabulary that the numbers belong to.
+        ids: token numbers of each text, then end tokens up to the full length.
+        vocabulary_sha256: digest of the vocabulary that the numbers belong to.
     """
 
     ids: Int32[np.ndarray, "text token"]
@@ -32,18 +32,13 @@ class TokenTexts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the batch takes in memory and on the wire."""
-        return self.ids.nbytes
-
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TokenTexts:
-        """The chosen texts, in the order given."""
+        """Return the chosen texts, in the order given."""
         return TokenTexts(self.ids[texts], self.vocabulary_sha256)
 
     @staticmethod
     def concatenate(batches: Sequence[TokenTexts]) -> TokenTexts:
-        """One batch of several.
+        """Return several batches as one.
 
         Raises:
             ConfigError: if they come from different vocabularies.
@@ -54,12 +49,12 @@ class TokenTexts:
         return TokenTexts(ids, batches[0].vocabulary_sha256)
 
 
-#: A batch of texts as a model reads them: drawn, or as tokens.
+#: A batch of texts in the form that a model reads: drawn, or as tokens.
 PreparedTexts = TextRasters | TokenTexts
 
 
 def concatenate_texts(batches: Sequence[PreparedTexts]) -> PreparedTexts:
-    """One batch of several.
+    """Return several batches of prepared texts as one.
 
     Raises:
         ClippoError: if they were prepared in different ways.
@@ -72,7 +67,7 @@ def concatenate_texts(batches: Sequence[PreparedTexts]) -> PreparedTexts:
 
 
 class Vocabulary:
-    """Texts to token numbers, by a trained SentencePiece model."""
+    """A trained SentencePiece model, which turns texts into token numbers."""
 
     def __init__(self, model: bytes):
         """Load a model that `train_vocabulary` made.
@@ -90,15 +85,15 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many tokens there are, both special ones among them."""
+        """Number of tokens, both special ones included."""
         return self._processor.GetPieceSize()
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text, without the end; for `evaluation.sequence_length`."""
+        """Return the number of tokens of a text without the end, for `sequence_lengths`."""
         return len(self._processor.EncodeAsIds(text))
 
     def encode(self, texts: Sequence[str | bytes], *, max_tokens: int) -> TokenTexts:
-        """Token numbers of texts; what is longer than `max_tokens`, the end included, is cut.
+        """Return token numbers of texts, cut to `max_tokens`, the end token included.
 
         Bytes that are not UTF-8 and lone surrogates are replaced, as the renderer does. The last
         token is an end always, as big_vision's tokenizer has it (`eos="sticky"`, padding with
@@ -122,18 +117,18 @@ def _decoded(text: str | bytes) -> str:
 def train_vocabulary(
     texts: Iterable[str], *, size: int = 32_000, max_texts: int = 1_000_000, seed: int = 0
 ) -> bytes:
-    """Train a unigram vocabulary, as the paper's CLIP* has one of 32,000 tokens.
+    """Return a unigram vocabulary trained on texts, as the paper's CLIP* has of 32,000 tokens.
 
     Letters are folded to lower case, since CLIPPO's renderer draws them so.
 
     Args:
         texts: the corpus; more than `max_texts` are sampled.
-        size: at most; a small corpus has fewer pieces.
-        max_texts: texts to train on.
-        seed: of the sample.
+        size: largest number of tokens; a small corpus yields fewer.
+        max_texts: number of texts to train on.
+        seed: seed of the sample.
 
     Returns:
-        A SentencePiece model.
+        A serialized SentencePiece model.
 
     Raises:
         SampleError: if there is no text.

@@ -1,1 +1,1 @@
-"""Deployment: what surrounds a run on one machine or many."""
+"""Deployment of runs on one machine or many."""

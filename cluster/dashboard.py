@@ -1,4 +1,4 @@
-"""Ray's dashboard, by which a cluster is reached: its address, its token, the nodes behind it."""
+"""The dashboard by which a Ray cluster is reached: its address, its token, its nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def use_token_mode() -> None:
 
 
 def is_token_mode() -> bool:
-    """Return true if Ray identifies this process by a token."""
+    """Return True if Ray identifies this process by a token."""
     return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
 
 
@@ -60,7 +60,7 @@ def auth_headers() -> dict[str, str]:
 
 
 def dashboard_address(given: str | None) -> str:
-    """Return the dashboard's URL: as given, as the environment says, or on this machine.
+    """Return the dashboard's URL: given, from the environment, or on this machine.
 
     Raises:
         StorageError: if a cluster is named by another address and does not answer there.
@@ -92,18 +92,18 @@ class Node:
 
     @property
     def role(self) -> str:
-        """Return head, renderer, trainer or evaluator; "unlabelled" if nobody gave it a role."""
+        """Role of the node: head, renderer, trainer or evaluator; "unlabelled" if it has none."""
         return "head" if self.is_head else self.labels.get("clippo.role", "unlabelled")
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """A cluster's dashboard. Each question raises StorageError where no answer comes."""
+    """The dashboard of a cluster; a query that gets no answer raises StorageError."""
 
     address: str
 
     def _ask(self, path: str) -> tuple[Any, str | None]:
-        """Return the JSON at a path, and the time that the answer was given at by its own word."""
+        """Return the JSON at a path, and the time of the answer by the server's own clock."""
         request = urllib.request.Request(f"{self.address}{path}", headers=auth_headers())
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
@@ -120,9 +120,9 @@ class Dashboard:
             ) from error
 
     def release_mismatch(self) -> str | None:
-        """Return what to do if the cluster runs another release of Ray than is installed here.
+        """Return advice if the cluster runs another Ray release than this machine, else None.
 
-        The first two numbers of a version are its release; None if they are the same.
+        The first two numbers of a version are its release.
         """
         import ray  # here, because the doctor also looks at machines that lack it
 
@@ -159,7 +159,7 @@ class Dashboard:
         ]
 
     def is_this_machine(self) -> bool:
-        """Return true if the cluster is this machine alone, so that paths mean the same there."""
+        """Return True if the cluster is this machine alone, so that paths mean the same there."""
         own = {found.address for of_one in net_if_addrs().values() for found in of_one}
         return all(node.host in own for node in self.nodes())
 

@@ -212,7 +212,7 @@ def check_nodes(dashboard: Dashboard) -> Iterator[str]:
 
 
 def node_problems(node: Node, num_nodes: int) -> Iterator[str]:
-    """Yield what is wrong with one machine of a cluster."""
+    """Yield the faults of one machine of a cluster."""
     subcluster, is_alone = node.labels.get("ray-subcluster"), num_nodes == 1
     if node.is_head and not is_alone and node.resources.get("CPU", 0) > 0:
         yield (

@@ -1,4 +1,4 @@
-"""The variables of this shell that a job gets, open or sealed, and what must never travel."""
+"""The variables that a job gets from this shell, open or sealed, and secrets that stay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from clippo_core.errors import ConfigError
 from cluster.dashboard import auth_token, is_token_mode
 
-#: Variables that say where things are: shown, since who looks into a job wants to see them.
+#: Variables that name places; they are shown, since people who look into a job want to see them.
 PLACES = (
     "CLIPPO_DATA",
     "MLFLOW_TRACKING_URI",
@@ -22,7 +22,7 @@ PLACES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-#: Variables that open those places.
+#: Variables with the credentials for those places.
 SECRETS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -33,18 +33,18 @@ SECRETS = (
 )
 _NEVER = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _PASSWORD_IN_URL = re.compile(r"://[^/@\s]+:[^/@\s]+@")
-#: Shorter values occur in a text by chance.
+#: Fewest characters of a value that is looked for; shorter ones occur in a text by chance.
 _SECRET_CHARS = 8
 
 
 @dataclass(frozen=True)
 class JobEnvironment:
-    """Variables of a job.
+    """The environment variables of a job.
 
     Attributes:
-        places: shown to all.
-        secrets: sealed.
-        notes: on variables of this shell that stay here, and why.
+        places: variables that are shown to all.
+        secrets: variables that travel sealed.
+        notes: reasons why variables of this shell stay here.
     """
 
     places: Mapping[str, str]
@@ -52,7 +52,7 @@ class JobEnvironment:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Return the names, never the values."""
+        """Return the names of the variables, never the values."""
         return (
             f"environment: {' '.join(self.places) or 'none'}; "
             f"sealed: {' '.join(self.secrets) or 'none'}"
@@ -60,14 +60,14 @@ class JobEnvironment:
 
 
 def job_environment(names: Sequence[str], *, is_here: bool) -> JobEnvironment:
-    """Choose what the job gets of this shell's environment.
+    """Return the variables of this shell that a job gets.
 
     Args:
-        names: that the person asked for, beside `PLACES` and `SECRETS`.
-        is_here: whether the job will run on this machine.
+        names: variables that the person asked for, beside `PLACES` and `SECRETS`.
+        is_here: True if the job will run on this machine.
 
     Raises:
-        ConfigError: if a name is not set, is none, or cannot be sealed.
+        ConfigError: if a name is not valid, not set, or its value cannot be sealed.
     """
     _check_names(names)
     places: dict[str, str] = {}
@@ -110,7 +110,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _names_this_machine(value: str) -> bool:
-    """Return true if a place is a path, or a server on the loopback address."""
+    """Return True if a place is a path, or a server on the loopback address."""
     host = urlsplit(value).hostname or ""
     is_loopback = host in ("localhost", "::1") or host.startswith("127.")
     return is_loopback or value.startswith(("/", ".", "~", "sqlite:"))

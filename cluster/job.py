@@ -50,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def go_on(config: RunConfig) -> None:
-    """Train on, if the run that has begun under this name is the one that is asked for.
+    """Train on if the run that has begun under this name is the requested one.
 
     Raises:
-        ConfigError: if it is another.
+        ConfigError: if the run has other settings.
     """
     from pipelines.cli.output import print_summary
     from pipelines.training.run import train

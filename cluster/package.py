@@ -1,4 +1,4 @@
-"""The code that a job brings along: one zip, the same bytes for the same files."""
+"""The package of code that a job brings along: one zip, the same bytes for the same files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clippo_core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONTENT = ("clippo_core", "pipelines", "cluster", "requirements.txt")
-#: Folder in the package of files that the command names.
+#: Folder in the package for the files that the command names.
 FILES_FOLDER = "job_files"
 #: The largest package that Ray takes; it keeps packages in the head's memory.
 MAX_PACKAGE_BYTES = 500 * 2**20
@@ -23,10 +23,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class CodePackage:
-    """A zip of the code.
+    """A zip file of the project's code.
 
     Attributes:
-        content: the bytes of the zip.
+        content: bytes of the zip.
         folder_bytes: packed bytes per folder.
     """
 
@@ -35,7 +35,7 @@ class CodePackage:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of the content, in hexadecimal."""
+        """SHA-256 of the content, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
 
     def summary(self) -> str:
@@ -46,14 +46,14 @@ class CodePackage:
 
 
 def pack(root: Path = ROOT, files: Mapping[str, Path] | None = None) -> CodePackage:
-    """Zip the code, and files that the command names.
+    """Return a zip of the code and of the files that the command names.
 
     Args:
-        root: the folder of the project.
+        root: folder of the project.
         files: files of this machine, by their names in the package's `job_files/`.
 
     Raises:
-        ConfigError: if it is larger than Ray takes.
+        ConfigError: if the zip is larger than Ray takes.
     """
     entries = [(path.relative_to(root).as_posix(), path) for path in _code_files(root)]
     entries += [(f"{FILES_FOLDER}/{name}", path) for name, path in (files or {}).items()]

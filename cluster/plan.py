@@ -1,4 +1,4 @@
-"""A submitted command's job, as far as it can be known before the cluster is asked."""
+"""The plan of a submitted command's job, as far as it is known before the cluster is asked."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _DIGEST_CHARS = 8
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A command that could be submitted.
+    """A job plan for a command that can be submitted.
 
     Attributes:
-        words: of the command; a packed file's begins with "packed:".
-        folder: to work in; None: the one that the code is unpacked to.
+        words: words of the command; a packed file's begins with "packed:".
+        folder: working folder; None is the one that the code is unpacked to.
         files: files of this machine to pack, by their names in the package.
-        run: the run's folder; None where the command makes none, or is not named yet.
-        stem: beginning of the submission id; None: not named yet.
-        tracking: where MLflow keeps the run, if that is known.
-        notes: for the person, on what could not be checked here.
+        run: folder of the run; None where the command makes none, or its name is open.
+        stem: beginning of the submission id; None while the name is open.
+        tracking: place where MLflow keeps the run, if that is known.
+        notes: notes for the person, on what could not be checked here.
     """
 
     words: tuple[str, ...]
@@ -49,20 +49,20 @@ class JobPlan:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Return what Ray keeps with the job."""
+        """Metadata that Ray keeps with the job."""
         command = {"clippo.command": self.words[0]}
         return command if self.run is None else command | {"clippo.run": self.run.uri}
 
 
 def plan_job(words: Sequence[str], *, is_here: bool) -> JobPlan:
-    """Check a command as far as that is possible from here, and return the job that runs it.
+    """Return the plan of the job that runs a command, checked as far as possible from here.
 
     Args:
-        words: of the command.
-        is_here: whether the job will run on this machine, so that paths mean the same there.
+        words: words of the command.
+        is_here: True if the job will run on this machine, so that paths mean the same there.
 
     Raises:
-        ConfigError: if it cannot run.
+        ConfigError: if the command cannot run.
         SampleError: if data that can be seen from here cannot be used.
     """
     if words[0] not in COMMANDS:
@@ -76,7 +76,7 @@ def plan_job(words: Sequence[str], *, is_here: bool) -> JobPlan:
 
 
 def name_job(plan: JobPlan, package_digest: str) -> JobPlan:
-    """Fix the names that are left open, so that the same command with the same code is one job."""
+    """Return the plan with its open names fixed: the same command with the same code is one job."""
     if plan.stem is not None:
         return plan
     content = "\0".join((package_digest, plan.folder or "", *plan.words))
@@ -113,7 +113,7 @@ def _plan_train(words: Sequence[str], is_here: bool) -> JobPlan:
 
 
 def _plan_finetune(words: Sequence[str], is_here: bool) -> JobPlan:
-    """Name the run. The checkpoint says what else the config is, and the job reads that."""
+    """Return a plan that names the run; the job reads the rest from the checkpoint."""
     if not option(words, "--checkpoint"):
         raise ConfigError("finetune needs --checkpoint: a checkpoint or a run, s3://… from afar")
     root = option(words, "--storage.root") or StorageConfig().root
@@ -142,7 +142,7 @@ def _with_run(plan: JobPlan, storage: StorageConfig, unnamed: str) -> JobPlan:
 
 
 def _as_submission_id(name: str) -> str:
-    """Replace what may not stand in an id, which is a part of an address."""
+    """Replace the characters that an id, as a part of an address, cannot have."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
@@ -150,7 +150,7 @@ def _check_paths(words: Sequence[str]) -> None:
     """Refuse relative paths: the cluster's machines have other folders.
 
     Raises:
-        ConfigError: naming the word.
+        ConfigError: if a word is such a path; names the word.
     """
     for before, word in zip(("", *words), words, strict=False):
         is_place = before in ("--out", "--storage.root")
@@ -167,7 +167,7 @@ def _check_places(root: str, tracking: str | None) -> list[str]:
     """Return notes on the places that a run on other machines must share with them.
 
     Raises:
-        ConfigError: if it has a place on one machine alone.
+        ConfigError: if a place is on one machine alone.
     """
     if "://" not in root and not root.startswith("/"):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster: found or sent, followed on this terminal, and how they ended."""
+"""Jobs of a Ray cluster: their submission, their log on this terminal, and their end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Seconds that a stopped run gets to write its checkpoint; Ray would give it three.
 STOP_WAIT_S = 600
 EXIT_STOPPED = 130
-#: The commonest reason on a machine that people share, which Ray does not name.
+#: Advice for the commonest reason on a machine that people share, which Ray does not name.
 _NO_AGENT = (
     " If the head is up for longer than half a minute, another Ray on that machine may hold the "
     "port of its agent: start it with --dashboard-agent-listen-port=52366"
@@ -42,7 +42,7 @@ _GIVE_UP_AFTER_S = 600.0
 
 @dataclass(frozen=True)
 class Job:
-    """All that is sent to the cluster."""
+    """A job with all that is sent to the cluster."""
 
     plan: JobPlan
     package: CodePackage
@@ -50,14 +50,14 @@ class Job:
 
     @property
     def entrypoint(self) -> str:
-        """Return the shell command that Ray runs on the head."""
+        """Shell command that Ray runs on the head."""
         # exec: signals reach the driver itself, and no shell stays between it and Ray.
         folder = [] if self.plan.folder is None else ["--folder", self.plan.folder]
         return "exec " + shlex.join(["python", "-m", "cluster.job", *folder, *self.plan.words])
 
 
 def job_client(dashboard: Dashboard) -> JobSubmissionClient:
-    """Return Ray's client of a dashboard.
+    """Return a Ray client for the jobs of a dashboard's cluster.
 
     Raises:
         StorageError: if the cluster takes no jobs.
@@ -81,9 +81,9 @@ def submit_or_attach(client: JobSubmissionClient, job: Job, named: str | None) -
     """Submit the job, unless it is there already; return its id.
 
     Args:
-        client: of the cluster.
-        job: to submit.
-        named: id that the person asked for; None for the plan's.
+        client: client of the cluster.
+        job: job to submit.
+        named: id that the person asked for; None takes the plan's.
 
     Raises:
         ConfigError: if a job of that id has failed.
@@ -152,7 +152,7 @@ def _send(client: JobSubmissionClient, job: Job, submission_id: str) -> str:
 
 
 def process_environment(environment: JobEnvironment) -> dict[str, Any]:
-    """Return a job's variables, and its secrets under their seal, as a part of `runtime_env`."""
+    """Return a job's variables, and its secrets sealed, as a part of `runtime_env`."""
     tags = git_tags()
     variables = {
         "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
@@ -195,7 +195,7 @@ async def follow_job(client: JobSubmissionClient, submission_id: str) -> JobDeta
 
 
 class _Log:
-    """A job's log on this terminal, of which each connection brings all from the beginning."""
+    """A job's log on this terminal; each new connection brings the whole log again."""
 
     def __init__(self, client: JobSubmissionClient, submission_id: str) -> None:
         self._client, self._id = client, submission_id
@@ -215,7 +215,7 @@ class _Log:
         return self._client.get_job_info(self._id)
 
     def note(self, text: str) -> None:
-        """Say something of our own, unless it was said last."""
+        """Print a message of our own, unless it was the last one."""
         if text != self._note:
             print(text, file=sys.stderr)
         self._note = text

@@ -1,9 +1,9 @@
-"""Secrets on their way to a job: sealed with the cluster's token, opened in its processes.
+"""Sealing of secrets for a job: encrypted with the cluster's token, opened in its processes.
 
-What Ray is given as `env_vars` it shows to whoever may ask the dashboard, writes into its logs, and
-passes on command lines. So the values travel as one sealed text. Who holds the token could start a
-job and read the environment anyway; who holds a log, a backup of it, or a list of processes reads
-nothing.
+Ray shows `env_vars` to everyone who may ask the dashboard, writes them into its logs, and passes
+them on command lines. The values therefore travel as one sealed text. Whoever holds the token could
+start a job and read the environment anyway; whoever holds a log, a backup of it, or a list of
+processes reads nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SALT_BYTES = 16
 
 
 def seal(values: Mapping[str, str], token: str) -> str:
-    """Encrypt and sign the values; only the token opens them."""
+    """Return the values encrypted and signed; only the token opens them."""
     salt = os.urandom(_SALT_BYTES)
     sealed = Fernet(_key(token, salt)).encrypt(json.dumps(dict(values)).encode())
     return f"{base64.urlsafe_b64encode(salt).decode()}.{sealed.decode()}"

@@ -1,7 +1,7 @@
 """`python -m cluster.sizing PRESET --gpus 8`: how many render workers feed these GPUs.
 
-Measures on this machine what one render worker on one core delivers, from the preset's data, and
-the training step where nobody says how fast the GPUs are. The last line is the number of workers.
+It measures on this machine how fast one render worker on one core is with the preset's data, and
+how fast the training step is unless that is given. The last line is the number of workers.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class SizingArguments:
     """Predict the render workers that a number of GPUs needs."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
-    """The preset with these overrides."""
+    """Preset with overrides."""
     gpus: int = 1
     """GPUs that train, one rank each."""
     pairs_per_gpu_s: float | None = None
-    """Pairs per second of one GPU; None: as measured here, on a GPU if there is one, else on the
+    """Pairs per second of one GPU; None measures them here, on a GPU if there is one, else on the
     cores of this machine."""
     seconds: float = 10.0
-    """Seconds that each measurement goes on for."""
+    """Duration of each measurement in seconds."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class RendererRate:
 
     Attributes:
         rows_per_s: rows per second in a render task, without Ray's own time for the task.
-        rows_per_block: rows that a task makes.
+        rows_per_block: rows of a task's block.
         bytes_per_row: size of a row in the blocks.
-        cpu_share: share of the time in which it computed; else it waited for storage or its core.
+        cpu_share: share of the time in which it computed instead of waiting for storage or its
+            core.
     """
 
     rows_per_s: float
@@ -71,12 +72,12 @@ class RendererRate:
     cpu_share: float
 
     def task_s(self, workers: int, *, cores: int | None = None) -> float:
-        """Return the seconds from a task's start to the next one's, on each of some workers in Ray.
+        """Return the seconds between the starts of two tasks, on each of some workers in Ray.
 
         Args:
-            workers: how many are at work.
-            cores: how many they share with the process that takes the batches and with Ray's own;
-                None: each worker has one to itself.
+            workers: number of workers at work.
+            cores: number of cores that they share with the process that takes the batches and with
+                Ray's own; None gives each worker a core to itself.
         """
         handed_over_s = TASK_OVERHEAD_S + BYTE_S * self.rows_per_block * self.bytes_per_row
         is_shared = cores is not None and workers >= cores
@@ -91,13 +92,13 @@ class RendererRate:
 def measure_renderer(
     spec: StreamSpec, num_ranks: int, num_steps: int, *, seconds: float
 ) -> RendererRate:
-    """Make blocks in a process of its own on one core, as a render task does.
+    """Return the speed of making blocks in a process of its own, as a render task does.
 
     Args:
-        spec: of the stream.
+        spec: settings of the stream.
         num_ranks: ranks over which a batch is divided.
         num_steps: steps whose batches form a block.
-        seconds: time to go on for, after a block that warms up.
+        seconds: duration of the measurement, after a block that warms up.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_be_like_a_worker) as pool:
@@ -132,13 +133,13 @@ def _make_blocks(spec: StreamSpec, ranks: int, num_steps: int, seconds: float) -
 
 @dataclass(frozen=True)
 class Prediction:
-    """The needs of some ranks.
+    """The resources that a number of ranks needs.
 
     Attributes:
         rows_per_s: rows per second that the ranks take.
-        renderers: render workers that deliver so many.
+        renderers: render workers that deliver that many.
         bytes_per_s: traffic from the renderers to the ranks.
-        object_store_bytes: size of the object stores of all nodes that render, together.
+        object_store_bytes: size of the object stores of all render nodes together.
         blocks_per_s: blocks per second that are dealt to the ranks.
     """
 
@@ -170,9 +171,9 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     Args:
         resolved: the run.
         rows: pairs of a rank's batch; with fewer than the run's the logits cost less.
-        seconds: time to go on for, after a step that warms up.
+        seconds: duration of the measurement, after a step that warms up.
     """
-    # Here, because torch takes seconds to import and a wrong flag should be told of at once.
+    # Imported here: torch takes seconds, and a wrong flag should be reported at once.
     import torch
 
     from clippo_core.training.precision import find_precision
@@ -231,7 +232,7 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
 
 
 def _size(argv: list[str], aside: str) -> None:
-    """Measure, predict, print; files that must be written go to the folder `aside`."""
+    """Measure, predict and print; files that must be written go to the folder `aside`."""
     name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
     default = SizingArguments(load_base(name))
     arguments = parse(SizingArguments, rest, command="sizing", default=default)
@@ -262,7 +263,7 @@ def _size(argv: list[str], aside: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Measure, predict, print; return 0, or the exit code of an error."""
+    """Run the measurements and print the prediction; return 0, or an error's exit code."""
     with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
         return exit_code_of(lambda: _size(argv, aside))
 

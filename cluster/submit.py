@@ -31,19 +31,20 @@ class SubmitArguments:
     """Submit a command of python -m pipelines, given after --, to a Ray cluster."""
 
     address: str | None = None
-    """URL of Ray's dashboard; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
+    """URL of Ray's dashboard; None takes RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
     dry_run: bool = False
     """Check the command and pack the code, print what would be submitted, and stop."""
     follow: bool = False
     """Print the job's log until it ends, and exit as it does. Ctrl-C leaves the job running."""
     submission_id: str | None = None
-    """Name of the job; None: of the run and the attempt. Alone, without a command: attach."""
+    """Name of the job; None builds one of the run and the attempt. Alone, without a command, it
+    attaches to that job."""
     env: tuple[str, ...] = ()
     """Names of environment variables to give to the job, sealed, beside those of AWS and MLflow."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Submit, and follow if asked to; return the exit code, the job's own if it was followed."""
+    """Submit a command, and follow it if asked to; return the exit code (a followed job's own)."""
     use_token_mode()
     at = argv.index("--") if "--" in argv else len(argv)
     options = tyro.cli(SubmitArguments, args=argv[:at], prog="python -m cluster.submit")
@@ -71,7 +72,7 @@ def submit(options: SubmitArguments, words: Sequence[str]) -> int:
     is_here = _is_here(dashboard, is_dry_run=options.dry_run)
     if not words:
         return _attach(job_client(dashboard), str(options.submission_id), follows=options.follow)
-    # Here, because it imports what a run needs, and a job is followed without.
+    # Imported here: it imports what a run needs, and following a job needs none of that.
     from cluster.plan import name_job, plan_job
 
     plan = plan_job(words, is_here=is_here)
@@ -99,7 +100,7 @@ def submit(options: SubmitArguments, words: Sequence[str]) -> int:
 
 
 def _is_here(dashboard: Dashboard, *, is_dry_run: bool) -> bool:
-    """Return true if the cluster is this machine alone; false if a dry run gets no answer.
+    """Return True if the cluster is this machine alone; False if a dry run gets no answer.
 
     Raises:
         StorageError: if the cluster does not answer, or runs another release of Ray.
@@ -116,7 +117,7 @@ def _is_here(dashboard: Dashboard, *, is_dry_run: bool) -> bool:
 
 
 def _attach(client: JobSubmissionClient, submission_id: str, *, follows: bool) -> int:
-    """Follow the job, or say how; the last line printed is its id.
+    """Follow the job, or print how to; the last line printed is its id.
 
     Raises:
         ConfigError: if there is no such job.

@@ -1,4 +1,4 @@
-"""Checkpoints: the native folder, and the authors' `.npz`."""
+"""Reading and writing of checkpoints: the native folder, and the authors' `.npz`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from clippo_core.checkpoints.native import (
     read_native,
     read_state,
     read_vocabulary,
-    write_native,
+    save_checkpoint,
 )
 from clippo_core.config import ClippoConfig, to_dict
 from clippo_core.errors import CheckpointError
 from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.modeling.positions import resize_positions
+from clippo_core.modeling.vit import resize_positions
 from clippo_core.rendering.unifont import GlyphTable
 
 __all__ = [
@@ -44,7 +44,7 @@ _POSITIONS = "encoder.position_embedding"
 def load_checkpoint(
     path: str | Path, *, image_size_px: int | None = None, font: str | None = None
 ) -> PairModel:
-    """Load a model, ready to encode.
+    """Return a model, ready to encode.
 
     Args:
         path: a native folder or a big_vision `.npz`, on this disk.
@@ -72,24 +72,15 @@ def load_checkpoint(
     return model.eval()
 
 
-def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
-    """Write a native checkpoint folder, atomically; see `clippo_core.checkpoints.native`.
-
-    Raises:
-        CheckpointError: if something else is in the way at `path`.
-    """
-    write_native(path, model, state=state)
-
-
 def load_weights(
     model: PairModel, state: Mapping[str, Tensor], *, where: str | Path, assign: bool = False
 ) -> None:
     """Put weights into a model, strictly; only the position grid may be of another size.
 
     Args:
-        model: of the same architecture.
-        state: as `state_dict()` of such a model names them.
-        where: named in errors.
+        model: model of the same architecture.
+        state: weights, named as by `state_dict()` of such a model.
+        where: name of the weights' source in errors.
         assign: take the tensors themselves instead of copying their values.
 
     Raises:
@@ -105,7 +96,7 @@ def load_weights(
 
 
 def model_identity(model: PairModel) -> str:
-    """A digest of everything that decides what it computes: weights and configs."""
+    """Return a digest of everything that decides what a model computes: weights and configs."""
     digest = hashlib.sha256(json.dumps(to_dict(model.config), sort_keys=True).encode())
     if isinstance(model, Classifier):
         classifier = to_dict(model.classifier_config)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ClippoError
 
 Arrays = Mapping[str, np.ndarray]
 
-#: What a layer of the native model is called in Flax, and the parts stacked in it, in order.
+#: Flax's name of each layer of a native block, and the parts that are stacked in it, in order.
 _BLOCK_LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "norm_attention": ("LayerNorm_0", ()),
     "attention.query_key_value": ("MultiHeadDotProductAttention_0", ("query", "key", "value")),
@@ -78,9 +78,9 @@ def _correspondences(depth: int) -> Iterator[_Correspondence]:
 
 
 def read_big_vision(path: str | Path) -> tuple[ClippoConfig, dict[str, Tensor]]:
-    """Read a `.npz` checkpoint: what it computes, inferred from the arrays, and the weights.
+    """Return the settings, inferred from the arrays, and the weights of a `.npz` checkpoint.
 
-    The file does not say how its text was rendered; the config says the paper's way, with the
+    The file does not say how its text was rendered; the settings say the paper's way, with the
     bundled font. Keys may start with `params/`; optimizer state (`opt/...`) is passed over.
 
     Raises:
@@ -109,28 +109,23 @@ def write_big_vision(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write weights as the authors do: `params/...`, sorted by name, not compressed.
 
     Args:
-        path: of the `.npz` file.
-        state: `Clippo.state_dict()`.
+        path: place of the `.npz` file.
+        state: weights as `Clippo.state_dict()` names them.
 
     Raises:
-        CheckpointError: if it is a baseline's, whose parameters have other names there.
+        CheckpointError: if the weights are a baseline's, whose parameters have other names there.
     """
     if "token_embedding.table" in state:
         raise CheckpointError(
             "big_vision's CLIPPO format has no place for a baseline that reads tokens; convert it "
             "--to native or safetensors"
         )
-    arrays = {f"params/{key}": array for key, array in _flax_arrays(state).items()}
+    arrays = {f"params/{key}": array for key, array in flax_arrays(state).items()}
     np.savez(path, allow_pickle=False, **dict(sorted(arrays.items())))
 
 
-def gradient_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """The gradients of a CLIPPO's parameters under the authors' names."""
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return _flax_arrays(gradients)
-
-
-def _flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return arrays under the authors' names, made of tensors named as in `Clippo.state_dict()`."""
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     arrays: dict[str, np.ndarray] = {}
     for c in _correspondences(len(blocks)):
@@ -158,7 +153,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _parameters_of(arrays: Arrays, path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays without their `params/` prefix, checked to be floats, as float32."""
+    """Return the arrays without their `params/` prefix as float32; refuse other than floats."""
     prefix = "params/" if any(key.startswith("params/") for key in arrays) else ""
     named = {key.removeprefix(prefix): _as_float32(key, a) for key, a in arrays.items()}
     if not named:
@@ -217,5 +212,5 @@ def _stack(correspondence: _Correspondence, arrays: Arrays, path: str | Path) ->
 
 
 def _part_axis(stacked: Tensor) -> int:
-    """Queries, keys and values are stacked in front of the axes [head, head_dim]."""
+    """Return the axis of queries, keys and values, which precedes [head, head_dim]."""
     return stacked.ndim - 3

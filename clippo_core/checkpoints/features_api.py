@@ -1,4 +1,4 @@
-"""A checkpoint's embeddings for MTEB (`encode`) and scikit-learn (`fit`, `transform`)."""
+"""Embeddings of a checkpoint for MTEB (`encode`) and scikit-learn (`fit`, `transform`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clippo_core.modeling import PairModel
 
 
 class TextEncoder:
-    """Embeds texts by the method `encode`, which MTEB and its like call."""
+    """A text encoder with the method `encode`, which MTEB and its like call."""
 
     def __init__(self, model: PairModel):
         """Take a loaded checkpoint."""
@@ -31,12 +31,12 @@ class TextEncoder:
         batch_size: int = 256,
         **_: object,
     ) -> Float32[np.ndarray, "text embed"]:
-        """Embed texts.
+        """Return embeddings of texts.
 
         Args:
             sentences: texts, or batches with a field "text", as MTEB 2 gives them.
-            batch_size: how many are encoded at a time.
-            **_: task and prompt names and the like, which CLIPPO has no use for.
+            batch_size: number of texts that are encoded at a time.
+            **_: task and prompt names and the like, which CLIPPO does not use.
 
         Returns:
             Unit-length embeddings.
@@ -70,7 +70,7 @@ class ClippoFeatures(TransformerMixin, BaseEstimator):
 
         Args:
             checkpoint: a native folder or a big_vision `.npz`, on this disk.
-            batch_size: how many are encoded at a time.
+            batch_size: number of items that are encoded at a time.
         """
         self.checkpoint = checkpoint
         self.batch_size = batch_size
@@ -85,7 +85,7 @@ class ClippoFeatures(TransformerMixin, BaseEstimator):
         self,
         X: Sequence[str] | Sequence[Image.Image] | np.ndarray,  # noqa: N803
     ) -> Float32[np.ndarray, "item embed"]:
-        """Embed texts, PIL images, or RGB arrays; all of one sort.
+        """Return embeddings of texts, PIL images, or RGB arrays; all of one sort.
 
         Raises:
             ConfigError: if texts and pictures are mixed.

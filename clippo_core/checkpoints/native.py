@@ -44,13 +44,13 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a trainer stores beside the weights: tensors by name, and JSON values."""
+    """The trainer's part of a checkpoint beside the weights: tensors by name, and JSON values."""
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
 
 
-def write_native(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
+def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | None = None) -> None:
     """Write a checkpoint folder: aside first, then renamed, so that no half of it is ever seen.
 
     An older checkpoint of that name is replaced.
@@ -100,7 +100,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_native(
     path: str | Path, *, font: str | None = None
 ) -> tuple[ClippoConfig, dict[str, Tensor], GlyphTable | None]:
-    """Read what the model computes, its weights, and its font where that is not the bundled one.
+    """Return the model's settings, its weights, and its font where that is not the bundled one.
 
     Args:
         path: the folder.
@@ -119,7 +119,7 @@ def read_native(
 
 
 def read_classifier(path: str | Path) -> ClassifierConfig | None:
-    """What a checkpoint folder says of its classifier; None where it has none.
+    """Return the classifier settings of a checkpoint folder; None where it has none.
 
     Raises:
         CheckpointError: if its config is missing, damaged, or of a later format.
@@ -137,10 +137,10 @@ def read_classifier(path: str | Path) -> ClassifierConfig | None:
 
 
 def read_vocabulary(path: str | Path, config: ClippoConfig) -> Vocabulary:
-    """Read what a baseline reads with.
+    """Return the vocabulary of a baseline.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or not the config's.
+        CheckpointError: if it is missing, damaged, or not the one that the config names.
     """
     file = Path(path) / VOCABULARY_FILE
     try:
@@ -153,7 +153,7 @@ def read_vocabulary(path: str | Path, config: ClippoConfig) -> Vocabulary:
 
 
 def read_state(path: str | Path) -> SavedState:
-    """Read what the trainer stored.
+    """Return what the trainer stored.
 
     Raises:
         CheckpointError: if the checkpoint was not made in training, or is damaged.

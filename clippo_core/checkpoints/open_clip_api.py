@@ -1,4 +1,4 @@
-"""A checkpoint as open_clip's users know models: (model, transform, tokenizer).
+"""A checkpoint in the form that open_clip's users know: (model, transform, tokenizer).
 
 CLIP_benchmark's `zeroshot_classification.evaluate` and `zeroshot_retrieval.evaluate`, and
 open_clip's zero-shot builders take these. With `amp=True` (CLIP_benchmark's default) they compute
@@ -32,7 +32,7 @@ from clippo_core.vocabulary import TokenTexts
 def as_open_clip(
     path: str | Path, *, image_size_px: int | None = None, font: str | None = None
 ) -> tuple[OpenClipModel, OpenClipTransform, OpenClipTokenizer]:
-    """Load a checkpoint for programs that were written for open_clip.
+    """Return a checkpoint as model, transform and tokenizer for programs written for open_clip.
 
     Args:
         path: a native folder or a big_vision `.npz`, on this disk.
@@ -40,8 +40,8 @@ def as_open_clip(
         font: see `load_checkpoint`.
 
     Returns:
-        The model, on the CPU; a function that makes its input of a PIL image; and one that does so
-        of texts.
+        The model, on the CPU; a function that turns a PIL image into its input; and one that turns
+        texts into it.
 
     Raises:
         CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
@@ -54,7 +54,7 @@ def as_open_clip(
 
 @dataclass(frozen=True)
 class OpenClipTransform:
-    """Brings a picture onto the canvas, as the checkpoint says; pixels stay grey levels of 8 bits.
+    """A function that fits a picture onto the canvas; pixels stay grey levels of 8 bits.
 
     The model scales them itself. So a batch takes a quarter of the room of float32, and pixels
     that a client casts to a float type, even bfloat16, are the same afterwards.
@@ -64,13 +64,13 @@ class OpenClipTransform:
     image_size_px: int
 
     def __call__(self, picture: Image.Image) -> UInt8[Tensor, "3 height_px width_px"]:
-        """Fit one picture of any mode and size."""
+        """Return one picture of any mode and size on the canvas."""
         pixels = fit_image(picture, self.image, image_size_px=self.image_size_px)
         return torch.from_numpy(np.moveaxis(pixels, -1, 0).copy())
 
 
 class OpenClipTokenizer:
-    """Renders texts; the "tokens" are the text rows of the canvas, one bit per pixel.
+    """A function that renders texts; "tokens" are text rows of the canvas, one bit per pixel.
 
     The tokens of a baseline are those of its vocabulary.
     """
@@ -82,10 +82,10 @@ class OpenClipTokenizer:
     def __call__(
         self, texts: str | Sequence[str], context_length: int | None = None
     ) -> Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"]:
-        """Prepare texts.
+        """Return texts in the form that the model takes.
 
         Args:
-            texts: one, or many.
+            texts: one text or many.
             context_length: taken for compatibility; the canvas, or `max_tokens`, is the limit.
 
         Returns:
@@ -103,7 +103,7 @@ class OpenClipTokenizer:
 
 
 class OpenClipModel(nn.Module):
-    """CLIPPO with open_clip's methods.
+    """A CLIPPO model with open_clip's methods.
 
     Embeddings always have unit length, with `normalize=False` too: a CLIPPO embedding is its
     direction, and its length was never trained.
@@ -115,13 +115,13 @@ class OpenClipModel(nn.Module):
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """The logarithm of what similarities are multiplied by, as open_clip's `logit_scale` is."""
+        """Logarithm of the factor on similarities, as open_clip's `logit_scale` is."""
         return self.clippo.log_logit_scale
 
     def encode_image(
         self, image: Shaped[Tensor, "image 3 height_px width_px"], normalize: bool = False
     ) -> Float[Tensor, "image embed"]:
-        """Embed pictures that `OpenClipTransform` made, in any number type.
+        """Return embeddings of pictures that `OpenClipTransform` made, in any number type.
 
         Raises:
             ConfigError: if their values are not whole grey levels, as when another transform made
@@ -141,7 +141,7 @@ class OpenClipModel(nn.Module):
         text: Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"],
         normalize: bool = False,
     ) -> Float[Tensor, "text embed"]:
-        """Embed texts that `OpenClipTokenizer` made."""
+        """Return embeddings of texts that `OpenClipTokenizer` made."""
         del normalize
         if self.clippo.vocabulary is not None:
             ids = text.cpu().numpy()
@@ -155,17 +155,17 @@ class OpenClipModel(nn.Module):
     ) -> tuple[
         Float[Tensor, "image embed"] | None, Float[Tensor, "text embed"] | None, Float[Tensor, "1"]
     ]:
-        """Embed what is given, and return the positive scale."""
+        """Return embeddings of the given inputs, and the positive logit scale."""
         images = None if image is None else self.encode_image(image)
         texts = None if text is None else self.encode_text(text)
         return images, texts, self.clippo.logit_scale
 
 
 def unpack_rows(rows: Int16[Tensor, "text text_row width_px"], config: RenderConfig) -> TextRasters:
-    """Turn what the tokenizer made into rasters.
+    """Return the tokenizer's rows as rasters.
 
     Raises:
-        ConfigError: if rows are of another canvas.
+        ConfigError: if the rows belong to another canvas.
     """
     expected = (_num_rows(config), config.image_size_px)
     if tuple(rows.shape[1:]) != expected:
@@ -175,7 +175,7 @@ def unpack_rows(rows: Int16[Tensor, "text text_row width_px"], config: RenderCon
         )
     packed: UInt16[np.ndarray, "text text_row width_px"] = rows.cpu().numpy().view(np.uint16)
     text, row = np.nonzero(np.bitwise_or.reduce(packed, axis=2))
-    # In order of the rows, so that a text's last inked one is what stays.
+    # Rows come in order, so that a text's last inked one is the one that stays.
     occupied = np.zeros(len(packed), np.int64)
     occupied[text] = row + 1
     offsets = np.concatenate([[0], np.cumsum(occupied)]).astype(np.int32)

@@ -1,7 +1,7 @@
-"""Behaviour of a trained model: changes of a caption that must not matter, and others that must.
+"""Tests of a trained model with changed captions, which must matter or must not.
 
-Capitals, and hardly a typo, should change what a caption finds; a caption upside down, blank, or of
-another picture must find nothing.
+Capitals and a typo should hardly change what a caption finds; a caption that is upside down, blank,
+or another picture's must find nothing.
 """
 
 # NumPy leaves types of shapes unknown that this file uses.
@@ -23,7 +23,7 @@ from clippo_core.vocabulary import PreparedTexts
 
 
 def with_typos(text: str, *, num_typos: int = 1, seed: int = 0) -> str:
-    """Swap, leave out or double letters, or replace them by others of the text, here and there.
+    """Return a text with typos: letters swapped, left out, doubled, or replaced by others of it.
 
     A text of fewer than two characters stays as it is.
     """
@@ -64,12 +64,12 @@ def _reversed_bits(columns: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ChangedCaptions:
-    """How well changed captions and their images find each other.
+    """Measures of how well changed captions and their images find each other.
 
     Attributes:
         accuracy: share of the images whose nearest changed caption is their own.
         recall: share of the changed captions whose nearest image is one that has them.
-        similarity: mean cosine of the changed captions with the ones as they were.
+        similarity: mean cosine of the changed captions with the unchanged ones.
     """
 
     accuracy: float
@@ -84,12 +84,12 @@ def changed_captions(
     *,
     seed: int = 0,
 ) -> dict[str, ChangedCaptions]:
-    """Find images by their captions, and captions by their images, as they are and changed.
+    """Measure retrieval between images and captions, the captions unchanged and changed.
 
     Args:
         model: encodes texts.
-        image_embeddings: unit length.
-        captions: one for each image; images may share one.
+        image_embeddings: unit-length embeddings.
+        captions: caption of each image; images may share one.
         seed: decides where the typos of "typos" are.
 
     Returns:

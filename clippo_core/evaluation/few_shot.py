@@ -1,4 +1,4 @@
-"""Linear classification by a few samples of each class: regularised least squares on features."""
+"""Few-shot linear classification: regularised least squares on features."""
 
 # NumPy and torch leave types unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportMissingTypeStubs=false
@@ -30,14 +30,14 @@ LEVERAGE_EPSILON = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class FewShotResult:
-    """Accuracy on the test samples.
+    """Accuracies on the test samples.
 
     Attributes:
-        accuracy: the one with `chosen_l2`.
+        accuracy: accuracy with `chosen_l2`.
         chosen_l2: the regulariser that is best on the training samples, each predicted from all
             others (the largest of several).
-        l2: all regularisers that were tried.
-        test_accuracy: the accuracy with each of them, in the authors' arithmetic.
+        l2: regularisers that were tried.
+        test_accuracy: accuracy with each of them, in the authors' arithmetic.
     """
 
     accuracy: float
@@ -89,11 +89,11 @@ def few_shot(
     than features. One eigendecomposition serves all regularisers.
 
     Args:
-        features: describe the training samples.
+        features: features of the training samples.
         labels: classes of the training samples.
-        test_features: describe the test samples.
+        test_features: features of the test samples.
         test_labels: classes of the test samples.
-        num_classes: how many classes there are.
+        num_classes: number of classes.
         l2: regularisers to try.
 
     Raises:
@@ -128,7 +128,7 @@ def few_shot(
 def _whiten(
     features: Float[np.ndarray, "sample feature"], test_features: Float[np.ndarray, "test feature"]
 ) -> tuple[Float32[np.ndarray, "sample column"], Float32[np.ndarray, "test column"]]:
-    """Bring the samples to mean 0 and deviation 1, the test samples alike; add the constant."""
+    """Scale samples and test samples by the samples' mean and deviation; add the constant."""
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     std = features.std(axis=0, dtype=np.float64).astype(np.float32) + np.float32(STD_EPSILON)
     parts = [(part.astype(np.float32) - mean) / std for part in (features, test_features)]

@@ -23,7 +23,7 @@ def accuracy(predictions: Labels, labels: Labels) -> float:
 
 def f1(predictions: Labels, labels: Labels) -> float:
     """Return the harmonic mean of precision and recall of class 1; 0 if it is never predicted."""
-    # Half a second, which whoever only names the metrics does without.
+    # Imported here: it takes half a second, which callers that only name the metrics save.
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, zero_division=0.0))  # pyright: ignore[reportArgumentType] - it is annotated as str
@@ -57,13 +57,13 @@ def _correlation(name: str, one: Scores, other: Scores) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """How a task is scored.
+    """The metrics and evaluation sets of a GLUE task.
 
     Attributes:
-        metrics: functions by name; the first is the task's score in the average.
+        metrics: metric functions by name; the first is the task's score in the average.
         sets: names that `prepare glue` gives to the sets for evaluation; each is a column of the
             table.
-        is_regression: whether labels are scores, not classes.
+        is_regression: True where labels are scores instead of classes.
     """
 
     metrics: Mapping[str, Metric]
@@ -90,12 +90,12 @@ GLUE_TASKS: dict[str, GlueTask] = {
 
 @dataclass(frozen=True, eq=False)
 class TextScores:
-    """Scores on one set.
+    """Scores of one evaluation set.
 
     Attributes:
         scores: the value of each metric.
         intervals: the 95 % interval of each metric.
-        floors: the value of each metric if every prediction is the most frequent class, or the mean
+        floors: value of each metric if every prediction is the most frequent class, or the mean
             score.
     """
 
@@ -116,7 +116,7 @@ def score_texts(
     Args:
         predictions: class numbers, or scores where the task is a regression.
         labels: right class numbers, or people's scores.
-        task: one of `GLUE_TASKS`, or any other.
+        task: one of `GLUE_TASKS`, or another one.
         seed: decides which samples the intervals are drawn from.
 
     Raises:
@@ -146,7 +146,7 @@ def glue_average(scores: Mapping[tuple[str, str], float]) -> float:
     nobody beats the majority, is left out as in the paper.
 
     Args:
-        scores: the first metric of each (task, set).
+        scores: first metric of each (task, set).
 
     Raises:
         ConfigError: if a column is missing: an average of other columns compares with nothing.

@@ -1,4 +1,4 @@
-"""A model from inside: where it puts images and texts, and what its first layer looks for."""
+"""A model seen from inside: where it puts images and texts, and its first layer's filters."""
 
 # NumPy and torch leave types unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -17,12 +17,12 @@ from clippo_core.modeling import PairModel
 
 @dataclass(frozen=True, eq=False)
 class ModalityGap:
-    """How far apart images and texts lie as a whole, and what to hold that against.
+    """The distance between images and texts as a whole, with values to compare it with.
 
     Attributes:
         gap: distance between the centroids of image and text embeddings, 0 to 2.
-        floor: the same between the two halves of the images (every other one), which no gap
-            explains.
+        floor: distance between the centroids of the two halves of the images (every other one),
+            which no gap explains.
         pair_similarity: mean cosine of an image and its text.
         images_2d: projection of the images on the two main axes of all embeddings.
         texts_2d: projection of the texts.
@@ -39,13 +39,13 @@ def modality_gap(
     image_embeddings: Float32[np.ndarray, "pair embed"],
     text_embeddings: Float32[np.ndarray, "pair embed"],
 ) -> ModalityGap:
-    """Measure the gap over pairs of images and texts.
+    """Measure the distance between images and texts over pairs of them.
 
     Source: "Mind the Gap" (arXiv:2203.02053), section 2, whose definition the paper follows.
 
     Args:
-        image_embeddings: unit length.
-        text_embeddings: unit length, in the order of the images.
+        image_embeddings: unit-length embeddings.
+        text_embeddings: unit-length embeddings, in the order of the images.
 
     Raises:
         ConfigError: if there are fewer than two pairs.
@@ -77,9 +77,9 @@ class PatchFilters:
     """The main directions among the first layer's filters.
 
     Attributes:
-        pictures: each scaled by its largest weight, so that grey 127 is no weight.
-        explained: share of the filters' variance that lies in each.
-        colour_share: share of the squared weights of each that grey pixels do not see: 0 for a
+        pictures: each direction scaled by its largest weight, so that grey 127 is no weight.
+        explained: share of the filters' variance that lies in each direction.
+        colour_share: share of each direction's squared weights that grey pixels do not see: 0 for a
             filter of brightness alone, as text needs.
     """
 
@@ -89,13 +89,13 @@ class PatchFilters:
 
 
 def patch_filters(model: PairModel, *, num_filters: int = 28) -> PatchFilters:
-    """Find the principal components of the patch embedding's filters.
+    """Return the principal components of the patch embedding's filters.
 
     Source: ViT (arXiv:2010.11929), figure 7 on the left, which the paper draws for CLIPPO.
 
     Args:
-        model: has the first layer to look at.
-        num_filters: how many to return at most; there are no more than the model's width, or than
+        model: model whose first layer is looked at.
+        num_filters: largest number of components; there are no more than the model's width, or than
             weights in a patch.
     """
     kernel = model.encoder.patch_embedding.kernel.detach().float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Retrieval: recall@k between images and texts, several texts per image allowed."""
+"""Recall@k of retrieval between images and texts, with several texts per image allowed."""
 
 # NumPy leaves types of shapes unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,7 +16,7 @@ from clippo_core.evaluation.scores import require_finite
 
 
 class _Numbered(NamedTuple):
-    """Embeddings, and the number of the image that each belongs to."""
+    """Embeddings with the number of the image that each belongs to."""
 
     embeddings: Float32[np.ndarray, "item embed"]
     images: Int[np.ndarray, " item"]
@@ -30,16 +30,16 @@ def retrieval_recall(
     ks: Sequence[int] = (1, 5, 10),
     block_rows: int = 512,
 ) -> dict[str, float]:
-    """Compute recall@k in both directions.
+    """Return recall@k of images by texts and of texts by images.
 
     An image counts as found if any of its texts is among the `k` nearest texts; a text, if its
     image is among the `k` nearest images. Of equal similarities the earlier candidate is nearer.
 
     Args:
-        image_embeddings: unit length.
-        text_embeddings: unit length.
+        image_embeddings: unit-length embeddings.
+        text_embeddings: unit-length embeddings.
         image_of_text: the image that each text describes.
-        ks: how many candidates count.
+        ks: numbers of candidates that count.
         block_rows: queries compared at a time; memory grows with it, not with the square of all.
 
     Returns:
@@ -69,7 +69,7 @@ def retrieval_chance(
 
     Args:
         image_of_text: the image that each text describes; every image has a text.
-        ks: how many candidates count.
+        ks: numbers of candidates that count.
     """
     num_texts, texts_per_image = len(image_of_text), np.bincount(image_of_text)
     num_images = len(texts_per_image)
@@ -85,7 +85,7 @@ def retrieval_chance(
 def _best_ranks(
     queries: _Numbered, candidates: _Numbered, block_rows: int
 ) -> Int[np.ndarray, " query"]:
-    """Count the candidates before the nearest one of the same image, for each query."""
+    """Count for each query the candidates before the nearest one of the same image."""
     ranks = np.empty(len(queries.images), np.int64)
     for start in range(0, len(ranks), block_rows):
         rows = slice(start, start + block_rows)

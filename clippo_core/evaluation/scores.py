@@ -1,4 +1,4 @@
-"""What every score needs: finite numbers under it, a floor, and a 95 % interval.
+"""The checks, floors and 95 % intervals that every score needs.
 
 An interval says how far a score may be off by the choice of test samples alone.
 """
@@ -21,17 +21,17 @@ Interval = tuple[float, float]
 
 
 def require_finite(*arrays: Shaped[np.ndarray, "..."], what: str = "embeddings") -> None:
-    """Make sure that a model gave numbers: compared with NaN, anything would be found.
+    """Make sure that a model returned numbers, since comparing NaN finds anything.
 
     Raises:
-        SampleError: if it did not.
+        SampleError: if an array holds NaN or infinite numbers.
     """
     if not all(np.isfinite(array).all() for array in arrays):
         raise SampleError(f"{what} hold NaN or infinite numbers; the model is broken")
 
 
 def class_floors(labels: Int[np.ndarray, " sample"], num_classes: int) -> dict[str, float]:
-    """Return accuracies without a look at the samples: of guessing, and of one class for all."""
+    """Return the accuracies of guessing and of always naming the most frequent class."""
     majority = float(np.bincount(labels).max() / len(labels))
     return {"chance": 1 / num_classes, "most frequent class": majority}
 
@@ -44,7 +44,7 @@ def proportion_interval(proportion: float, count: int) -> Interval:
     """
     if count < 1:
         raise ConfigError("no samples; a share of nothing has no interval")
-    # Takes longer to import than all else that a driver needs of this module.
+    # Imported here: it takes longer than all else that a driver needs of this module.
     from scipy import stats
 
     test = stats.binomtest(round(proportion * count), count)
@@ -66,10 +66,10 @@ def bootstrap_interval(
     """Return the percentile interval of any statistic, over samples drawn with replacement.
 
     Args:
-        statistic: takes the arrays; such as a correlation of predictions and labels.
-        arrays: have one entry for each sample; the same samples are drawn from all.
-        num_resamples: how often samples are drawn.
-        seed: decides which samples are drawn.
+        statistic: function of the arrays, such as a correlation of predictions and labels.
+        arrays: arrays with one entry for each sample; the same samples are drawn from all.
+        num_resamples: number of times that samples are drawn.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: if there are no samples.

@@ -1,4 +1,4 @@
-"""How long texts are for a model: whether they fit, and patches with ink against tokens."""
+"""Lengths of texts for a model: if they fit, and patches with ink against tokens."""
 
 # NumPy leaves types of shapes unknown that this file uses.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,7 +16,7 @@ from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import GLYPH_PX
 from clippo_core.vocabulary import END_ID, PreparedTexts, TokenTexts
 
-#: Returns how many tokens a text becomes, without markers of start and end.
+#: A function that returns how many tokens a text becomes, without markers of start and end.
 CountTokens = Callable[[str], int]
 #: Side of a canvas that texts of thousands of characters fit on.
 _WIDE_CANVAS_PX = 4096
@@ -25,7 +25,8 @@ _WIDE_CANVAS_PX = 4096
 def share_full(texts: PreparedTexts) -> float:
     """Return the share of texts that fill their room, and so may be cut: an upper bound.
 
-    A drawn text fills it with ink in the canvas' last row; tokens, with one before the last place.
+    A drawn text fills its room when the canvas' last row has ink; tokens do when the place before
+    the last holds one.
     """
     if isinstance(texts, TokenTexts):
         return float((texts.ids[:, -2] != END_ID).mean())
@@ -34,7 +35,7 @@ def share_full(texts: PreparedTexts) -> float:
 
 
 def count_patches(rasters: TextRasters, *, patch_size_px: int = 16) -> Int64[np.ndarray, " text"]:
-    """Count the patches of each text with ink in them; patches cut off by the rim count, too."""
+    """Count the patches of each text that hold ink, those cut off by the rim included."""
     counts = np.empty(len(rasters), np.int64)
     for text in range(len(rasters)):
         columns = rasters.columns[rasters.row_offsets[text] : rasters.row_offsets[text + 1]]
@@ -50,10 +51,10 @@ def count_patches(rasters: TextRasters, *, patch_size_px: int = 16) -> Int64[np.
 
 @dataclass(frozen=True, eq=False)
 class SequenceLengths:
-    """Mean lengths of the same texts.
+    """Mean lengths of the same texts in several units.
 
     Attributes:
-        num_texts: how many texts were measured.
+        num_texts: number of texts that were measured.
         mean: the mean number of "characters", of "patches", and of each tokenizer's tokens.
     """
 
@@ -61,7 +62,7 @@ class SequenceLengths:
     mean: dict[str, float]
 
     def ratio(self, tokenizer: str) -> float:
-        """Return patches per token; below 1 the text is shorter for CLIPPO."""
+        """Return the patches per token; below 1 the text is shorter for CLIPPO."""
         return self.mean["patches"] / self.mean[tokenizer]
 
 
@@ -80,8 +81,8 @@ def sequence_lengths(
     Args:
         texts_by_language: texts to measure; parallel ones make languages comparable.
         renderer: draws as the checkpoint does.
-        tokenizers: count tokens, by name.
-        patch_size_px: the checkpoint's.
+        tokenizers: functions that count tokens, by name.
+        patch_size_px: patch size of the checkpoint.
 
     Raises:
         ConfigError: if a language has no texts, or a tokenizer has a name that is taken.

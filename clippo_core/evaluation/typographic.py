@@ -27,19 +27,19 @@ _SCALE = 2
 
 @dataclass(frozen=True, eq=False)
 class AttackResult:
-    """Accuracies, and what the written words change in them.
+    """Accuracies with and without written words, and the predictions that the words change.
 
     Attributes:
-        accuracy: the one on the photos as they are.
-        attacked_accuracy: the one with a wrong class name on them.
-        blank_accuracy: the one with an empty label on them, which shows what the covered pixels
-            cost.
+        accuracy: accuracy on the photos as they are.
+        attacked_accuracy: accuracy on the photos with a wrong class name.
+        blank_accuracy: accuracy on the photos with an empty label, which shows what the covered
+            pixels cost.
         flip_rate: share of photos that are taken for the written class, and were not before.
         blank_flip_rate: the same share under empty labels, which covering alone brings about.
         flip_interval: the 95 % interval of the flip rate.
         written: the class written on each photo.
-        attacked: the photos with words, to be shown.
-        attacked_predictions: the class that each of these is taken for.
+        attacked: photos with words, to be shown.
+        attacked_predictions: class that each attacked photo is taken for.
     """
 
     accuracy: float
@@ -60,13 +60,13 @@ def draw_words(
     *,
     is_blank: bool = False,
 ) -> UInt8[np.ndarray, "image height_px width_px 3"]:
-    """Stick a label with a word on the lower left of each picture.
+    """Return the pictures with a word on a label at the lower left of each.
 
     Args:
         images: pictures of the canvas' size.
-        words: one for each.
+        words: word of each picture.
         renderer: draws the word as the model knows text, but larger.
-        is_blank: leave the label empty.
+        is_blank: leave the labels empty.
 
     Raises:
         ConfigError: if pictures are not of the canvas' size, or there are not as many words.
@@ -102,12 +102,12 @@ def typographic_attack(
     """Classify photos with and without a wrong class name on them.
 
     Args:
-        model: encodes photos.
+        model: model that encodes the photos.
         images: photos of the canvas' size.
-        labels: their classes.
+        labels: class of each photo.
         classes: embeddings of the classes (`zero_shot.embed_classes`).
         class_names: words to write.
-        seed: chooses among the wrong classes.
+        seed: seed of the choice among the wrong classes.
 
     Raises:
         ConfigError: if there is only one class, or pictures are not of the canvas' size.

@@ -31,7 +31,7 @@ def draw_questions(
     renderer: TextRenderer,
     image: ImageConfig,
 ) -> UInt8[np.ndarray, "question height_px width_px 3"]:
-    """Render each question at the top of its picture, as CLIPPO reads both at once.
+    """Return each picture with its question at the top, as CLIPPO reads both at once.
 
     The paper renders "the question at the top" of the picture and prints no more of it. Here the
     question's text rows come first and the picture, squeezed, fills what is below, so that nothing
@@ -39,10 +39,11 @@ def draw_questions(
 
     Args:
         pictures: pictures of any size; None is a blank canvas, for what the question alone tells.
-        questions: one for each; an empty one takes no room. Rows past `MAX_QUESTION_SHARE` of the
-            canvas are left out (`share_cut` says of how many).
-        renderer: draws text as the model was trained with, and names the canvas.
-        image: how pictures are resized.
+        questions: question of each picture; an empty one takes no room. Rows past
+            `MAX_QUESTION_SHARE` of the canvas are left out; `share_cut` returns how many questions
+            that cuts.
+        renderer: draws text as the model was trained with it, and names the canvas.
+        image: settings by which pictures are resized.
 
     Raises:
         ConfigError: if there are not as many questions as pictures.
@@ -103,7 +104,7 @@ def _agreement(prediction: str, said: Sequence[str]) -> float:
     if len(set(said)) > 1:
         prediction, said = normalize_answer(prediction), [normalize_answer(a) for a in said]
     num, agreeing = len(said), sum(answer == prediction for answer in said)
-    # Of the people left out, `agreeing` take a matching answer with them.
+    # In `agreeing` of the `num` ways, the person who is left out gave a matching answer.
     with_one_less, with_all = (min(max(n, 0) / 3, 1.0) for n in (agreeing - 1, agreeing))
     return (agreeing * with_one_less + (num - agreeing) * with_all) / num
 
@@ -111,7 +112,7 @@ def _agreement(prediction: str, said: Sequence[str]) -> float:
 def exact_matches(
     predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Bool[np.ndarray, " question"]:
-    """Tell for each prediction if it is the answer that most people gave (the first of several)."""
+    """Return for each prediction if it is the answer that most people gave."""
     most = [Counter(map(normalize_answer, said)).most_common(1)[0][0] for said in answers]
     found = [normalize_answer(p) == a for p, a in zip(predictions, most, strict=True)]
     return np.array(found, bool)
@@ -120,7 +121,7 @@ def exact_matches(
 def most_frequent_answers(
     train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
 ) -> list[str]:
-    """Answer each question as it is most often answered in training: a floor, picture unseen.
+    """Return each question's most frequent training answer: a floor that sees no picture.
 
     A question that training does not have gets the most frequent answer of all.
     """
@@ -136,7 +137,7 @@ def most_frequent_answers(
 def answer_targets(
     answers: Sequence[Sequence[str]], vocabulary: Sequence[str]
 ) -> Float64[np.ndarray, "question answer"]:
-    """Return what to train on: the VQA accuracy that each answer of the vocabulary would get.
+    """Return training targets: the VQA accuracy that each answer of the vocabulary would get.
 
     For single answers the target is 1 at the answer. Answers outside the vocabulary are left out.
     """
@@ -149,9 +150,9 @@ def answer_targets(
 
 
 def normalize_answer(text: str) -> str:
-    """Bring an answer into the spelling that VQA compares.
+    """Return an answer in the spelling that VQA compares.
 
-    That is lower case, without articles and most punctuation, with digits for number words, and
+    This is lower case, without articles and most punctuation, with digits for number words, and
     with apostrophes in their place. The official code's oddities are kept: a punctuation mark
     vanishes if it stands beside a space or the answer has a comma between digits, and becomes a
     space otherwise.

@@ -75,8 +75,8 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
     """Fill every class name into every template: the first class, then the second, and so on.
 
     Args:
-        templates: with `{}` for the class name, or names of sets in `TEMPLATES`.
-        class_names: what goes into them.
+        templates: templates with `{}` for the class name, or names of sets in `TEMPLATES`.
+        class_names: names that go into the templates.
 
     Raises:
         ConfigError: if a template has no `{}`, or there is none.
@@ -93,7 +93,7 @@ def fill(templates: Sequence[str], class_names: Sequence[str]) -> list[str]:
 def embed_classes(
     model: PairModel, class_names: Sequence[str], templates: Sequence[str], *, batch_size: int = 256
 ) -> Float32[np.ndarray, "label embed"]:
-    """Embed each class as the mean of its prompts.
+    """Return the mean prompt embedding of each class, of unit length.
 
     Raises:
         ConfigError: if a template has no `{}`, or there is none.
@@ -105,14 +105,14 @@ def embed_classes(
 def class_embeddings(
     text_embeddings: Float32[np.ndarray, "text embed"], *, num_classes: int
 ) -> Float32[np.ndarray, "label embed"]:
-    """Average each class' prompts and bring the mean back to unit length.
+    """Return the mean of each class' prompts, brought back to unit length.
 
     Args:
         text_embeddings: unit-length embeddings of the prompts, class by class, as `fill` has them.
-        num_classes: must divide their number.
+        num_classes: number of classes; it must divide the number of prompts.
 
     Raises:
-        ConfigError: if it does not.
+        ConfigError: if the number of classes does not divide that of the prompts.
     """
     if num_classes < 1 or len(text_embeddings) % num_classes:
         raise ConfigError(
@@ -126,13 +126,13 @@ def class_embeddings(
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotResult:
-    """Predicted class of every sample, and how near its own class is.
+    """Predicted class of every sample, and the rank of its right class.
 
     Attributes:
-        predictions: the nearest class of each sample.
-        labels: the right one.
-        num_classes: how many there are.
-        right_ranks: how many classes are nearer than the right one.
+        predictions: nearest class of each sample.
+        labels: right class of each sample.
+        num_classes: number of classes.
+        right_ranks: number of classes that are nearer than the right one.
     """
 
     predictions: Int[np.ndarray, " sample"]
@@ -156,18 +156,18 @@ class ZeroShotResult:
 
     @property
     def mean_class_accuracy(self) -> float:
-        """Accuracy of each class that occurs, averaged."""
+        """Mean of the accuracies of the classes that occur."""
         counts = self.confusion.sum(axis=1)
         return float((self.confusion.diagonal()[counts > 0] / counts[counts > 0]).mean())
 
     @property
     def floors(self) -> dict[str, float]:
-        """Accuracies without a look at the samples: of guessing, and of the most frequent class."""
+        """Accuracies that need no look at the samples: guessing, and the most frequent class."""
         return class_floors(self.labels, self.num_classes)
 
     @property
     def confusion(self) -> Int[np.ndarray, "label prediction"]:
-        """How many samples of each class were taken for each class."""
+        """Number of samples of each class (row) that were taken for each class (column)."""
         flat = self.labels * self.num_classes + self.predictions
         counts = np.bincount(flat, minlength=self.num_classes**2)
         return counts.reshape(self.num_classes, self.num_classes)
@@ -178,7 +178,7 @@ def classify(
     classes: Float32[np.ndarray, "label embed"],
     labels: Int[np.ndarray, " sample"],
 ) -> ZeroShotResult:
-    """Give every sample the class whose embedding has the largest dot product with its own.
+    """Return the classes whose embeddings have the largest dot products with the samples'.
 
     Source: CLIP, arXiv:2103.00020, section 3.1.2; big_vision's `discriminative_classifier`.
 
@@ -193,7 +193,7 @@ def classify(
 def classify_by_score(
     scores: Float[np.ndarray, "sample label"], labels: Int[np.ndarray, " sample"]
 ) -> ZeroShotResult:
-    """Give every sample the class with its largest score; of equal ones the first.
+    """Return the class with the largest score of each sample; the first of equal ones.
 
     Raises:
         ConfigError: if a label is not the number of a class.

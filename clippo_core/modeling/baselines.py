@@ -21,13 +21,8 @@ from clippo_core.transfer import to_device
 from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 class TokenEmbedding(nn.Module):
-    """Token numbers to tokens with positions."""
+    """A table that turns token numbers into tokens with positions."""
 
     def __init__(self, config: ClippoConfig):
         super().__init__()
@@ -43,7 +38,7 @@ class TokenEmbedding(nn.Module):
 class TextTransformer(Transformer):
     """The text tower of CLIP*: blocks like those of the image tower; the last token is pooled.
 
-    How the paper pools the text of CLIP* is not printed; this is big_vision's default.
+    The paper does not print how CLIP* pools its text; this is big_vision's default.
     """
 
     def __init__(self, config: VitConfig):
@@ -58,7 +53,7 @@ class TextTransformer(Transformer):
 
 
 class Baseline(PairModel):
-    """CLIP* or 1T-CLIP.
+    """The baselines CLIP* and 1T-CLIP.
 
     Every token is attended to, those after a text's end as well, as in big_vision's text
     transformer. The renderer draws on pictures only, for the typographic attack.
@@ -74,8 +69,9 @@ class Baseline(PairModel):
         """Make a model with fresh weights.
 
         Args:
-            config: what it computes; it gets the vocabulary's hash.
-            vocabulary: of its texts; without one it takes tokens, but no strings.
+            config: settings of the model; with the vocabulary's hash they are kept as
+                `self.config`.
+            vocabulary: vocabulary of its texts; without one it takes tokens, but no strings.
             font: see `PairModel`.
 
         Raises:
@@ -97,7 +93,7 @@ class Baseline(PairModel):
         lecun_normal_(self.text_head.kernel.data, fan_in=vit.width)
 
     def prepare_texts(self, texts: Sequence[str | bytes]) -> TokenTexts:
-        """Token numbers.
+        """Return the token numbers of texts.
 
         Raises:
             ConfigError: if the model was made without a vocabulary.
@@ -107,7 +103,7 @@ class Baseline(PairModel):
         return self.vocabulary.encode(texts, max_tokens=self.config.max_tokens)
 
     def on_device(self, texts: PreparedTexts | DeviceTexts) -> Int[Tensor, "text token"]:
-        """Copy token numbers to the model's device."""
+        """Return token numbers on the model's device."""
         if isinstance(texts, Tensor):
             return texts
         if not isinstance(texts, TokenTexts):
@@ -117,7 +113,7 @@ class Baseline(PairModel):
         return to_device(texts.ids, self.device)
 
     def text_features(self, texts: PreparedTexts | DeviceTexts) -> Float[Tensor, "text width"]:
-        """Return what the text tower, or the shared one, pools; see `PairModel`."""
+        """Return the features that the text tower, or the shared one, pools; see `PairModel`."""
         tokens = self.token_embedding(self.on_device(texts))
         if self.text_encoder is not None:
             return self.text_encoder(tokens)
@@ -129,8 +125,8 @@ class Baseline(PairModel):
     ) -> Float[Tensor, "item embed"]:
         num_pictures = sum(map(len, pictures))
         if not pictures and torch.is_grad_enabled():
-            # Left out below. Without it the image tower would have no gradients, of which those
-            # who exchange them between ranks make an error.
+            # A blank canvas, left out below, gives the image tower gradients: an exchange between
+            # ranks fails where there are none.
             pictures = [self.encoder.whole(self._blank_canvas())]
         tokens = self.token_embedding(self.on_device(texts))
         if self.text_encoder is not None:

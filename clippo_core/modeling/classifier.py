@@ -19,12 +19,12 @@ from clippo_core.modeling.pair_model import DeviceTexts, PairModel
 from clippo_core.rendering import GlyphTable
 from clippo_core.vocabulary import PreparedTexts, Vocabulary
 
-#: Of the head's parameters, by their names in a `Classifier`.
+#: Beginning of the names of the head's parameters in a `Classifier`.
 HEAD_PREFIX = "classifier."
 
 
 class ClassifierHead(nn.Module):
-    """Pooled features to outputs: one dense layer, or two around a GELU in its tanh form.
+    """A head from pooled features to outputs: one dense layer, or two around a GELU (tanh form).
 
     The last layer starts at 0, so that training starts from the same outputs for every sample:
     all classes alike; of answers to questions, each with probability 1 / answers.
@@ -74,7 +74,7 @@ class Classifier(PairModel):
         left_texts: PreparedTexts | DeviceTexts | None = None,  # noqa: ARG002 - as others have it
         kept_patches: Int64[Tensor, "image kept"] | None = None,  # noqa: ARG002
     ) -> Float[Tensor, "sample output"]:
-        """Outputs for pictures where there are some, else for texts.
+        """Return the outputs for pictures where there are some, else for texts.
 
         Raises:
             ClippoError: if the texts were prepared otherwise than the model's.
@@ -86,7 +86,7 @@ class Classifier(PairModel):
     def outputs_of_images(
         self, canvases: UInt8[np.ndarray, "image canvas_px canvas_px 3"], *, batch_size: int = 256
     ) -> Float32[np.ndarray, "image output"]:
-        """Outputs for pictures that are on the canvas already: logits, or scores."""
+        """Return outputs (logits, or scores) for pictures that are on the canvas already."""
         nothing = self.renderer.render_batch([])
 
         def outputs(batch: slice) -> Tensor:
@@ -97,11 +97,11 @@ class Classifier(PairModel):
     def outputs_of_texts(
         self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256
     ) -> Float32[np.ndarray, "text output"]:
-        """Outputs for texts: logits, or scores in the training set's unit.
+        """Return outputs for texts: logits, or scores in the training set's unit.
 
         Args:
             texts: strings, UTF-8 bytes, or prepared texts.
-            batch_size: how many are encoded at a time.
+            batch_size: number of texts that are encoded at a time.
 
         Raises:
             ClippoError: if prepared texts were prepared otherwise than the model's.
@@ -115,22 +115,18 @@ class Classifier(PairModel):
 
         return self._outputs(outputs, len(prepared), batch_size)
 
-    @torch.no_grad()
     def _outputs(
         self, of: Callable[[slice], Tensor], count: int, batch_size: int
     ) -> Float32[np.ndarray, "sample output"]:
-        found = np.empty((count, self.classifier_config.num_outputs), np.float32)
-        for start in range(0, count, batch_size):
-            batch = slice(start, min(start + batch_size, count))
-            found[batch] = of(batch).float().cpu().numpy()
-        if self.classifier_config.is_regression:
-            config = self.classifier_config
+        config = self.classifier_config
+        found = self._in_batches(of, count, batch_size, width=config.num_outputs)
+        if config.is_regression:
             found = found * np.float32(config.score_deviation) + np.float32(config.score_mean)
         return found
 
 
 class ClippoClassifier(Classifier, Clippo):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """CLIPPO, fine-tuned on texts, or on pictures with questions drawn on them."""
+    """A CLIPPO, fine-tuned on texts, or on pictures with questions drawn on them."""
 
     def __init__(
         self,
@@ -142,12 +138,12 @@ class ClippoClassifier(Classifier, Clippo):  # pyright: ignore[reportIncompatibl
         """Make a model with fresh weights.
 
         Args:
-            config: what the encoder computes.
+            config: settings of the encoder.
             classifier: the head, and what its outputs mean.
             font: see `PairModel`.
 
         Raises:
-            ConfigError: if the config is a baseline's.
+            ConfigError: if the config names a baseline.
             RenderError: see `PairModel`.
         """
         super().__init__(config, font=font)
@@ -155,7 +151,7 @@ class ClippoClassifier(Classifier, Clippo):  # pyright: ignore[reportIncompatibl
 
 
 class BaselineClassifier(Classifier, Baseline):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """CLIP* or 1T-CLIP, fine-tuned on texts. What reads pictures stays as it was."""
+    """A CLIP* or 1T-CLIP, fine-tuned on texts. The image tower stays as it was."""
 
     def __init__(
         self,
@@ -168,7 +164,7 @@ class BaselineClassifier(Classifier, Baseline):  # pyright: ignore[reportIncompa
         """Make a model with fresh weights.
 
         Args:
-            config: what the towers compute.
+            config: settings of the towers.
             vocabulary: see `Baseline`.
             classifier: the head, and what its outputs mean.
             font: see `PairModel`.

@@ -1,4 +1,4 @@
-"""CLIPPO: one tower for photographs and rendered text."""
+"""The CLIPPO model: one tower for photographs and rendered text."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Clippo(PairModel):
         """Make a model with fresh weights; see `PairModel`.
 
         Raises:
-            ConfigError: if the config is a baseline's.
+            ConfigError: if the config names a baseline.
         """
         if config.reads_tokens:
             raise ConfigError(f"text_input={config.text_input} is a baseline's; use make_model")
         super().__init__(config, font=font)
 
     def prepare_texts(self, texts: Sequence[str | bytes]) -> TextRasters:
-        """Render texts."""
+        """Return rendered texts."""
         return self.renderer.render_batch(texts)
 
     def on_device(self, texts: PreparedTexts | DeviceTexts) -> PatchSets:
-        """Draw rendered texts on the model's device, and cut them into the patches it encodes."""
+        """Return the encoded patches of texts, drawn on the model's device."""
         if isinstance(texts, PatchSets):
             return texts
         if not isinstance(texts, TextRasters):

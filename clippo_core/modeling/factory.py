@@ -1,9 +1,6 @@
-"""Which model a config means."""
+"""The choice of the model that a config names."""
 
 from __future__ import annotations
-
-from collections.abc import Generator
-from contextlib import contextmanager
 
 import torch
 
@@ -23,13 +20,13 @@ def make_model(
     vocabulary: Vocabulary | None = None,
     classifier: ClassifierConfig | None = None,
 ) -> PairModel:
-    """Make CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
+    """Return CLIPPO or one of its baselines, fine-tuned or not, with fresh weights.
 
     Args:
-        config: what it computes; `text_input` decides.
+        config: settings of the model; `text_input` decides which it is.
         font: an already loaded font, instead of reading the one that the config names.
-        vocabulary: of a baseline's texts.
-        classifier: the head of a fine-tuned one.
+        vocabulary: vocabulary of a baseline's texts.
+        classifier: settings of the head of a fine-tuned model.
 
     Raises:
         ConfigError: if the vocabulary is not the config's, or a baseline is to answer questions
@@ -45,8 +42,6 @@ def make_model(
     return ClippoClassifier(config, classifier, font=font)
 
 
-@contextmanager
-def without_values() -> Generator[None]:
-    """Give models that are made inside weights of the right shapes, on the meta device."""
-    with torch.device("meta"):
-        yield
+def without_values() -> torch.device:
+    """Return a context in which models get weights of the right shapes on the meta device."""
+    return torch.device("meta")

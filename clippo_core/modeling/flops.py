@@ -1,4 +1,4 @@
-"""FLOPs of the matrix products of the model: the arithmetic that a step cannot do without.
+"""FLOPs of the model's matrix products: the arithmetic that a step cannot do without.
 
 A product of [m, k] and [k, n] counts 2 m k n. Norms, activations and the softmax are left out, as
 is usual in model FLOPs utilisation (PaLM, arXiv:2204.02311, appendix B); so is whatever is computed
@@ -18,7 +18,7 @@ _RGB, _GREY, _TOKEN = 3, 1, 0
 
 
 def encoded_patches(config: ClippoConfig, texts: PreparedTexts) -> Int64[np.ndarray, " text"]:
-    """Patches of each text that the encoder is given, as `config.text_patches` says; or tokens."""
+    """Return how many patches, or tokens, of each text the encoder is given."""
     if isinstance(texts, TokenTexts):
         return np.full(len(texts), config.max_tokens, np.int64)
     return kept_patches(texts, config.text_patches, config.vit.patch_size_px).sum(1)
@@ -33,15 +33,16 @@ def training_flops(
     num_columns: int | None = None,
     image_patches: int | None = None,
 ) -> int:
-    """FLOPs of a forward and a backward pass over a batch, or a shard of it, and of its loss.
+    """Return the FLOPs of a forward and backward pass over a batch, or a shard, with its loss.
 
     Args:
-        config: the model.
-        num_images: pictures that are encoded.
-        text_patches: patches, or tokens, of each text that is encoded, on either side of the pairs.
-        num_pairs: the shard's rows of the loss.
-        num_columns: pairs of the global batch; None: as many as rows.
-        image_patches: of each picture that are encoded; None: the whole canvas.
+        config: settings of the model.
+        num_images: number of pictures that are encoded.
+        text_patches: number of patches, or tokens, of each encoded text, on either side of the
+            pairs.
+        num_pairs: number of rows of the loss in the shard.
+        num_columns: number of pairs of the global batch; None if as many as rows.
+        image_patches: number of encoded patches of each picture; None for the whole canvas.
     """
     of_image = config.grid_size**2 if image_patches is None else image_patches
     patches = np.append(text_patches, np.full(num_images, of_image))
@@ -62,7 +63,7 @@ def training_flops(
 def transformer_flops(
     config: VitConfig, patches: Int64[np.ndarray, " canvas"]
 ) -> Int64[np.ndarray, " canvas"]:
-    """FLOPs of a forward pass behind the patch embedding, for canvases of so many patches.
+    """Return the forward FLOPs behind the patch embedding, for canvases of so many patches.
 
     The pooling probe's own products are left out: they are computed once for all canvases.
     """
@@ -77,11 +78,11 @@ def transformer_flops(
 def text_tower_flops(
     config: VitConfig, tokens: Int64[np.ndarray, " text"]
 ) -> Int64[np.ndarray, " text"]:
-    """FLOPs of a forward pass of CLIP*'s text tower, whose last token is pooled as it is."""
+    """Return the forward FLOPs of CLIP*'s text tower, whose last token is pooled as it is."""
     return config.depth * _block_flops(config, tokens) + 2 * config.width * config.embed_dim
 
 
 def _block_flops(config: VitConfig, tokens: Int64[np.ndarray, " set"]) -> Int64[np.ndarray, " set"]:
-    """Queries, keys, values and output; scores and weighted values; both layers of the MLP."""
+    """Count queries, keys, values, output; scores and weighted values; both MLP layers."""
     width, mlp = config.width, config.mlp_dim
     return 2 * tokens * width * (4 * width) + 4 * tokens**2 * width + 4 * tokens * width * mlp

@@ -1,7 +1,7 @@
 """The layers of the ViT. Kernels keep Flax's layout, `[in, out]` or `[in, head, head_dim]`.
 
-So a big_vision checkpoint converts by renaming alone, bit for bit, and Adafactor factors the very
-dimensions that it factors in the paper (it never factors across heads).
+A big_vision checkpoint therefore converts by renaming alone, bit for bit, and Adafactor factors the
+very dimensions that it factors in the paper (it never factors across heads).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 def xavier_uniform_(kernel: Tensor, *, fan_in: int, fan_out: int) -> None:
-    """Fill with U(-a, a), a = sqrt(6 / (fan_in + fan_out))."""
+    """Fill a kernel with U(-a, a), a = sqrt(6 / (fan_in + fan_out))."""
     bound = math.sqrt(6 / (fan_in + fan_out))
     nn.init.uniform_(kernel, -bound, bound)
 
 
 def lecun_normal_(kernel: Tensor, *, fan_in: int) -> None:
-    """Fill with a normal of variance 1 / fan_in, truncated at two deviations, as Flax does."""
+    """Fill a kernel with a normal of variance 1 / fan_in, truncated at two deviations, as Flax."""
     # The truncated normal has a smaller deviation than the normal it is cut from; 0.8796 undoes it.
     std = math.sqrt(1 / fan_in) / 0.87962566103423978
     nn.init.trunc_normal_(kernel, std=std, a=-2 * std, b=2 * std)
@@ -38,7 +38,7 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class Dense(nn.Module):
-    """`x @ kernel + bias`, with a kernel [in, out]."""
+    """The layer `x @ kernel + bias`, with a kernel [in, out]."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -65,7 +65,7 @@ class Mlp(nn.Module):
 
 
 class HeadProjection(nn.Module):
-    """Project tokens to `num_parts` sets of heads at once; kernel [width, part, head, head_dim]."""
+    """A projection of tokens to `num_parts` sets of heads; kernel [width, part, head, head_dim]."""
 
     def __init__(self, width: int, num_parts: int, num_heads: int):
         super().__init__()
@@ -80,7 +80,7 @@ class HeadProjection(nn.Module):
 
 
 class MergeHeads(nn.Module):
-    """Back from heads to features; kernel [head, head_dim, width]."""
+    """A projection from heads back to features; kernel [head, head_dim, width]."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One learned probe attends over each set of tokens, then an MLP with residual ("MAP head").
+    """Pooling by one learned probe that attends over a set of tokens, and an MLP ("MAP head").
 
     Source: big_vision `models/vit.py` MAPHead at 0127fb6, after "Scaling Vision Transformers".
     """
@@ -134,7 +134,7 @@ class AttentionPooling(nn.Module):
         query = self.query(self.probe[0])[0, 0]
         scaled = query.unsqueeze(2) * query.shape[-1] ** -0.5
         probe = (key_kernel.transpose(0, 1) @ scaled).squeeze(2)
-        # Under autocast a product's type; else two products would convert the tokens twice.
+        # Converted once to the type that products have under autocast, not in each of two products.
         x = x.to(probe.dtype)
         sizes = [group.num_tokens for group in groups]
         parts = zip(x.split(sizes), (x @ probe.T).split(sizes), groups, strict=True)

@@ -1,4 +1,4 @@
-"""What CLIPPO and its baselines share: pictures and texts in, embeddings of unit length out."""
+"""The base class of CLIPPO and its baselines: pictures and texts in, unit embeddings out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ DeviceTexts = PatchSets | Int[Tensor, "_ _"]
 
 
 def normalize(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
-    """Scale to unit length, in float32: `x / (|x| + 1e-8)`, as in big_vision's one_tower model."""
+    """Return features of unit length, in float32.
+
+    Computed as `x / (|x| + 1e-8)`, as in big_vision's one_tower model.
+    """
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=-1, keepdim=True) + NORM_EPSILON)
 
@@ -40,10 +43,10 @@ class PairModel(nn.Module, ABC):
     `encode_images` and `encode_texts` are for use; `forward` is for training.
 
     Attributes:
-        config: what it computes, the font's hash included.
+        config: settings of the model, the font's hash included.
         renderer: draws text on the model's canvas.
-        vocabulary: that it reads with; None for a model that reads pixels.
-        encoder: of pictures.
+        vocabulary: vocabulary of a model that reads tokens; None where it reads pixels.
+        encoder: tower of the pictures.
     """
 
     vocabulary: Vocabulary | None = None
@@ -52,7 +55,7 @@ class PairModel(nn.Module, ABC):
         """Make a model with fresh weights.
 
         Args:
-            config: what it computes; it gets the font's hash, and is kept as `self.config`.
+            config: settings of the model; with the font's hash it is kept as `self.config`.
             font: an already loaded font, instead of reading `config.render.font`.
 
         Raises:
@@ -66,22 +69,22 @@ class PairModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.log_logit_scale.device
 
     @property
     def logit_scale(self) -> Float[Tensor, "1"]:
-        """The positive number that similarities are multiplied by; its logarithm is learned."""
+        """Positive factor on similarities, whose logarithm is learned."""
         return self.log_logit_scale.exp()
 
     @property
     def towers(self) -> list[Transformer]:
-        """Its transformers."""
+        """All transformers of the model."""
         return [module for module in self.modules() if isinstance(module, Transformer)]
 
     @abstractmethod
     def prepare_texts(self, texts: Sequence[str | bytes]) -> PreparedTexts:
-        """Texts as `embed_texts` takes them: drawn, or as tokens."""
+        """Return texts in the form that `embed_texts` takes: drawn, or as tokens."""
 
     @abstractmethod
     def on_device(self, texts: PreparedTexts | DeviceTexts) -> DeviceTexts:
@@ -120,7 +123,7 @@ class PairModel(nn.Module, ABC):
             images: left sides of the first pairs.
             texts: right sides of all pairs.
             left_texts: left sides of the pairs after those with a picture.
-            kept_patches: the patches of each image that take part; None: all.
+            kept_patches: patches of each image that take part; None for all.
 
         Raises:
             ClippoError: if the texts were prepared otherwise than the model's.
@@ -153,11 +156,11 @@ class PairModel(nn.Module, ABC):
         *,
         batch_size: int = 256,
     ) -> Float32[np.ndarray, "image embed"]:
-        """Embed pictures, resized to the canvas as the checkpoint says.
+        """Return embeddings of pictures, resized to the canvas as the checkpoint says.
 
         Args:
             images: RGB arrays, or PIL images of any mode; any size.
-            batch_size: how many are encoded at a time.
+            batch_size: number of pictures that are encoded at a time.
 
         Returns:
             Unit-length embeddings.
@@ -168,16 +171,17 @@ class PairModel(nn.Module, ABC):
             fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
             return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
 
-        return self._in_batches(embed, len(images), batch_size)
+        width = self.config.vit.embed_dim
+        return self._in_batches(embed, len(images), batch_size, width=width)
 
     def encode_texts(
         self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256
     ) -> Float32[np.ndarray, "text embed"]:
-        """Embed texts, prepared by `prepare_texts` unless they are already.
+        """Return embeddings of texts, which are prepared unless they are already.
 
         Args:
             texts: strings, UTF-8 bytes, or prepared texts.
-            batch_size: how many are encoded at a time.
+            batch_size: number of texts that are encoded at a time.
 
         Returns:
             Unit-length embeddings.
@@ -185,11 +189,13 @@ class PairModel(nn.Module, ABC):
         Raises:
             ClippoError: if prepared texts were prepared otherwise than the model's.
         """
-        prepared = self._prepared(texts)
+        prepared, width = self._prepared(texts), self.config.vit.embed_dim
         every = np.arange(len(prepared))
-        return self._in_batches(
-            lambda batch: self.embed_texts(prepared.take(every[batch])), len(prepared), batch_size
-        )
+
+        def embed(batch: slice) -> Tensor:
+            return self.embed_texts(prepared.take(every[batch]))
+
+        return self._in_batches(embed, len(prepared), batch_size, width=width)
 
     def _prepared(self, texts: Sequence[str | bytes] | PreparedTexts) -> PreparedTexts:
         is_prepared = isinstance(texts, TextRasters | TokenTexts)
@@ -197,13 +203,13 @@ class PairModel(nn.Module, ABC):
 
     @torch.no_grad()
     def _in_batches(
-        self, embed: Callable[[slice], Tensor], count: int, batch_size: int
-    ) -> Float32[np.ndarray, "item embed"]:
-        embeddings = np.empty((count, self.config.vit.embed_dim), np.float32)
+        self, compute: Callable[[slice], Tensor], count: int, batch_size: int, *, width: int
+    ) -> Float32[np.ndarray, "item feature"]:
+        found = np.empty((count, width), np.float32)
         for start in range(0, count, batch_size):
             batch = slice(start, min(start + batch_size, count))
-            embeddings[batch] = embed(batch).cpu().numpy()
-        return embeddings
+            found[batch] = compute(batch).float().cpu().numpy()
+        return found
 
 
 def _joined(first: DeviceTexts, second: DeviceTexts) -> DeviceTexts:

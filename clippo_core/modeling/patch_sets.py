@@ -1,7 +1,7 @@
 """The patches of canvases that the encoder sees.
 
-Photographs: all of them, or some that were drawn (FLIP, arXiv:2212.00794). Texts: as
-`ClippoConfig.text_patches` says.
+Of a photograph these are all, or some that were drawn (FLIP, arXiv:2212.00794); of a text, those
+that `ClippoConfig.text_patches` names.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from clippo_core.transfer import to_device
 class PatchSets:
     """Patches of many canvases, one canvas after the other, on the device that encodes them.
 
-    A patch that is not there takes no part: neither in attention nor in pooling.
+    A patch that is left out takes no part: neither in attention nor in pooling.
 
     Attributes:
-        pixels: rows of each patch one after the other; RGB, or one grey channel.
+        pixels: pixel rows of each patch one after the other; RGB, or one grey channel.
         positions: place of each patch on its canvas, counted row by row.
-        lengths: how many patches each canvas has, at least 1; on the host.
+        lengths: number of patches of each canvas, at least 1; on the host.
     """
 
     pixels: UInt8[Tensor, "patch pixel_x_channel"]
@@ -41,11 +41,11 @@ class PatchSets:
 
     @property
     def group(self) -> TokenGroup:
-        """Which of the patches belong together."""
+        """The sets that the patches form, one for each canvas."""
         return sets_of(self.lengths, self.positions.device)
 
     def part(self, start: int, stop: int) -> PatchSets:
-        """Return the canvases from `start` to `stop`; views."""
+        """Return the canvases from `start` to before `stop`, as views."""
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         patches = slice(int(ends[start]), int(ends[stop]))
         return PatchSets(self.pixels[patches], self.positions[patches], self.lengths[start:stop])
@@ -63,7 +63,7 @@ class PatchSets:
 def cut_patches(
     pixels: UInt8[Tensor, "canvas height_px width_px channel"], patch_size_px: int
 ) -> UInt8[Tensor, "canvas patch_row patch_column y x channel"]:
-    """Cut canvases into patches; a view."""
+    """Return canvases cut into patches, as a view."""
     height, width = pixels.shape[1:3]
     rows, columns = height // patch_size_px, width // patch_size_px
     return pixels.unflatten(1, (rows, -1)).unflatten(3, (columns, -1)).transpose(2, 3)
@@ -98,10 +98,10 @@ def text_patches(
     """Return the patches of texts, drawn on `device`.
 
     Args:
-        texts: rendered.
-        which: as in `ClippoConfig`.
+        texts: rendered texts.
+        which: choice of patches, as in `ClippoConfig`.
         patch_size_px: side of a patch.
-        device: where to draw.
+        device: device to draw on.
     """
     if which == "all":
         return whole_canvases(texts.to_tensor(device).unsqueeze(-1), patch_size_px)
@@ -111,7 +111,7 @@ def text_patches(
     row, column = np.divmod(position, side)
     height_px = (int(row.max(initial=0)) + 1) * patch_size_px
     canvases = texts.to_tensor(device, height_px=height_px).unsqueeze(-1)
-    # One copy for all indices.
+    # All indices go in one copy.
     places = to_device(np.stack([text, row, column, position]).astype(np.int64), device)
     pixels = cut_patches(canvases, patch_size_px)[tuple(places[:3])].flatten(1)
     return PatchSets(pixels, places[3], is_kept.sum(1))
@@ -120,7 +120,7 @@ def text_patches(
 def kept_patches(
     texts: TextRasters, which: TextPatches, patch_size_px: int
 ) -> Bool[np.ndarray, "text patch"]:
-    """Return which patches of each text take part; at least one of each."""
+    """Return for each patch of each text if it takes part; at least one of each text does."""
     side = texts.config.image_size_px // patch_size_px
     if which == "all":
         return np.ones((len(texts), side**2), bool)

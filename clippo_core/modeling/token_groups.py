@@ -1,4 +1,4 @@
-"""Which rows of a batch's tokens belong together, and attention within each such set.
+"""Sets of tokens among the rows of a batch, and attention within each such set.
 
 All tokens of a batch are rows of one matrix, which the dense layers see. A `TokenGroup` is a part
 of these rows that attention treats alike: sets of one length (pictures), or of any lengths (texts
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from clippo_core.transfer import to_device
 
-#: Whether this torch has attention over packed sequences.
+#: True where this torch has attention over packed sequences.
 HAS_PACKED_ATTENTION = importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 class RaggedSets(NamedTuple):
-    """Where the rows of sets of different lengths stand once each is padded to the longest."""
+    """The places of tokens once sets of different lengths are padded to the longest."""
 
     rows: Int64[Tensor, "set longest"]
-    """The row of each padded place; places of padding repeat the set's last row."""
+    """Row of each padded place; places of padding repeat the set's last row."""
     places: Int64[Tensor, " token"]
-    """The padded place of each row, counted over all sets."""
+    """Padded place of each row, counted over all sets."""
     is_token: Bool[Tensor, "set longest"]
-    """Whether a padded place holds a token; False: padding, which takes no part."""
+    """True for padded places that hold a token, False for padding, which takes no part."""
     offsets: Int32[Tensor, " set_and_1"]
-    """The first row of each set, and the end of the last."""
+    """First row of each set, and the end of the last set."""
 
 
 class TokenGroup(NamedTuple):
@@ -40,11 +40,11 @@ class TokenGroup(NamedTuple):
 
     num_sets: int
     longest: int
-    """Tokens of the longest set."""
+    """Number of tokens of the longest set."""
     num_tokens: int
-    """Tokens of all sets together."""
+    """Number of tokens of all sets together."""
     ragged: RaggedSets | None = None
-    """None: all sets are equally long."""
+    """Places of sets of different lengths; None where all are equally long."""
 
     def pad(self, x: Float[Tensor, "token *feature"]) -> Float[Tensor, "set longest *feature"]:
         """Return the rows set by set; places of padding hold copies, for the caller to mask."""
@@ -54,18 +54,18 @@ class TokenGroup(NamedTuple):
         return rows.unflatten(0, (self.num_sets, self.longest))
 
     def unpad(self, x: Float[Tensor, "set longest *feature"]) -> Float[Tensor, "token *feature"]:
-        """Return one row for each token, in the order of `pad`'s input."""
+        """Return one row for each token, in the order of the input of `pad`."""
         x = x.flatten(0, 1)
         return x if self.ragged is None else x.index_select(0, self.ragged.places)
 
 
 def even_sets(num_sets: int, length: int) -> TokenGroup:
-    """Make the group of so many sets of one length."""
+    """Return the group of `num_sets` sets of one length."""
     return TokenGroup(num_sets, length, num_sets * length)
 
 
 def sets_of(lengths: Int64[np.ndarray, " set"], device: torch.device) -> TokenGroup:
-    """Make the group of sets of these lengths, at least 1 each, without waiting for the device."""
+    """Return the group of sets of these lengths (at least 1), without waiting for the device."""
     num_sets, longest, num_tokens = len(lengths), int(lengths.max(initial=0)), int(lengths.sum())
     if num_sets * longest == num_tokens:
         return even_sets(num_sets, longest)
@@ -92,7 +92,7 @@ def attend(
 
     Args:
         projected: query, key and value of each token.
-        group: which tokens form sets.
+        group: sets that the tokens form.
     """
     if group.ragged is not None and _is_packed(projected):
         from torch.nn.attention.varlen import varlen_attn
@@ -109,6 +109,6 @@ def attend(
 
 
 def _is_packed(projected: Tensor) -> bool:
-    """Tell whether torch has a kernel for packed sequences of such tensors."""
+    """Return True where torch has a kernel for packed sequences of such tensors."""
     is_fast = projected.device.type == "cuda" and projected.dtype == torch.bfloat16
     return is_fast and HAS_PACKED_ATTENTION

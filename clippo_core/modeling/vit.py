@@ -1,7 +1,8 @@
-"""The Vision Transformer, on sets of patches: whole canvases, or parts of them."""
+"""The Vision Transformer on sets of patches: whole canvases, or parts of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -26,7 +27,7 @@ from clippo_core.modeling.token_groups import TokenGroup, even_sets
 
 
 class PatchEmbedding(nn.Module):
-    """Scale the pixels of patches to [-1, 1], project them; kernel [y, x, channel, width].
+    """Projection of patches, scaled to [-1, 1]; kernel [y, x, channel, width].
 
     Grey pixels go in as one channel: three equal channels times a kernel are one channel times the
     kernel's sum over channels.
@@ -65,10 +66,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks; what comes before and behind them is a subclass's."""
+    """A sequence of blocks; a subclass adds what comes before and behind them."""
 
     blocks: nn.ModuleList
-    #: Whether blocks keep their input only, and compute the rest again in the backward pass.
+    #: True where blocks keep only their input and compute the rest again in the backward pass.
     recomputes_activations = False
 
     def compile_blocks(self) -> None:
@@ -79,7 +80,7 @@ class Transformer(nn.Module):
     def transform(
         self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "token width"]:
-        """Tokens after the last block, before the final norm."""
+        """Return the tokens after the last block, before the final norm."""
         for block in self.blocks:
             if self.recomputes_activations and torch.is_grad_enabled():
                 # Recomputing draws no random numbers.
@@ -95,7 +96,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(Transformer):
-    """Patches to embeddings: projection, learned positions, blocks, attention pooling, linear head.
+    """An encoder of patches: projection, positions, blocks, attention pooling, linear head.
 
     All tokens of a batch go through the dense layers as one matrix, whatever set they belong to;
     only attention and pooling look at the sets.
@@ -124,11 +125,11 @@ class VisionTransformer(Transformer):
         lecun_normal_(self.head.kernel.data, fan_in=config.width)
 
     def whole(self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]) -> PatchSets:
-        """Every patch of every canvas.
+        """Return every patch of every canvas.
 
         Args:
-            pixels: RGB or one grey channel. As wide as the canvas; where it is less high, it is
-                the top of the canvas.
+            pixels: RGB or one grey channel, as wide as the canvas; where less high, it is the
+                canvas' top.
 
         Raises:
             ConfigError: if the pixels do not fit the canvas.
@@ -146,26 +147,26 @@ class VisionTransformer(Transformer):
     def embed_patches(self, sets: PatchSets) -> Float[Tensor, "patch width"]:
         """Return the tokens before the first block."""
         positions = self.position_embedding[0]
-        # Not indexed: the gradient of that is many times as slow.
+        # Plain indexing would have a gradient that is many times as slow.
         return self.patch_embedding(sets.pixels) + F.embedding(sets.positions, positions)
 
     def encode(
         self, pixels: UInt8[Tensor, "canvas height_px width_px channel"]
     ) -> Float[Tensor, "canvas patch width"]:
-        """Tokens of whole canvases after the last block; see `whole` for the pixels."""
+        """Return the tokens of whole canvases after the last block; see `whole` for the pixels."""
         sets = self.whole(pixels)
         tokens = self.transform(self.embed_patches(sets), [sets.group])
         return tokens.unflatten(0, (len(pixels), -1))
 
     def pool(self, tokens: Float[Tensor, "canvas patch width"]) -> Float[Tensor, "canvas width"]:
-        """The features before the head, of tokens as `encode` gives them."""
+        """Return the features before the head, of tokens as `encode` returns them."""
         group = even_sets(tokens.shape[0], tokens.shape[1])
         return self.pooling(self.norm(tokens.flatten(0, 1)), [group])
 
     def pooled(
         self, tokens: Float[Tensor, "token width"], groups: Sequence[TokenGroup]
     ) -> Float[Tensor, "set width"]:
-        """The features before the head, of tokens as `embed_patches` gives them."""
+        """Return the features before the head, of tokens as `embed_patches` returns them."""
         return self.pooling(self.norm(self.transform(tokens, groups)), groups)
 
     def embed(self, *parts: PatchSets) -> Float[Tensor, "canvas embed"]:
@@ -173,7 +174,7 @@ class VisionTransformer(Transformer):
         return self.head(self.features(*parts))
 
     def features(self, *parts: PatchSets) -> Float[Tensor, "canvas width"]:
-        """Return what pooling gives, before the head: where fine-tuning starts from."""
+        """Return the pooled features before the head, where fine-tuning starts."""
         tokens = [self.embed_patches(part) for part in parts]
         joined = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
         return self.pooled(joined, [part.group for part in parts])
@@ -183,3 +184,23 @@ class VisionTransformer(Transformer):
     ) -> Float[Tensor, "canvas embed"]:
         """Return embeddings of whole canvases, not normalised; see `whole` for the pixels."""
         return self.embed(self.whole(pixels))
+
+
+def resize_positions(
+    positions: Float[Tensor, "1 patch width"], *, grid_size: int
+) -> Float[Tensor, "1 resized_patch width"]:
+    """Return a square grid of position embeddings, resized linearly with corners aligned.
+
+    Args:
+        positions: row-major grid of embeddings.
+        grid_size: patches along one side of the new grid.
+
+    Source: big_vision `models/vit.py` resample_posemb (`scipy.ndimage.zoom`, order 1) at 0127fb6;
+    equality shown in tests/parity/test_position_embedding_resize.py.
+    """
+    old_size = math.isqrt(positions.shape[1])
+    if old_size == grid_size:
+        return positions
+    grid = positions.unflatten(1, (old_size, old_size)).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=(grid_size,) * 2, mode="bilinear", align_corners=True)
+    return resized.permute(0, 2, 3, 1).flatten(1, 2)

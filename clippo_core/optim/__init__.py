@@ -1,19 +1,19 @@
-"""Optimizers, schedules, and which parameters decay."""
+"""Optimizers, schedules, weight decay of chosen parameters, and gradient clipping."""
 
 # torch's optimizers are made of these functions, and no public name calls them.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clippo_core.config import OptimConfig
+from clippo_core.config import OptimConfig, ScheduleConfig
 from clippo_core.optim.adafactor import Adafactor
-from clippo_core.optim.schedules import schedule_multiplier
 
 __all__ = ["Adafactor", "clip_gradients", "make_optimizer", "schedule_multiplier", "set_multiplier"]
 
@@ -39,6 +39,40 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     )
 
 
+def schedule_multiplier(config: ScheduleConfig, step: int, *, total_steps: int) -> float:
+    """Return the factor on learning rate and weight decay in the update number `step`.
+
+    Warm-up, decay and cool-down multiply. Progress `p` is the share of the steps after the
+    warm-up: linear is `1 - p`, cosine `(1 + cos(pi p)) / 2`; rsqrt is
+    `1 / sqrt(1 + (step - warmup) / timescale)`, 1 during warm-up.
+
+    Args:
+        config: the schedule.
+        step: updates made so far; the first update, step 0, is multiplied by 0 under warm-up.
+        total_steps: length of the run.
+
+    Source: big_vision `utils.create_learning_rate_schedule` at 0127fb6; equality shown in
+    tests/parity/test_schedules.py.
+    """
+    tenth = total_steps // 10
+    warmup_steps = tenth if config.warmup_steps is None else config.warmup_steps
+    cooldown_steps = tenth if config.cooldown_steps is None else config.cooldown_steps
+    since_warmup = step - warmup_steps
+    progress = min(max(since_warmup / max(total_steps - warmup_steps, 1), 0.0), 1.0)
+    decays = {
+        "rsqrt": 1 / math.sqrt(1 + max(since_warmup, 0) / config.timescale),
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "constant": 1.0,
+    }
+    multiplier = decays[config.decay]
+    if warmup_steps:
+        multiplier *= min(1.0, step / warmup_steps)
+    if cooldown_steps:
+        multiplier *= min(1.0, (total_steps - step) / cooldown_steps)
+    return multiplier
+
+
 def set_multiplier(
     optimizer: torch.optim.Optimizer, config: OptimConfig, multiplier: float
 ) -> None:
@@ -61,6 +95,6 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None) -> Fl
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm is not None:
         scale = torch.where(norm < max_norm, 1.0, max_norm / norm)
-        # Always, since to ask whether it is 1 would wait for the device.
+        # Multiplied also by 1: to compare the scale would wait for the device.
         torch._foreach_mul_(gradients, scale)
     return norm

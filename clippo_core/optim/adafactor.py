@@ -20,12 +20,13 @@ MIN_DIM_FACTORED = 32
 DECAY_EXPONENT = 0.8
 BETA2_CAP = 0.999
 EPSILON = 1e-30
-#: Most numbers that are updated together: few kernels, and little memory beside the gradients.
+#: Largest count of numbers that are updated together: few kernels, and little memory beside the
+#: gradients.
 MAX_STACKED = 2**24
 
 
 class Adafactor(torch.optim.Optimizer):
-    """Factored second moment, momentum of the update, no relative step size.
+    """Optimizer with a factored second moment, momentum of the update, and absolute step sizes.
 
     With `b_t = min(0.999, 1 - t^-0.8)` for update `t = 1, 2, ...`, the second moment is
     `v <- b_t v + (1 - b_t) (g^2 + 1e-30)`, kept as its means over the rows and over the columns of
@@ -55,7 +56,7 @@ class Adafactor(torch.optim.Optimizer):
             lr: learning rate.
             weight_decay: share of a parameter that each update takes away.
             beta1: decay of the momentum.
-            momentum_dtype: how the momentum is stored; it is computed in float32.
+            momentum_dtype: number type of the stored momentum, which is computed in float32.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "beta1": beta1})
         self.momentum_dtype = momentum_dtype
@@ -142,7 +143,7 @@ def _scaled(
         moment = _averaged("second_moment", squared.add_(EPSILON), states, beta2)
         return moment.rsqrt().mul_(gradient)
     smaller, larger = (dim + 1 for dim in dims)
-    # What is added to every square is added to their means just as well.
+    # Epsilon is added to the means, which is the same as adding it to every square.
     row, column = (
         _averaged(name, squared.sum(dim) / gradient.shape[dim] + EPSILON, states, beta2)
         for name, dim in (("row_moment", larger), ("column_moment", smaller))
@@ -158,7 +159,7 @@ def _averaged(
     states: Sequence[dict[str, Tensor]],
     beta2: float,
 ) -> Float[Tensor, "stack *shape"]:
-    """Average new values into a moment, and return it."""
+    """Average new values into the named moment and return it."""
     stored = [state[name] for state in states]
     moment = torch.lerp(_stacked(stored), new, 1 - beta2)
     _store(stored, moment)

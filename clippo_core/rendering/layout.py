@@ -1,4 +1,4 @@
-"""Where each glyph goes: trimming, wrapping, and the compiled loop that sets whole texts.
+"""The place of each glyph: trimming, wrapping, and the compiled loop that sets whole texts.
 
 Source of the rules: big_vision `render_unifont` at 0127fb6; equality shown in
 tests/parity/test_rendered_text.py. The compiled functions are marked `no_type_check`, so that no
@@ -20,10 +20,10 @@ class TrimmedGlyphs(NamedTuple):
     """A glyph table without the columns that glyphs do not keep; what the compiled loop reads.
 
     Attributes:
-        by_codepoint: the glyph of a code point.
-        columns: that a glyph keeps, from the left; blank from its advance on.
-        advance: of a glyph, in pixels: how many columns it keeps.
-        is_inked: whether there is anything to see.
+        by_codepoint: glyph of each code point.
+        columns: columns that each glyph keeps, from the left; blank from its advance on.
+        advance: advance of each glyph in pixels: the number of columns that it keeps.
+        is_inked: True for glyphs that show ink.
     """
 
     by_codepoint: Int32[np.ndarray, " codepoint"]
@@ -38,7 +38,7 @@ class TrimmedGlyphs(NamedTuple):
         first: Int32[np.ndarray, " glyph"],
         end: Int32[np.ndarray, " glyph"],
     ) -> TrimmedGlyphs:
-        """Keep the columns from `first` to before `end` of each glyph."""
+        """Return the table in which each glyph keeps its columns from `first` to before `end`."""
         source = first[:, None] + np.arange(GLYPH_PX, dtype=np.int32)
         taken = np.take_along_axis(columns, np.minimum(source, GLYPH_PX - 1), axis=1)
         kept = np.where(source < end[:, None], taken, np.uint16(0))
@@ -48,14 +48,14 @@ class TrimmedGlyphs(NamedTuple):
 def trim_glyphs(
     columns: UInt16[np.ndarray, "glyph 16"], *, spacing_px: int, min_width_px: int
 ) -> tuple[Int32[np.ndarray, " glyph"], Int32[np.ndarray, " glyph"]]:
-    """First and end column that each glyph keeps when set proportionally.
+    """Return the first and end column that each glyph keeps when set proportionally.
 
     A glyph keeps its inked columns and `spacing_px` before them, and is at least `min_width_px`
     wide: `first = max(first inked - spacing, 0)`, `end = max(last inked + spacing,
     first + min_width)`, cut to 16 columns. A glyph without ink counts as inked in column 0.
 
     Returns:
-        `(first, end)` per glyph, in pixels; the glyph's advance is `end - first`.
+        `(first, end)` of each glyph, in pixels; its advance is `end - first`.
     """
     inked = columns != 0
     first_inked = np.argmax(inked, axis=1)
@@ -154,16 +154,17 @@ def set_texts(
     canvas_px: int,
     lowercase: bool,
 ) -> tuple[Int32[np.ndarray, " text_and_1"], UInt16[np.ndarray, "text_row width_px"]]:
-    """Set many texts, each on a canvas of its own, left to right and top to bottom.
+    """Return the rows of many texts, each on a canvas of its own.
 
-    A glyph sits in row `floor(advance summed up to and including it / usable width)`; the usable
-    width is the canvas less the widest glyph of its text. Rows that do not fit on the canvas are
-    dropped. The reference divides in float32, which for sums below 2^23 px has the same floor as
-    the integer division used here.
+    Glyphs go left to right and top to bottom: one sits in row
+    `floor(advance summed up to and including it / usable width)`; the usable width is the canvas
+    less the widest glyph of its text. Rows that do not fit on the canvas are dropped. The reference
+    divides in float32, which for sums below 2^23 px has the same floor as the integer division used
+    here.
 
     Args:
         codepoints: all texts one after the other.
-        text_offsets: where each text starts, and the end of the last.
+        text_offsets: first character of each text, and the end of the last text.
         glyphs: the glyph table and what each glyph keeps of its columns.
         canvas_px: side of the square canvas, in pixels.
         lowercase: draw A-Z as a-z.

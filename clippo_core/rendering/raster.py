@@ -1,4 +1,4 @@
-"""`TextRasters`: rendered texts in one bit per pixel, as they travel from workers to devices."""
+"""Rendered texts in one bit per pixel, as they travel from workers to devices."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 class TextRasters:
     """A batch of rendered texts.
 
-    A text is the text rows (16 px high) up to its last inked one; a row is one uint16 per pixel
-    column, whose bit `y` is the pixel `y` rows down. What lies below is background.
+    A text consists of the text rows (16 px high) up to its last inked one; a row is one uint16 per
+    pixel column, whose bit `y` is the pixel `y` rows down. Everything below is background.
 
     Attributes:
-        columns: the rows of all texts, one text after the other.
-        row_offsets: where each text's rows start, and the end of the last.
-        config: how they were rendered; `font_sha256` is set.
+        columns: rows of all texts, one text after the other.
+        row_offsets: first row of each text, and the end of the last text.
+        config: settings of the rendering; `font_sha256` is set.
     """
 
     columns: UInt16[np.ndarray, "text_row width_px"]
@@ -48,7 +48,7 @@ class TextRasters:
 
     @property
     def occupied_rows(self) -> Int32[np.ndarray, " text"]:
-        """Text rows up to and including the last inked one; 0 for a text without ink."""
+        """Number of text rows up to the last inked one; 0 for a text without ink."""
         return np.diff(self.row_offsets).astype(np.int32)
 
     @property
@@ -57,7 +57,7 @@ class TextRasters:
         return self.columns.nbytes + self.row_offsets.nbytes
 
     def inked_patches(self, patch_size_px: int) -> Bool[np.ndarray, "text patch_row patch_column"]:
-        """Which patches of each canvas hold ink.
+        """Return for each patch of each canvas if it holds ink.
 
         Args:
             patch_size_px: side of a patch; divides the canvas.
@@ -76,7 +76,7 @@ class TextRasters:
         return np.any(of_canvas.reshape(len(self), side, patch_size_px, side), axis=2)
 
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:
-        """The chosen texts, in the order given."""
+        """Return the chosen texts, in the order given."""
         counts = self.occupied_rows[texts]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         shift = np.repeat(self.row_offsets[:-1][texts] - offsets[:-1], counts)
@@ -84,7 +84,7 @@ class TextRasters:
 
     @staticmethod
     def concatenate(batches: Sequence[TextRasters]) -> TextRasters:
-        """One batch of several.
+        """Return several batches as one.
 
         Raises:
             RenderError: if they were rendered in different ways.
@@ -99,10 +99,10 @@ class TextRasters:
     def to_pixels(
         self, *, height_px: int | None = None
     ) -> UInt8[np.ndarray, "text height_px width_px"]:
-        """Canvases in grey (the three channels of a rendered text are equal), on the CPU.
+        """Return grey canvases (the three channels of a rendered text are equal), on the CPU.
 
         Args:
-            height_px: how much of each canvas, from the top; None is all of it.
+            height_px: height to return of each canvas, from the top; None is all of it.
         """
         size = self.config.image_size_px
         shape = (len(self), size if height_px is None else height_px, size)
@@ -115,11 +115,11 @@ class TextRasters:
     def to_tensor(
         self, device: torch.device | str = "cpu", *, height_px: int | None = None
     ) -> torch.Tensor:
-        """As `to_pixels`, but a uint8 tensor that is expanded on `device`.
+        """Return the canvases of `to_pixels` as a uint8 tensor, expanded on `device`.
 
         Only the bits travel to the device: about 1 KB per caption.
         """
-        # Here, because render workers use this module too and are to stay free of torch.
+        # Imported here: render workers use this module too, and should not load torch.
         import torch
 
         if torch.device(device).type == "cpu":
@@ -129,7 +129,7 @@ class TextRasters:
     def expand_on(
         self, device: torch.device | str, *, height_px: int | None = None
     ) -> torch.Tensor:
-        """`to_tensor` by torch's own operations, as on a GPU."""
+        """Return the same as `to_tensor` by torch's own operations, as on a GPU."""
         import torch
 
         from clippo_core.transfer import to_device
@@ -137,7 +137,7 @@ class TextRasters:
         size, device = self.config.image_size_px, torch.device(device)
         height_px = size if height_px is None else height_px
         text, row = to_device(np.stack(self._text_and_row()).astype(np.int64), device)
-        # As int16: torch shifts no uint16. The sign bit that a shift smears is masked away.
+        # torch cannot shift uint16, hence int16. The sign bit that a shift smears is masked away.
         columns = to_device(self.columns.view(np.int16), device)
         shifts = torch.arange(GLYPH_PX, dtype=torch.int16, device=device)[:, None]
         inked = ((columns[:, None, :] >> shifts) & 1).to(torch.uint8)
@@ -151,6 +151,6 @@ class TextRasters:
         return canvas.view(len(self), num_rows * GLYPH_PX, size)[:, :height_px]
 
     def _text_and_row(self) -> tuple[Int[np.ndarray, " text_row"], Int[np.ndarray, " text_row"]]:
-        """For each stored row: which text it belongs to, and its row on that text's canvas."""
+        """Return the number of the text of each stored row, and its row on that text's canvas."""
         text = np.repeat(np.arange(len(self)), self.occupied_rows)
         return text, np.arange(len(self.columns)) - self.row_offsets[text]

@@ -1,4 +1,4 @@
-"""`TextRenderer`: texts in, rasters out."""
+"""The renderer, which turns texts into rasters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clippo_core.rendering.unifont import GLYPH_PX, GlyphTable, load_font
 
 
 class TextRenderer:
-    """Draws texts as CLIPPO reads them.
+    """A renderer that draws texts as CLIPPO reads them.
 
     Any Unicode text renders: characters that the font lacks are blank, bytes that are not UTF-8
     and lone surrogates become U+FFFD, characters past `max_chars` are ignored, and what does not
@@ -32,7 +32,7 @@ class TextRenderer:
         """Prepare the glyphs.
 
         Args:
-            config: how to render; None is the paper's way.
+            config: settings of the rendering; None is the paper's way.
             font: an already loaded font, instead of reading `config.font`.
 
         Raises:
@@ -50,7 +50,7 @@ class TextRenderer:
         self._glyphs = _trimmed(self.font, self.config)
 
     def render(self, text: str | bytes) -> UInt8[np.ndarray, "height_px width_px 3"]:
-        """One text as an RGB image.
+        """Return one text as an RGB image.
 
         Raises:
             RenderError: if it is neither `str` nor `bytes`.
@@ -59,7 +59,7 @@ class TextRenderer:
         return np.repeat(grey[:, :, None], 3, axis=2)
 
     def render_batch(self, texts: Sequence[str | bytes]) -> TextRasters:
-        """Many texts at once, about ten microseconds each.
+        """Return many texts as rasters, at about ten microseconds each.
 
         Raises:
             RenderError: if one of them is neither `str` nor `bytes`.
@@ -85,7 +85,7 @@ def _trimmed(font: GlyphTable, config: RenderConfig) -> TrimmedGlyphs:
 
 
 def _join(texts: Sequence[str | bytes], max_chars: int | None) -> tuple[str, list[int]]:
-    """All texts in one string, each cut to `max_chars`, and their lengths in characters."""
+    """Return all texts as one string, each cut to `max_chars`, and their lengths in characters."""
     # Usually all are strings already; joining is the fastest way to find out.
     strings = cast("Sequence[str]", texts)
     try:

@@ -50,7 +50,7 @@ class GlyphTable:
         return glyph_table, (self.codepoints, self.columns[1:])
 
     def to_bytes(self) -> bytes:
-        """The font as the content of a `.glyphs.xz` file."""
+        """Return the font as the content of a `.glyphs.xz` file."""
         buffer = io.BytesIO()
         np.save(buffer, np.diff(self.codepoints, prepend=np.int32(0)).astype("<i4"))
         np.save(buffer, self.columns[1:].astype("<u2"))
@@ -72,7 +72,7 @@ def glyph_table(
 
 
 def load_font(path: str | None = None) -> GlyphTable:
-    """Read a font; the bundled one once per process.
+    """Return the glyphs of a font file; the bundled font is read once per process.
 
     Args:
         path: a `.hex`, `.hex.gz` or `.glyphs.xz` file; None is the bundled GNU Unifont 15.1.01.
@@ -94,7 +94,7 @@ def _bundled_font() -> GlyphTable:
 
 
 def parse_font(content: bytes, *, name: str, is_bundled: bool = False) -> GlyphTable:
-    """The font in a file's content; the end of `name` says which format it is.
+    """Return the font in a file's content; the end of `name` says which format it is.
 
     Raises:
         RenderError: if it is in none of the formats.

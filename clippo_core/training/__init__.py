@@ -1,1 +1,1 @@
-"""Training: the state that a checkpoint saves, and one step of it."""
+"""The state of a training run, which a checkpoint saves, and one step of it."""

@@ -1,4 +1,4 @@
-"""How the two sides of a batch lie to each other: right pairs, hardest wrong ones, the gap."""
+"""The alignment of the two sides of a batch: right pairs, hardest wrong ones, the gap."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def batch_alignment(
     row_offset: int = 0,
     num_images: int | None = None,
 ) -> dict[str, float]:
-    """Mean cosine of right pairs and of each row's hardest wrong one, and the modality gap.
+    """Return the mean cosine of right pairs and of hardest wrong ones, and the modality gap.
 
     The gap is the distance between the centroids of pictures and of their texts ("Mind the Gap",
     arXiv:2203.02053, section 2), over the pairs that have a picture.
 
     Args:
         left: unit-length embeddings of a shard's left sides.
-        right: of its right sides.
-        all_right: of every right side, the shard's among them.
-        row_offset: where the shard's rows stand among all.
-        num_images: how many of the first rows are pictures; None: all.
+        right: unit-length embeddings of its right sides.
+        all_right: unit-length embeddings of every right side, the shard's among them.
+        row_offset: number of the shard's first row among all rows.
+        num_images: number of first rows that are pictures; None if all are.
 
     Returns:
         `positive_similarity`; `hardest_negative_similarity` where there is a negative;

@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled samples, their loss, and one step."""
+"""Labelled samples for fine-tuning, their loss, and one training step."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from clippo_core.vocabulary import PreparedTexts
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Samples, each a picture or each a text, and what the head should give for them.
+    """Samples, each a picture or each a text, with the outputs that the head should give.
 
     Attributes:
-        images: on the canvas, questions drawn on them; empty where the samples are texts.
-        texts: prepared; not looked at where there are pictures.
+        images: pictures on the canvas, questions drawn on them; empty where the samples are texts.
+        texts: prepared texts, which are ignored where there are pictures.
         targets: probability of each class, score of each answer (0 to 1), or one normalised score.
     """
 
@@ -40,12 +40,12 @@ class LabelledBatch:
         return len(self.targets)
 
     def part(self, start: int, stop: int) -> LabelledBatch:
-        """The samples from `start` to `stop`."""
+        """Return the samples from `start` to before `stop`."""
         texts = self.texts if len(self.images) else part_of_texts(self.texts, start, stop)
         return LabelledBatch(self.images[start:stop], texts, self.targets[start:stop])
 
 
-#: As `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
+#: The method `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
 Outputs = Callable[[Tensor, Any], Tensor]
 
 
@@ -54,12 +54,12 @@ def classification_loss(
     targets: Float[Tensor, "sample output"],
     config: ClassifierConfig,
 ) -> Float[Tensor, ""]:
-    """The mean over samples, in float32, of the loss that belongs to the task.
+    """Return the mean over samples, in float32, of the loss that belongs to the task.
 
-    Classes: cross-entropy of the softmax. Scores: squared error. Questions: binary cross-entropy
-    of each answer's sigmoid with its VQA accuracy, summed over answers (arXiv:1708.02711, section
-    3.3): several answers may be right, each in part, or none. The paper's own choice is not
-    printed.
+    Classes have the cross-entropy of the softmax, scores the squared error. Answers to questions
+    have the binary cross-entropy of each answer's sigmoid with its VQA accuracy, summed over
+    answers (arXiv:1708.02711, section 3.3): several answers may be right, each in part, or none.
+    The paper's own choice is not printed.
     """
     outputs, targets = outputs.float(), targets.float()
     if config.is_regression:
@@ -71,10 +71,10 @@ def classification_loss(
 
 
 def loss_at_chance(config: ClassifierConfig) -> float:
-    """The loss of what a fresh head says, if all labels are as frequent.
+    """Return the loss of a fresh head if all labels are as frequent.
 
-    `ln K` of `K` classes; 1 of normalised scores; of answers the binary cross-entropy of the
-    probability `1 / K` for each, where one is right.
+    This is `ln K` for `K` classes and 1 for normalised scores; for answers it is the binary
+    cross-entropy of the probability `1 / K` for each, where one is right.
     """
     if config.is_regression:
         return 1.0
@@ -100,12 +100,12 @@ def fine_tuning_step(
     Args:
         state: model, optimizer and progress.
         batch: the shard's samples.
-        config: of the optimizer; the schedule is evaluated at `state.step`.
+        config: settings of the optimizer; the schedule is evaluated at `state.step`.
         total_steps: length of the run.
-        precision: of the matrix products; the loss is computed in float32 always.
+        precision: precision of the matrix products; the loss is always computed in float32.
         forward: wrapper of `state.model` whose gradients are averages over shards.
         shard: the part of the global batch that `batch` is.
-        micro_batch_size: samples at a time; None: all. The update is the same.
+        micro_batch_size: samples at a time; None takes all. The update is the same.
 
     Returns:
         Parts of the shard, which add up over all shards to the global batch's: `loss`, and

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, by counting what it keeps for the backward pass."""
+"""The memory of a training step, estimated by counting what the backward pass keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clippo_core.training.step import StepMemory
 
 #: Pixels of the patches that a caption of 50 characters inks: 22 patches of 16 px.
 _TYPICAL_INK_PX2 = 22 * 16**2
-#: Copies of a block of logits: themselves, their softmax, and its gradient.
+#: Copies of a block of logits: the logits, their softmax, and their gradient.
 _LOGIT_COPIES = 3
 #: Share of a device's memory that the estimate may fill; the rest is the driver's, the
 #: communication's, and what the allocator cannot use.
@@ -20,18 +20,18 @@ USABLE_SHARE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class StepLoad:
-    """What a rank does in a step, as far as its memory depends on it.
+    """The work of a rank in a step, as far as its memory depends on it.
 
     Attributes:
-        num_parameters: of the model, as far as this rank holds them.
-        pairs: of pictures and texts, on this rank.
+        num_parameters: parameters of the model that this rank holds.
+        pairs: pairs of pictures and texts on this rank.
         columns: pairs of the global batch.
-        image_patches: encoded of each picture.
-        text_patches: encoded of each text on average; or tokens.
-        longest_text: the most patches that a text of the batch has; None: all have as many.
-        precision: of the matrix products.
-        memory: how the step saves it.
-        recomputes_activations: whether blocks keep their input only.
+        image_patches: encoded patches of each picture.
+        text_patches: encoded patches of each text on average, or its tokens.
+        longest_text: most patches that a text of the batch has; None if all have as many.
+        precision: precision of the matrix products.
+        memory: settings by which the step saves memory.
+        recomputes_activations: True where blocks keep only their input.
     """
 
     num_parameters: int
@@ -46,7 +46,7 @@ class StepLoad:
 
     @property
     def encoded(self) -> int:
-        """Pairs that are encoded at a time."""
+        """Number of pairs that are encoded at a time."""
         return min(self.memory.micro_batch_size or self.pairs, self.pairs)
 
     @property
@@ -56,7 +56,7 @@ class StepLoad:
 
 
 def typical_text_patches(config: ClippoConfig) -> int:
-    """Return the patches that the encoder is given of a caption of 50 characters; or tokens."""
+    """Return the patches, or tokens, that a caption of 50 characters gives to the encoder."""
     if config.reads_tokens:
         return config.max_tokens
     whole, patch = config.grid_size**2, config.vit.patch_size_px
@@ -69,9 +69,9 @@ def training_bytes(config: ClippoConfig, optim: OptimConfig, load: StepLoad) -> 
     """Return the bytes at a step's peak: when the loss is known, or when the optimizer works.
 
     Args:
-        config: the model.
-        optim: its optimizer.
-        load: what the rank does.
+        config: settings of the model.
+        optim: settings of its optimizer.
+        load: work of the rank.
     """
     moments = 8 if optim.name == "adamw" else 2 if optim.momentum_dtype == "bfloat16" else 4
     state = load.num_parameters * (4 + moments)
@@ -89,7 +89,7 @@ def training_bytes(config: ClippoConfig, optim: OptimConfig, load: StepLoad) -> 
         # One of the MLP's two gradients takes the place of what it is the gradient of.
         replaced = encoded * tokens * load.product_bytes * config.vit.mlp_dim
         last_block += of_block - replaced
-        # What the final norm reads and gives, and the copy that pooling pads.
+        # The input and the output of the final norm, and the copy that pooling pads.
         copies = tokens + (padded if padded != tokens else 0)
         pooling += encoded * width * (tokens * 4 + copies * load.product_bytes)
         passing.append(encoded * _passing_bytes(config, load, tokens))
@@ -119,14 +119,14 @@ def fitting_micro_batch(
     """Return the largest micro-batch with which a step fits, one of equal parts of the batch.
 
     Args:
-        config: the model.
-        optim: its optimizer.
-        load: what the rank does; its own micro-batch is not looked at.
-        device_bytes: memory of the rank's device, of which `USABLE_SHARE` is used.
+        config: settings of the model.
+        optim: settings of its optimizer.
+        load: work of the rank; its own micro-batch size is ignored.
+        device_bytes: memory of the rank's device; `USABLE_SHARE` of it is used.
 
     Returns:
-        The pairs of a micro-batch; all of the rank's where the whole batch fits; None where not
-        even one pair at a time does.
+        The number of pairs: all of the rank's where the whole batch fits; None where not even one
+        pair at a time fits.
     """
 
     def fits(size: int) -> bool:
@@ -143,16 +143,16 @@ def fitting_micro_batch(
 
 
 def _padded_text(load: StepLoad) -> int:
-    """Return the places that attention has for a text: in bfloat16 a GPU's kernel pads none."""
+    """Return the places of a text in attention; in bfloat16 a GPU's kernel pads none."""
     is_padded = load.longest_text is not None and load.precision == "float32"
     return load.longest_text if is_padded and load.longest_text else load.text_patches
 
 
 def _block_bytes(config: ClippoConfig, load: StepLoad, tokens: int, padded: int) -> int:
-    """Return what a block keeps of a canvas of so many tokens for the backward pass.
+    """Return the bytes of a canvas that a block keeps for the backward pass.
 
-    Kept in float32: what both norms read. In the precision of the products, what each of them
-    reads: the normed tokens twice, queries, keys and values, the attention's result, the MLP's
+    In float32 it keeps what both norms read. In the precision of the products it keeps what each of
+    them reads: the normed tokens twice, queries, keys and values, the attention's result, the MLP's
     hidden features before and after their GELU. Attention over padded sets keeps padded copies of
     queries, keys, values and its result instead, beside the result without padding.
     """
@@ -163,7 +163,7 @@ def _block_bytes(config: ClippoConfig, load: StepLoad, tokens: int, padded: int)
 
 
 def _passing_bytes(config: ClippoConfig, load: StepLoad, tokens: int) -> int:
-    """Return the gradients that the last block's backward pass works with, for a canvas."""
+    """Return the bytes of a canvas' gradients in the last block's backward pass."""
     vit = config.vit
     return tokens * (4 * vit.width + load.product_bytes * (vit.width + 2 * vit.mlp_dim))
 
@@ -175,7 +175,7 @@ def _logit_bytes(load: StepLoad) -> int:
 
 
 def _input_bytes(config: ClippoConfig, load: StepLoad) -> int:
-    """Return the pixels of a batch and of the next one, which is copied meanwhile."""
+    """Return the bytes of a batch and of the next one, which is copied meanwhile."""
     patch = config.vit.patch_size_px
     of_pair = 3 * config.render.image_size_px**2 + load.text_patches * patch**2
     return 2 * load.pairs * of_pair

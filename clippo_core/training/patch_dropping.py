@@ -1,4 +1,4 @@
-"""Which patches of a photograph a training step encodes, when some are dropped."""
+"""The choice of the patches of a photograph that a training step encodes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from jaxtyping import Int64
 
 from clippo_core.hashing import hash_values, mix
 
-#: Sets these draws apart from others of the same seed.
+#: Part of the key that sets these draws apart from others of the same seed.
 _PURPOSE = 0x70617463
 
 
 def draw_kept_patches(
     drop: float, *, seed: int, step: int, first_image: int, num_images: int, num_patches: int
 ) -> Int64[np.ndarray, "image kept"]:
-    """The patches that each image keeps, uniformly drawn without replacement, in canvas order.
+    """Return the patches that each image keeps, drawn without replacement, in canvas order.
 
-    A pure function of its arguments: the same on any number of ranks, and after a restart.
+    The result is a pure function of the arguments: the same on any number of ranks, and after a
+    restart.
 
     Args:
         drop: share of the patches that is dropped; at least one is kept.
-        seed: of the run.
+        seed: seed of the run.
         step: updates made so far.
-        first_image: place of the first image among the images of the global batch.
-        num_images: how many images there are from there on.
-        num_patches: of a canvas.
+        first_image: number of the first image in the global batch.
+        num_images: number of images from there on.
+        num_patches: number of patches of a canvas.
 
     Source: FLIP, "Scaling Language-Image Pre-training via Masking" (arXiv:2212.00794).
     """

@@ -1,4 +1,4 @@
-"""In which numbers a device multiplies matrices."""
+"""The number type in which a device multiplies matrices, and how fast it does."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def find_precision(setting: PrecisionSetting, device: torch.device) -> Precision
 
 
 def common_precision(of_ranks: Iterable[Precision]) -> Precision:
-    """Return the precision of a run whose ranks found these: one that all of them compute in."""
+    """Return the precision in which all ranks can compute, of what each of them found."""
     return "bfloat16" if set(of_ranks) == {"bfloat16"} else "float32"
 
 
 def matmul_flop_per_s(device: torch.device, precision: Precision, *, seconds: float = 0.0) -> float:
-    """Measure the rate of matrix products on a device with this process' threads.
+    """Return the measured rate of matrix products on a device with this process' threads.
 
-    What a step is compared with is what this machine can do, not a vendor's figure.
+    The speed of a step is compared with what this machine can do, not with a vendor's figure.
 
     Args:
-        device: where.
-        precision: of the matrices.
-        seconds: how long to go on after the first product; the best of all counts.
+        device: device to measure.
+        precision: number type of the matrices.
+        seconds: time to go on after the first product; the best of all counts.
     """
     side = _MATRIX_SIDE.get(device.type, 1024)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -54,5 +54,5 @@ def matmul_flop_per_s(device: torch.device, precision: Precision, *, seconds: fl
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Make a context that multiplies matrices in that precision; weights stay float32."""
+    """Return a context that multiplies matrices in that precision; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""`TrainState`: everything that training changes, in one place."""
+"""The state that training changes, in one place: `TrainState`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Divide = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds, apart from the state that goes on changing."""
+    """A copy of what a checkpoint holds, taken while training goes on."""
 
     model: PairModel
     saved: SavedState
@@ -43,7 +43,7 @@ class Snapshot:
 
 @dataclass
 class TrainState:
-    """Weights, moments, and how far training has come.
+    """The weights and moments of a run, and how far training has come.
 
     There are no random states: every draw of a run is a function of its seed and the step.
     """
@@ -65,20 +65,21 @@ class TrainState:
         vocabulary: Vocabulary | None = None,
         classifier: ClassifierConfig | None = None,
     ) -> TrainState:
-        """A state at step 0.
+        """Return a state at step 0.
 
         Args:
-            model_config: what the model computes.
-            optim_config: how it is optimised.
-            seed: of the fresh weights.
-            device: where to train.
+            model_config: settings of the model.
+            optim_config: settings of the optimizer.
+            seed: seed of the fresh weights.
+            device: device to train on.
             init_from: checkpoint whose weights to start from; its position grid is resized.
             font: an already loaded font, instead of reading the one that the config names.
-            vocabulary: of a baseline's texts.
-            classifier: of fine-tuning; its head is fresh, whatever `init_from` was trained for.
+            vocabulary: vocabulary of a baseline's texts.
+            classifier: settings of a head to fine-tune; the head is fresh, whatever `init_from` was
+                trained for.
 
         Raises:
-            CheckpointError: if that checkpoint does not fit the architecture.
+            CheckpointError: if the checkpoint `init_from` does not fit the architecture.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -102,11 +103,11 @@ class TrainState:
     def snapshot(
         self, *, extra: Mapping[str, Any] | None = None, whole: Whole = lambda tensor: tensor
     ) -> Snapshot:
-        """A copy on the CPU, to be written while training goes on.
+        """Return a copy on the CPU, to be written while training goes on.
 
         Args:
-            extra: JSON of the caller.
-            whole: makes whole tensors of those that are divided over ranks.
+            extra: JSON values of the caller.
+            whole: function that makes whole tensors of those that are divided over ranks.
         """
 
         def copied(tensor: Tensor) -> Tensor:
@@ -133,9 +134,9 @@ class TrainState:
         """Divide weights and moments over ranks, each of which holds the whole state so far.
 
         Args:
-            config: of the optimizer, which is made anew for the divided weights.
-            divide_weights: puts divided parameters in the place of the model's.
-            divided_like: a tensor, divided as another one is.
+            config: settings of the optimizer, which is made anew for the divided weights.
+            divide_weights: function that puts divided parameters in the place of the model's.
+            divided_like: function that returns a tensor, divided as another one is.
         """
         moments = self._moments()
         divide_weights(self.model)

@@ -1,4 +1,4 @@
-"""One training step: in one go, or in micro-batches with cached embeddings."""
+"""One step of contrastive training: in one go, or in micro-batches with cached embeddings."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
 from clippo_core.vocabulary import PreparedTexts
 
-#: Of the left and the right sides of pairs, and the logit scale.
+#: Embeddings of the left and of the right sides of pairs, and the logit scale.
 Embeddings = tuple[Tensor, Tensor, Tensor]
 #: The model, or a wrapper of it that averages gradients over ranks.
 Forward = Callable[[Tensor, Any, Any, Tensor | None], Embeddings]
-#: Rows of this shard -> rows of all shards in order, differentiable.
+#: A differentiable function from the rows of this shard to those of all shards in order.
 Gather = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the global batch a step works on; the whole of it by default.
+    """The part of the global batch that a step works on; by default the whole of it.
 
     Attributes:
         index: number of the shard.
-        count: how many shards of equal size there are.
-        gather: how their embeddings come together.
-        without_exchange: makes a context in which gradients add up here, for the backward pass
-            after it to exchange.
+        count: number of shards, all of equal size.
+        gather: function that returns the embeddings of all shards.
+        without_exchange: function that makes a context in which gradients add up here, for the
+            backward pass after it to exchange.
     """
 
     index: int = 0
@@ -52,7 +52,7 @@ class Shard:
 class PairBatch:
     """Pairs of a picture and a text, then pairs of two texts; one loss runs over all of them.
 
-    What does not lie on the model's device yet is brought there as it is encoded.
+    Tensors that are not on the model's device yet are copied to it as they are encoded.
     """
 
     images: UInt8[Tensor, "image height_px width_px 3"]
@@ -62,13 +62,13 @@ class PairBatch:
     left_texts: PreparedTexts | DeviceTexts | None = None
     """Left sides of the other pairs."""
     kept_patches: Int64[Tensor, "image kept"] | None = None
-    """The patches of each image that are encoded; None: all."""
+    """The patches of each image that are encoded; None encodes all."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def part(self, start: int, stop: int) -> PairBatch:
-        """Return the pairs from `start` to `stop`, in the same order."""
+        """Return the pairs from `start` to before `stop`, in the same order."""
         num_images, kept, left = len(self.images), self.kept_patches, self.left_texts
         if left is not None:
             left = part_of_texts(left, *(max(i - num_images, 0) for i in (start, stop)))
@@ -83,7 +83,7 @@ class PairBatch:
 def part_of_texts(
     texts: PreparedTexts | DeviceTexts, start: int, stop: int
 ) -> PreparedTexts | DeviceTexts:
-    """Return the texts from `start` to `stop`, in the form that they have."""
+    """Return the texts from `start` to before `stop`, in the form that they have."""
     if isinstance(texts, PatchSets):
         return texts.part(start, stop)
     return texts[start:stop] if isinstance(texts, Tensor) else texts.take(np.arange(start, stop))
@@ -94,12 +94,13 @@ Encode = Callable[[PairBatch], Embeddings]
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """How a step trades time for memory; the update is the same."""
+    """Settings by which a step trades time for memory; the update is the same."""
 
     micro_batch_size: int | None = None
-    """Encode so many pairs at a time, twice: without gradients for the loss, then with them."""
+    """Pairs that are encoded at a time, twice: without gradients for the loss, then with them. None
+    takes all at once."""
     logit_rows: int | None = None
-    """Form the logits so many rows at a time."""
+    """Rows of logits that are formed at a time; None forms all at once."""
 
 
 def train_step(
@@ -118,12 +119,12 @@ def train_step(
     Args:
         state: model, optimizer and progress.
         batch: the shard's pairs.
-        config: of the optimizer; the schedule is evaluated at `state.step`.
+        config: settings of the optimizer; the schedule is evaluated at `state.step`.
         total_steps: length of the run.
-        precision: of the matrix products; the loss is computed in float32 always.
+        precision: precision of the matrix products; the loss is always computed in float32.
         forward: wrapper of `state.model` whose gradients are averages over shards.
         shard: the part of the global batch that `batch` is.
-        memory: where it is to be saved.
+        memory: settings by which memory is saved.
 
     Returns:
         `loss`, the shard's part of the global batch's loss (the parts add up), and of the update:
@@ -185,7 +186,7 @@ def accumulate_gradients(
 def _accumulate_cached(
     encode: Encode, batch: PairBatch, size: int, shard: Shard, memory: StepMemory
 ) -> Float[Tensor, ""]:
-    """Gradients by way of those of the embeddings; activations of `size` pairs exist at a time.
+    """Add gradients by way of those of the embeddings, with activations of `size` pairs at a time.
 
     With `e = f(w)` the embeddings and `g = dL/de`, the gradient `dL/dw` is that of `sum(e g)` with
     `g` held fixed, and this sum falls apart into micro-batches.
@@ -234,7 +235,7 @@ def _loss(
     shard: Shard,
     memory: StepMemory,
 ) -> Float[Tensor, ""]:
-    """The shard's part of the contrastive loss of the global batch, with gradients."""
+    """Return the shard's part of the global batch's contrastive loss, with gradients."""
     return contrastive_loss_shard(
         left,
         right,

@@ -1,1 +1,1 @@
-"""What a run is: its settings, the presets, and what follows from them."""
+"""The settings of a run, the presets, and the values that follow from them."""

@@ -1,4 +1,4 @@
-"""Numbers that follow from a run's config: for `show`, for MLflow, for choosing a micro-batch."""
+"""Numbers that follow from a run's config: for `show`, for MLflow, for the micro-batch size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clippo_core import modeling
 from clippo_core.config import (
     ClassifierConfig,
     ClippoConfig,
@@ -34,7 +33,7 @@ from pipelines.config.settings import RunConfig
 
 
 class TextLengths(NamedTuple):
-    """Patches, or tokens, that are encoded of a run's texts."""
+    """Numbers of patches, or tokens, that are encoded of a run's texts."""
 
     mean: int
     longest: int
@@ -56,7 +55,7 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
 
 
 def derive_without_data(config: RunConfig, lengths: TextLengths | None = None) -> dict[str, Any]:
-    """Return the numbers that need no data; memory by captions of 50 characters, unless given."""
+    """Return the numbers that need no data; without lengths, texts have 50 characters."""
     device_gb = config.scaling.device_memory_gb
     device_bytes = None if device_gb is None else device_gb * 1e9
     micro_batch = micro_batch_size(config, lengths, device_bytes=device_bytes)
@@ -80,15 +79,16 @@ def chance_of(classifier: ClassifierConfig | None, config: RunConfig) -> float:
 
 
 def count_parameters(config: ClippoConfig) -> int:
-    """Count the parameters of the model, without spending memory on them."""
-    # They do not depend on the font, whose file may be elsewhere.
+    """Return the number of the model's weights, without spending memory on them."""
+    # The weights do not depend on the font, whose file may be elsewhere.
     render = RenderConfig(image_size_px=config.render.image_size_px)
     with without_values():
-        return modeling.count_parameters(make_model(dataclasses.replace(config, render=render)))
+        model = make_model(dataclasses.replace(config, render=render))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def parameters_side_by_side(config: ClippoConfig) -> dict[str, int]:
-    """Count the parameters of CLIPPO and of the baselines of the same size."""
+    """Return the numbers of weights of CLIPPO and of the baselines of the same size."""
     names: dict[str, TextInput] = {
         "CLIPPO": "pixels",
         "1T-CLIP": "tokens_one_tower",
@@ -132,7 +132,7 @@ def text_lengths(resolved: ResolvedRun) -> TextLengths:
 def step_load(
     config: RunConfig, lengths: TextLengths | None = None, *, micro_batch_size: int | None = None
 ) -> StepLoad:
-    """Return what a rank does in a step, for the estimate of its memory."""
+    """Return the work of a rank in a step, for the estimate of its memory."""
     train, model = config.train, config.model
     divisor = config.scaling.num_ranks if config.scaling.shard_weights else 1
     kept = 1 - train.image_patch_drop if not train.unmasked_steps else 1
@@ -154,12 +154,12 @@ def step_load(
 def micro_batch_size(
     config: RunConfig, lengths: TextLengths | None = None, *, device_bytes: float | None
 ) -> int | None:
-    """Return the pairs that a rank encodes at a time; None: all of its pairs.
+    """Return how many pairs a rank encodes at a time; None is all of its pairs.
 
     Args:
         config: the run, with as many ranks as there are.
-        lengths: of its texts; None: captions of 50 characters.
-        device_bytes: memory of each rank's device; None: not known, or a CPU's.
+        lengths: lengths of its texts; None takes captions of 50 characters.
+        device_bytes: memory of each rank's device; None where it is unknown, or a CPU's.
 
     Raises:
         ConfigError: if the step does not fit on the device, with the setting to change.
@@ -188,7 +188,7 @@ def check_memory(
         device_bytes: memory of each rank's device; None: `scaling.device_memory_gb`, if it is set.
 
     Raises:
-        ConfigError: if it does not, with the setting to change.
+        ConfigError: if it does not fit, with the setting to change.
     """
     known_gb = config.scaling.device_memory_gb
     if device_bytes is None and known_gb is not None:
@@ -214,7 +214,7 @@ def _check_fit(config: RunConfig, load: StepLoad, device_bytes: float | None) ->
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """The settings by their dotted names, as on the command line and in MLflow's params."""
+    """Return the settings by their dotted names, as on the command line and in MLflow's params."""
 
     def walk(prefix: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -42,7 +42,7 @@ def demo() -> RunConfig:
         scaling=ScalingConfig(renderer_cpus=0.25, max_renderers=2),
         evaluation=EvaluationConfig(
             tasks=("zero_shot:fashion_mnist/test",),
-            # Several: a single prompt is up to 9 points worse, see EXPERIMENTS.md.
+            # A single prompt is up to 9 points worse than several, see EXPERIMENTS.md.
             templates=("{}", "the {}", "one {}", "photo of the {}", "a photo of a {}"),
             cpus=0.5,
         ),
@@ -51,8 +51,8 @@ def demo() -> RunConfig:
 
 
 def finetune_text(model: ClippoConfig) -> RunConfig:
-    """A thousand steps of 64 texts; the learning rate falls with the model's width."""
-    # As transformers are scaled: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
+    """Return settings for a thousand steps of 64 texts; the learning rate falls with the width."""
+    # Inversely to the width: ViT-B/16 gets 7.5e-5, the demo's model 3e-4.
     learning_rate = 3e-4 * 192 / model.vit.width
     schedule = ScheduleConfig(decay="cosine", warmup_steps=None, cooldown_steps=0)
     return RunConfig(
@@ -65,7 +65,7 @@ def finetune_text(model: ClippoConfig) -> RunConfig:
 
 
 def finetune_vqa(model: ClippoConfig) -> RunConfig:
-    """As finetune_text, with twice as many steps of questions on pictures."""
+    """Return the settings of `finetune_text` with twice as many steps, of questions on pictures."""
     texts = finetune_text(model)
     return dataclasses.replace(
         texts, preset="finetune_vqa", train=dataclasses.replace(texts.train, steps=2000)
@@ -216,10 +216,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 
 def find_preset(name: str) -> RunConfig:
-    """The config of a preset.
+    """Return the config of a preset.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no preset of that name.
     """
     if name not in PRESETS:
         raise ConfigError(

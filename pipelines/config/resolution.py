@@ -1,4 +1,4 @@
-"""From a `RunConfig` to everything that follows from it, checked before any machine is taken."""
+"""The way from a `RunConfig` to all that follows from it, checked before machines are taken."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ from pipelines.stream.batch import (
     prepare_samples,
 )
 
-#: A run's config, in its folder.
+#: Name of the file in a run's folder that holds its config.
 RUN_FILE = "run.json"
-#: Samples of each source that are looked at before a run; more than half of them must be usable.
+#: Number of samples of each source that are checked before a run; more than half must be usable.
 VALIDATED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run that could begin.
+    """A run that is ready to begin.
 
     Attributes:
-        config: with the font's hash, the weights of the sources, and the run's name filled in.
-        sources: opened.
-        renderer: of the captions.
-        classifier: of fine-tuning; None: pairs.
+        config: settings with the font's hash, the weights of the sources, and the run's name filled
+            in.
+        sources: open data sets.
+        renderer: renderer of the captions.
+        classifier: head of fine-tuning; None where pairs are trained on.
     """
 
     config: RunConfig
@@ -59,13 +60,13 @@ class ResolvedRun:
 
     @property
     def run(self) -> Location:
-        """The run's folder."""
+        """Folder of the run."""
         assert self.config.storage.run is not None
         return Location.of(self.config.storage.root) / self.config.storage.run
 
     @property
     def stream(self) -> StreamSpec:
-        """What render workers are given."""
+        """Specification of the stream, which render workers are given."""
         data, train = self.config.data, self.config.train
         is_text = [int(source.manifest.kind != "image-text") for source in self.sources]
         plan = SamplePlan(
@@ -92,12 +93,12 @@ class ResolvedRun:
 
     @property
     def benchmarks(self) -> list[Benchmark]:
-        """What every checkpoint is evaluated on."""
+        """Benchmarks that every checkpoint is evaluated on."""
         return [parse_benchmark(text) for text in self.config.evaluation.tasks]
 
 
 def resolve(config: RunConfig) -> ResolvedRun:
-    """Open the data sets, load the font, fill in what was left to be derived.
+    """Return a run with its data sets opened, its font loaded, and derived settings filled in.
 
     Raises:
         ConfigError: if settings contradict each other.
@@ -122,7 +123,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
     resolved = dataclasses.replace(
         config,
         model=model,
-        # The weights say it all now; a run that is resumed divides nothing again.
+        # The weights contain the share now; a run that is resumed divides nothing again.
         data=dataclasses.replace(config.data, sources=uris, weights=weights, text_share=None),
         storage=dataclasses.replace(config.storage, run=run, root=root.uri),
         tracking=dataclasses.replace(config.tracking, uri=tracking_uri(config)),
@@ -134,10 +135,10 @@ def resolve(config: RunConfig) -> ResolvedRun:
 
 
 def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[float, ...]]:
-    """The sources that take part, and the share of each in a batch.
+    """Return the sources that take part, and the share of each in a batch.
 
     Raises:
-        ConfigError: if a set is not to be trained on, or there is none for a share.
+        ConfigError: if a set is for evaluation only, or a share has no set.
     """
     data = config.data
     sources = [open_source(locate_source(name).uri) for name in data.sources]
@@ -170,10 +171,10 @@ def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[floa
 
 
 def read_run_config(run: Location) -> RunConfig:
-    """The config that a run was started with.
+    """Return the config that a run was started with.
 
     Raises:
-        ConfigError: if the folder is no run.
+        ConfigError: if the folder is not a run's.
     """
     try:
         content = (run / RUN_FILE).read_bytes()
@@ -185,7 +186,7 @@ def read_run_config(run: Location) -> RunConfig:
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """Where MLflow keeps the run: as configured, as in the environment, or beside the runs."""
+    """Return MLflow's place for a run: configured, from the environment, or beside the runs."""
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri
@@ -194,10 +195,10 @@ def tracking_uri(config: RunConfig) -> str:
 
 
 def validate(resolved: ResolvedRun) -> dict[str, int]:
-    """Find what would fail in mid-run: unusable data, or weights that do not fit.
+    """Check for what would fail in mid-run: unusable data, or weights that do not fit.
 
     Returns:
-        How many of the first samples were rejected, per source.
+        Number of rejected samples among the first of each source.
 
     Raises:
         SampleError: if more than half of a source's first samples cannot be used.
@@ -216,7 +217,7 @@ def validate(resolved: ResolvedRun) -> dict[str, int]:
 
 
 def architecture(config: ClippoConfig) -> tuple[Any, ...]:
-    """The settings that weights must agree with; positions of patches are resized."""
+    """Return the settings that weights must agree with; positions of patches are resized."""
     tokens = (config.vocabulary_size, config.max_tokens) if config.reads_tokens else ()
     return (config.vit, config.text_input, *tokens)
 
@@ -225,10 +226,10 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
     """Decode and render the first samples of every source, before a trainer is started.
 
     Returns:
-        How many of them were rejected, per source.
+        Number of them that were rejected, per source.
 
     Raises:
-        SampleError: if more than half of a source's cannot be used.
+        SampleError: if more than half of a source's samples cannot be used.
     """
     spec, rejected = resolved.stream, {}
     for source in resolved.sources:
@@ -250,7 +251,7 @@ def validate_samples(resolved: ResolvedRun) -> dict[str, int]:
 
 
 def check_labels(resolved: ResolvedRun) -> None:
-    """Make sure that a run that goes on still has the labels that its checkpoints were made with.
+    """Make sure that a resumed run still has the labels that its checkpoints were made with.
 
     Raises:
         ConfigError: naming what changed.

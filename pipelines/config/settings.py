@@ -1,4 +1,4 @@
-"""`RunConfig`: everything that defines a run, and what is derived from it.
+"""Everything that defines a run: `RunConfig` and its parts.
 
 Presets (`pipelines.config.presets`) make one, the command line overrides fields, `resolve` derives
 the rest. The resolved config is stored beside the checkpoints and as MLflow params.
@@ -20,28 +20,29 @@ from clippo_core.config import (
 )
 from clippo_core.errors import ConfigError
 
-#: What a visual question may be asked without.
+#: Part of a visual question that an evaluation may leave out.
 Blank = Literal["picture", "question"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What is trained on, and in which order."""
+    """The data that a run is trained on, and its order."""
 
     sources: tuple[str, ...] = ()
     """Prepared data sets: folders or URIs with a manifest.json, or names in the data cache."""
     weights: tuple[float, ...] = ()
-    """Share of each source in every batch, relative to their sum; empty: in proportion to rows."""
+    """Share of each source in every batch, relative to their sum; empty takes shares in proportion
+    to rows."""
     text_share: float | None = None
-    """Share of the pairs in every batch that are text-text; the weights then hold among the
-    sources of pictures and among those of texts. None: as the weights say."""
+    """Share of the pairs in every batch that are text-text; the weights then hold among the sources
+    of pictures and among those of texts. None keeps the shares that the weights give."""
     run_length: int = 64
     """Consecutive rows drawn together: long runs are cheap to read, short ones mix more."""
     steps_per_task: int | None = None
-    """Steps whose part of a rank's batch one render task makes; None: two seconds of its work, and
-    256 MiB at most. More of them cost less per sample."""
+    """Steps whose part of a rank's batch one render task makes; more of them cost less per sample.
+    None takes two seconds of its work, and 256 MiB at most."""
     max_reject_ratio: float = 0.05
-    """Abort when more than this share of the samples could not be used."""
+    """Largest share of samples that cannot be used; above it the run aborts."""
     record_keys: bool = False
     """Write the keys of every step's samples to RUN/samples/, to audit what was seen."""
 
@@ -68,31 +69,32 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """How long and in which batches."""
+    """The length of a run and its batches."""
 
     steps: int = 100_000
-    """Updates to make."""
+    """Number of updates."""
     global_batch_size: int = 10_240
-    """Pairs in a batch, over all ranks; each is told from all others in it."""
+    """Pairs in a batch, over all ranks; each is contrasted with all others in it."""
     seed: int = 0
-    """Of the fresh weights and of the sample plan."""
+    """Seed of the fresh weights and of the sample plan."""
     precision: PrecisionSetting = "auto"
-    """Precision of the matrix products; weights, moments and the loss are float32. "auto": bfloat16
-    where each rank has a GPU that knows it, else float32."""
+    """Precision of the matrix products; weights, moments and the loss are float32. "auto" is
+    bfloat16 where each rank has a GPU that supports it, else float32."""
     micro_batch_size: int | Literal["auto"] | None = "auto"
-    """Pairs that a rank encodes at a time, each twice: memory for a big batch, a third more time.
-    "auto": as many as fit on the GPU by an estimate, all on a CPU. None: all. The update is the
-    same."""
+    """Pairs that a rank encodes at a time, each twice: less memory for a big batch, a third more
+    time, and the same update. "auto" takes as many as fit on the GPU by an estimate, and all on a
+    CPU; None takes all."""
     logit_rows: int | None = None
-    """Rows of the batch's logits that exist at a time on a rank; None: all of its rows."""
+    """Rows of the batch's logits that exist at a time on a rank; None takes all of its rows."""
     image_patch_drop: float = 0.0
     """Share of the patches of each picture that a step leaves out (FLIP, arXiv:2212.00794)."""
     unmasked_steps: int = 0
-    """Last steps, in which no patches are dropped; FLIP's tuning at the end."""
+    """Number of last steps in which no patches are dropped, as FLIP tunes at the end."""
     activation_checkpointing: bool = False
     """Compute activations of the blocks again in the backward pass instead of keeping them."""
     compile: bool = False
-    """Compile the encoder's blocks by torch.compile; needs a C++ compiler on the machine."""
+    """Compile the encoder's blocks with torch.compile, which needs a C++ compiler on the
+    machine."""
     init_from: str | None = None
     """Checkpoint (folder, .npz, URI) whose weights to start from; positions are resized."""
     checkpoint_every: int = 1_000
@@ -113,23 +115,24 @@ class TrainConfig(Config):
         require(unmasked >= 0, f"train.unmasked_steps={unmasked}; expected 0 or more")
 
     def patch_drop_at(self, step: int) -> float:
-        """The share of image patches that the update after `step` others leaves out."""
+        """Return the share of image patches that the update after `step` others leaves out."""
         return self.image_patch_drop if step < self.steps - self.unmasked_steps else 0.0
 
     def is_logged(self, step: int) -> bool:
-        """Whether the update that ends at `step` is a point in the charts."""
+        """Return True if the update that ends at `step` is a point in the charts."""
         return step % self.log_every == 0 or step == self.steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Config):
-    """Labels instead of pairs; `python -m pipelines finetune` fills this in."""
+    """Settings of fine-tuning on labels, filled in by `python -m pipelines finetune`."""
 
     task: FineTuningTask | None = None
-    """What to learn from labelled samples, on top of the weights of train.init_from; None: train
-    on pairs."""
+    """Task to learn from labelled samples, from the weights of train.init_from; None trains on
+    pairs."""
     hidden_dim: int | None = None
-    """Hidden features of the head on the pooled features, an MLP; None: a linear head."""
+    """Hidden features of the head on the pooled features, if it is an MLP; None is a linear
+    head."""
 
     def __post_init__(self) -> None:
         hidden = self.hidden_dim
@@ -140,33 +143,35 @@ class FinetuneConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig(Config):
-    """Which machines do what."""
+    """The division of work over machines."""
 
     num_ranks: int = 1
-    """Training processes. The batch is divided over them; what is seen does not depend on it."""
+    """Number of training processes. The batch is divided over them; which samples are seen does not
+    depend on it."""
     min_ranks: int | None = None
-    """Train with as few ranks as this where nodes are missing, and with up to num_ranks as they
-    come; a number of them that does not divide the batch is not used. None: num_ranks, always."""
+    """Fewest ranks to train with where nodes are missing; up to num_ranks are used as nodes come,
+    and numbers that do not divide the batch are skipped. None always takes num_ranks."""
     use_gpu: bool = False
-    """One GPU per rank (nccl) instead of CPUs (gloo)."""
+    """Give each rank a GPU (nccl) instead of CPUs (gloo)."""
     shard_weights: bool = False
     """Divide weights, gradients and moments over the ranks (FSDP2) instead of copying them."""
     cpus_per_rank: float = 1
     """CPUs that Ray sets aside for a rank."""
     device_memory_gb: float | None = None
-    """Memory of each rank's GPU, by which a run is checked before it starts, and
-    train.micro_batch_size=auto chosen; None: as the cluster's GPU says."""
+    """Memory of each rank's GPU in GB, by which a run is checked before it starts and
+    train.micro_batch_size=auto chosen; None asks the cluster's GPU."""
     renderer_cpus: float = 1
     """CPUs that Ray sets aside for one render task; fractions let several share a core."""
     min_renderers: int = 1
-    """Render tasks at a time that training waits for before it starts, and that the autoscaler is
-    asked for until then."""
+    """Number of parallel render tasks that training waits for before it starts, and that the
+    autoscaler is asked for until then."""
     max_renderers: int | None = None
-    """At most so many render tasks at a time; None: as many as there are free CPUs."""
+    """Largest number of parallel render tasks; None takes as many as there are free CPUs."""
     start_timeout_s: float = 600
-    """Seconds to wait for the nodes of a cluster before giving up; on one machine none can come."""
+    """Seconds to wait for the nodes of a cluster before giving up; Ray on one machine does not
+    wait."""
     max_failures: int = 3
-    """Restarts of the training workers after a failure, each from the last checkpoint."""
+    """Number of restarts of the training workers after failures, each from the last checkpoint."""
 
     def __post_init__(self) -> None:
         require(self.num_ranks >= 1, f"scaling.num_ranks={self.num_ranks}; expected 1 or more")
@@ -196,14 +201,14 @@ class ScalingConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig(Config):
-    """Where a run lives."""
+    """The place of a run."""
 
     root: str = "runs"
-    """Folder or URI of all runs; on several machines, one that all of them reach."""
+    """Folder or URI of all runs; with several machines, one that all of them reach."""
     run: str | None = None
-    """Name of the run; None: the preset's name and the time."""
+    """Name of the run; None builds one of the preset's name and the time."""
     keep_checkpoints: int = 3
-    """The newest so many checkpoints stay."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         keep = self.keep_checkpoints
@@ -217,44 +222,45 @@ class StorageConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig(Config):
-    """Where MLflow keeps the run."""
+    """The record of a run in MLflow."""
 
     uri: str | None = None
-    """Tracking server or sqlite:/// file; None: a SQLite file beside the runs, or
-    MLFLOW_TRACKING_URI where that is set."""
+    """Tracking server or sqlite:/// file; None takes MLFLOW_TRACKING_URI where that is set, else a
+    SQLite file beside the runs."""
     experiment: str = "clippo"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     pictures: bool = True
     """Draw texts, pairs and similarities of a batch, at the start and at checkpoints, one batch at
     a time: out of idle CPU time, though each takes a process's start."""
     registered_model: str | None = None
-    """Name in MLflow's registry; each checkpoint becomes a version of it. None: checkpoints are
-    logged as models of the run, and not registered."""
+    """Name in MLflow's registry; each checkpoint becomes a version of it. None logs checkpoints as
+    models of the run, without registering them."""
     champion_metric: str | None = None
-    """TASK/SOURCE/METRIC that moves the alias "champion" of the registered model, whenever a
-    checkpoint beats the one that has it; None: the first metric of the first evaluation."""
+    """Metric (TASK/SOURCE/METRIC) that moves the alias "champion" of the registered model whenever
+    a checkpoint beats the one that has it; None takes the first metric of the first evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig(Config):
-    """What is evaluated at every checkpoint, beside training, as Ray tasks."""
+    """The evaluations of every checkpoint, which run beside training as Ray tasks."""
 
     tasks: tuple[str, ...] = ()
     """TASK:SOURCE pairs, e.g. "zero_shot:fashion_mnist/test" or "retrieval:DATA_FOLDER"; TASK alone
     where it needs no data. docs/evaluations.md lists them."""
     templates: tuple[str, ...] = ("a photo of a {}",)
-    """Prompts of pictures' classes; {} is the class name. Their embeddings are averaged per class.
-    Names of sets work too: name, photo, clip7, clip80."""
+    """Prompts for the classes of pictures; {} is the class name. Their embeddings are averaged per
+    class. Names of sets work too: name, photo, clip7, clip80."""
     text_templates: tuple[str, ...] = ("{}",)
-    """Prompts of texts' classes, likewise; for positive and negative there is sentiment5."""
+    """Prompts for the classes of texts, in the same form; the set sentiment5 is for positive and
+    negative."""
     limit: int | None = None
-    """Evaluate on the first so many samples; None: all."""
+    """Number of first samples to evaluate on; None takes all."""
     cpus: float = 1
     """CPUs that Ray sets aside for one evaluation."""
     gpus: float = 0
-    """GPUs that Ray sets aside for one evaluation, which encodes there; a part of one is shared."""
+    """GPUs that Ray sets aside for one evaluation, which encodes there; below 1 it shares one."""
     timeout_s: float = 3600
-    """An evaluation that takes longer is stopped, and counts as failed."""
+    """Seconds after which an evaluation is stopped, and counts as failed."""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -271,13 +277,13 @@ class EvaluationConfig(Config):
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What an evaluation may be told.
+    """The settings that a single evaluation gets.
 
     Attributes:
-        templates: prompts of pictures' classes; {} is the class name.
-        text_templates: prompts of texts' classes, or names of sets of `zero_shot.TEMPLATES`.
-        limit: take the first so many samples; None: all.
-        blank: side of visual questions that is left out.
+        templates: prompts for the classes of pictures; {} is the class name.
+        text_templates: prompts for the classes of texts, or names of sets of `zero_shot.TEMPLATES`.
+        limit: number of first samples to take; None takes all.
+        blank: part of a visual question that is left out.
     """
 
     templates: tuple[str, ...] = ("a photo of a {}",)
@@ -287,34 +293,34 @@ class EvaluationOptions:
 
     @staticmethod
     def of(config: EvaluationConfig, *, blank: Blank | None = None) -> EvaluationOptions:
-        """What a run's config, or the command line, says."""
+        """Return the options that a run's config and `blank` give."""
         return EvaluationOptions(config.templates, config.text_templates, config.limit, blank)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A training run. `python -m pipelines show PRESET` prints one with what follows from it."""
+    """The settings of a training run; `python -m pipelines show PRESET` prints them."""
 
     preset: str = "custom"
-    """Name of the preset that it came from."""
+    """Name of the preset that the settings come from."""
     model: ClippoConfig = field(default_factory=ClippoConfig)
-    """What the checkpoint computes."""
+    """The model that the checkpoint holds."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer and its schedule."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What is trained on."""
+    """The data to train on."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How long and in which batches."""
+    """The length of the run and its batches."""
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    """Whether labels are learned instead."""
+    """The task, where labels are learned instead of pairs."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
-    """Which machines do what."""
+    """The division of work over machines."""
     storage: StorageConfig = field(default_factory=StorageConfig)
-    """Where the run lives."""
+    """The place of the run."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where MLflow keeps it."""
+    """The record in MLflow."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """What is evaluated at every checkpoint."""
+    """The evaluations of every checkpoint."""
 
     def __post_init__(self) -> None:
         size, ranks = self.train.global_batch_size, self.scaling.num_ranks
@@ -358,21 +364,23 @@ class RunConfig(Config):
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Which learning rates to compare, and on what."""
+    """The learning rates to compare, and the data to compare them on."""
 
     learning_rates: tuple[float, ...] = ()
-    """Train one run with each, and keep the best; empty: one run with optim.learning-rate."""
+    """Learning rates to train one run with each, of which the best is kept; empty trains one run
+    with optim.learning-rate."""
     held_out_share: float = 0.1
-    """Share of the training set that the runs are compared on, and not trained on; the test set is
-    not looked at until the best is chosen."""
+    """Share of the training set that the runs are compared on instead of trained on; the test set
+    is left alone until the best is chosen."""
     concurrent: int = 1
-    """Runs at a time; each takes the CPUs of its own ranks, render tasks and evaluation."""
+    """Number of parallel runs; each takes the CPUs of its own ranks, render tasks and
+    evaluation."""
 
     def check(self) -> None:
-        """Refuse what cannot be compared.
+        """Refuse settings that cannot be compared.
 
         Raises:
-            ConfigError: naming the setting.
+            ConfigError: if a setting is not valid; names it.
         """
         rates = self.learning_rates
         if len(set(rates)) < len(rates) or min(rates, default=1.0) <= 0:

@@ -1,1 +1,1 @@
-"""Data sets: their manifests, reading any rows of them, and making them (`prepare`)."""
+"""Data sets: their manifests, the reading of any rows, and their preparation (`prepare`)."""

@@ -19,9 +19,9 @@ from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Columns, ImageReference
 from pipelines.runtime.storage import Location, storage_errors
 
-#: Requests to a bucket that are under way at a time, per process.
+#: Parallel requests to a bucket, per process.
 CONCURRENT_REQUESTS = 16
-#: Parts of a file that lie so close together are fetched by one request.
+#: Largest gap between parts of a file that are fetched by one request.
 _MAX_GAP_BYTES = 64 * 1024
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +32,8 @@ class ParquetShard:
     """An open Parquet file.
 
     Attributes:
-        file: itself.
-        columns: those that are read.
+        file: Parquet file itself.
+        columns: columns that are read.
         ends: number of rows up to and including each row group.
     """
 
@@ -44,15 +44,15 @@ class ParquetShard:
 
     @property
     def num_rows(self) -> int:
-        """Rows in it."""
+        """Number of rows."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def group_rows(self, group: int) -> range:
-        """The rows that a row group holds."""
+        """Return the rows that a row group holds."""
         return range(int(self.ends[group - 1]) if group else 0, int(self.ends[group]))
 
     def read(self, group: int, only: str | None = None) -> pa.Table:
-        """A row group, or one column of it, which may be empty and then is left out.
+        """Return a row group, or one column of it, which is left out where it is empty.
 
         Threads take turns: two reads at a time corrupt pyarrow's memory.
         """
@@ -64,16 +64,16 @@ class ParquetShard:
 
 @functools.lru_cache(maxsize=128)
 def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
-    """Open a Parquet file once per process; the version tells it from a successor of that name.
+    """Return a Parquet file, opened once per process; `_version` tells it from its successors.
 
     Raises:
-        SampleError: if it lacks a column.
+        SampleError: if the file lacks a column.
     """
     location = Location.of(uri)
     with storage_errors(location):
         fs, path = location.open_fs()
         if location.is_local:
-            # As a buffer: Arrow reads files, mapped ones too, by a thread that has to be woken.
+            # A buffer, since Arrow reads files, mapped ones too, by a thread that has to be woken.
             file = pq.ParquetFile(pa.BufferReader(pa.memory_map(path).read_buffer()))
         else:
             # Arrow asks for just what it needs; a cache would read 50 MB ahead each time.
@@ -81,7 +81,7 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
     found = file.schema_arrow.names
     missing = [name for name in columns.names if name not in found]
     if missing and columns == Columns():
-        # Sets of an earlier day may lack what no sample has; the key and the texts are a must.
+        # Older sets may lack columns that no sample fills; the key and the texts are required.
         missing = [name for name in missing if name in ("key", "captions")]
     if missing:
         raise SampleError(f"{uri} has the columns {found}; expected {columns.names}")
@@ -94,7 +94,7 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
 
 
 def _empty_columns(metadata: pq.FileMetaData, names: Sequence[str]) -> set[str]:
-    """Of these columns those without a value, by the file's statistics: to read them is in vain."""
+    """Return the columns that have no value by the file's statistics, and need no reading."""
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
 
     def is_empty(number: int) -> bool:
@@ -114,11 +114,12 @@ def _empty_columns(metadata: pq.FileMetaData, names: Sequence[str]) -> set[str]:
 
 
 def fetch_files(base: Location, references: Sequence[ImageReference]) -> list[bytes | None]:
-    """The bytes behind references, in their order; None for a file that is missing.
+    """Return the bytes behind references, in their order; None for a file that is missing.
 
     Args:
-        base: that the references' paths are relative to.
-        references: files, or parts of files; parts that lie close together come by one request.
+        base: folder that the references' paths are relative to.
+        references: files, or parts of files; parts that lie close together are fetched by one
+            request.
 
     Raises:
         SampleError: if a path leads out of `base`.
@@ -132,7 +133,7 @@ def fetch_files(base: Location, references: Sequence[ImageReference]) -> list[by
     spans = _spans([fs._strip_protocol(place.uri) for place in places], references)
     if spans:
         with storage_errors(base):
-            # Not `cat`: it takes file names for patterns.
+            # `cat` would take file names for patterns.
             contents = fs.cat_ranges(
                 [span.path for span in spans],
                 [span.start for span in spans],
@@ -148,7 +149,7 @@ def fetch_files(base: Location, references: Sequence[ImageReference]) -> list[by
 def for_each(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 1
 ) -> list[Result]:
-    """What the function makes of each item, in order; with threads where that hides latency."""
+    """Return a function's result for each item, in order; threads hide latency."""
     if threads == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
@@ -167,7 +168,7 @@ def _read_local(place: Location, reference: ImageReference) -> bytes | None:
 
 @dataclass
 class _Span:
-    """What one request brings: a file, or a range of it that serves several references."""
+    """A range of a file, or all of it, that one request fetches for several references."""
 
     path: str
     start: int | None
@@ -175,7 +176,7 @@ class _Span:
     slots: list[int]
 
     def part(self, content: bytes, reference: ImageReference) -> bytes:
-        """What the span's content holds of a reference."""
+        """Return the part of the span's content that a reference names."""
         if reference.offset is None or self.start is None:
             return content
         first = reference.offset - self.start
@@ -199,14 +200,14 @@ def _spans(paths: Sequence[str], references: Sequence[ImageReference]) -> list[_
 
 
 def _is_near(last: _Span, start: int | None) -> bool:
-    """Whether a part from `start` on is fetched with what came before in the same file."""
+    """Return True if a part from `start` on is fetched with the span before it in the same file."""
     if start is None or last.stop is None:
         return start is None and last.stop is None
     return start - last.stop <= _MAX_GAP_BYTES
 
 
 def _or_none(content: Any) -> bytes | None:
-    """What a request brought: None if there is no such file; other errors are raised."""
+    """Return the content of a request, None if there is no such file; raise other errors."""
     if isinstance(content, FileNotFoundError):
         return None
     if isinstance(content, BaseException):

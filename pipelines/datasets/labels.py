@@ -1,15 +1,14 @@
-"""Labelled samples for fine-tuning: what the model sees of a sample, and what it should say.
+"""Labelled samples for fine-tuning: the input and the target of each.
 
 Training and evaluation prepare samples by the same functions.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +18,13 @@ from clippo_core.config import ClassifierConfig, FineTuningTask
 from clippo_core.errors import Rejected, SampleError
 from clippo_core.evaluation.glue_metrics import GLUE_TASKS
 from clippo_core.evaluation.vqa import answer_targets
-from clippo_core.rendering.pairs import join_pairs
 from pipelines.datasets.manifest import RawSample, SampleKind
-from pipelines.datasets.sources import Source
+from pipelines.datasets.sources import Source, class_numbers
 
-#: What the samples of a task are.
+#: Glyph full of ink between two texts: no text has it, and one patch of it looks like PIXEL's
+#: separator (arXiv:2207.06991, section 3.1), a black patch. The paper's own is not known.
+PAIR_SEPARATOR = " █ "
+#: Kind of the samples that each task is trained on.
 KIND_OF_TASK: dict[FineTuningTask, SampleKind] = {
     "text_classification": "labelled-text",
     "glue": "labelled-text",
@@ -33,14 +34,14 @@ KIND_OF_TASK: dict[FineTuningTask, SampleKind] = {
 
 @dataclass(frozen=True)
 class LabelSpec:
-    """What render workers make targets of; the names of labels stay in the data sets.
+    """The labels as render workers know them; their names stay in the data sets.
 
     Attributes:
-        task: what is trained.
-        num_outputs: numbers in a target.
-        digest: of the labels' names in their order; "" of scores.
-        score_mean: of the training scores.
-        score_deviation: of the training scores.
+        task: task that is trained.
+        num_outputs: number of outputs in a target.
+        digest: digest of the labels' names in their order; "" where targets are scores.
+        score_mean: mean of the training scores.
+        score_deviation: standard deviation of the training scores.
     """
 
     task: FineTuningTask
@@ -51,22 +52,22 @@ class LabelSpec:
 
     @property
     def is_regression(self) -> bool:
-        """Whether targets are scores."""
+        """True if targets are scores."""
         return not self.digest
 
 
 def digest_of_labels(names: Sequence[str]) -> str:
-    """A short digest of names in their order; "" of none."""
+    """Return a short digest of names in their order; "" of none."""
     if not names:
         return ""
     return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
 
 
 def require_task_kind(source: Source, task: FineTuningTask) -> None:
-    """Make sure that a data set holds what a task is about.
+    """Make sure that a data set holds the kind of samples that a task needs.
 
     Raises:
-        SampleError: if it does not.
+        SampleError: if it holds others.
     """
     kind, wanted = source.manifest.kind, KIND_OF_TASK[task]
     if kind != wanted:
@@ -81,24 +82,24 @@ def require_task_kind(source: Source, task: FineTuningTask) -> None:
 
 
 def text_of(sample: RawSample) -> str | Rejected:
-    """The text of a sample; two texts, as of GLUE's pairs, become one."""
+    """Return the text of a sample; two texts, such as GLUE's pairs, become one."""
     texts = [text for text in sample.captions or () if text is not None and text.strip()]
     if not 1 <= len(texts) <= 2:
         return Rejected("missing_caption", f"{len(texts)} texts, expected 1 or 2")
-    return texts[0] if len(texts) == 1 else join_pairs(texts[:1], texts[1:])[0]
+    return PAIR_SEPARATOR.join(texts)
 
 
 def target_of(
     sample: RawSample, spec: LabelSpec, labels: Labels
 ) -> Float32[np.ndarray, " output"] | Rejected:
-    """What the head should give for a sample; see `LabelledBatch.targets`.
+    """Return the target outputs for a sample; see `LabelledBatch.targets`.
 
     A question whose answers are all unknown has a target of zeros: no answer is right.
 
     Args:
-        sample: of a data set with `labels`.
-        spec: of the run.
-        labels: of the data set that it is from.
+        sample: sample of the data set that `labels` belong to.
+        spec: labels of the run.
+        labels: labels of the data set.
     """
     target = np.zeros(spec.num_outputs, np.float32)
     if spec.is_regression:
@@ -120,47 +121,42 @@ def target_of(
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a run, as one of its data sets numbers them.
+    """The labels of a run in relation to the classes of one of its data sets.
 
     Attributes:
-        names: in the order of the head's outputs.
-        class_names: in the order of the data set's classes.
+        names: names in the order of the head's outputs.
+        class_names: names in the order of the data set's classes.
     """
 
     names: tuple[str, ...]
     class_names: tuple[str, ...]
 
     def number_of(self, class_id: int) -> int | None:
-        """The output that stands for a class; None for no class, or one without an output."""
+        """Return the output of a class; None for no class, or one without an output."""
         if not 0 <= class_id < len(self.class_names):
             return None
-        return _numbers(self.names).get(self.class_names[class_id])
+        return class_numbers(self.names).get(self.class_names[class_id])
 
 
-@functools.lru_cache(maxsize=8)
-def _numbers(names: tuple[str, ...]) -> Mapping[str, int]:
-    return {name: number for number, name in enumerate(names)}
-
-
-#: What `prepare glue` calls a set: glue_sst-2-train.
+#: Name that `prepare glue` gives to a set, such as glue_sst-2-train.
 _GLUE_SET = re.compile(r"glue_(.+?)-(?:train|test|dev|dev_matched|dev_mismatched)")
 
 
 def find_labels(
     task: FineTuningTask, sources: Sequence[Source], hidden_dim: int | None = None
 ) -> ClassifierConfig:
-    """The head that training sets ask for: an output for each of their classes, or a score.
+    """Return the head for training sets: an output for each of their classes, or a score.
 
-    Of questions the classes are the frequent answers of the training set, as `prepare` counted
+    The classes of questions are the frequent answers of the training set, as `prepare` counted
     them.
 
     Args:
-        task: what is learned.
+        task: task that is learned.
         sources: training sets, all with the same classes; the first one's order counts.
-        hidden_dim: of the head.
+        hidden_dim: hidden features of the head; None for a linear head.
 
     Raises:
-        SampleError: if a set is of another kind, has no labels, or others than the first.
+        SampleError: if a set is of another kind, has no labels, or other labels than the first.
     """
     first = sources[0]
     for source in sources:
@@ -197,10 +193,10 @@ def find_labels(
 
 
 def glue_task_of(source: Source) -> str:
-    """Which task of GLUE a data set is of.
+    """Return the GLUE task that a data set belongs to.
 
     Raises:
-        SampleError: if it is of none.
+        SampleError: if it belongs to none.
     """
     match = _GLUE_SET.fullmatch(source.name)
     if match is None or match[1] not in GLUE_TASKS:
@@ -212,7 +208,7 @@ def glue_task_of(source: Source) -> str:
 
 
 def label_spec(classifier: ClassifierConfig) -> LabelSpec:
-    """What render workers are told of the labels."""
+    """Return the labels in the form that render workers get."""
     return LabelSpec(
         task=classifier.task,
         num_outputs=classifier.num_outputs,

@@ -1,9 +1,9 @@
-"""A data set: a manifest.json that says what it is, and a shards.parquet that says where.
+"""The two files that make a data set: manifest.json describes it, shards.parquet lists files.
 
-The samples themselves are rows of Parquet files, own ones (`ShardWriter`) or anybody's: `Columns`
-says which column is what. A picture is either in its row, or the row says where it lies: a file, or
-a part of one such as a member of a tar. So one reader (`sources`) serves every format, and any
-sample can be named by its row without scanning.
+The samples themselves are rows of Parquet files, our own (`ShardWriter`) or anybody's: `Columns`
+names the columns. A picture is either in its row, or the row names its place: a file, or a part of
+one such as a member of a tar. So one reader (`sources`) serves every format, and any sample can be
+named by its row without scanning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARDS_FILE = "shards.parquet"
 REJECTS_FILE = "rejects.jsonl"
 FORMAT_VERSION = 2
 
-#: What a sample is, and how a pair is made of it.
+#: The kinds of samples, each with the way in which a pair is made of one.
 SampleKind = Literal[
     "image-text",  # a picture and its captions, one of which is drawn
     "next-sentence",  # a text cut into sentences (`captions`); two in succession are drawn
@@ -55,12 +55,12 @@ SCHEMA = pa.schema(
 _SHARDS_SCHEMA = pa.schema(
     [("path", pa.string()), ("num_rows", pa.int64()), ("version", pa.string())]
 )
-#: A shard is written out when it has gathered so much, however few rows that is.
+#: Size of a shard at which it is written, however few rows it has.
 _MAX_SHARD_BYTES = 256 * 2**20
 
 
 class ImageReference(NamedTuple):
-    """Where an encoded picture lies: a file, or `size` bytes from `offset` on in one."""
+    """The place of an encoded picture: a file, or `size` bytes from `offset` on in one."""
 
     path: str
     offset: int | None = None
@@ -71,14 +71,14 @@ class RawSample(NamedTuple):
     """One row of a data set, nothing decoded yet; `SampleKind` says how a pair is made of it.
 
     Attributes:
-        key: unique in its set.
-        image: an encoded picture.
-        captions: texts.
+        key: name that is unique in the set.
+        image: encoded picture.
+        captions: texts of the sample.
         class_id: index into the manifest's class names.
-        languages: of the captions, one for each (BCP 47); None where it is not known.
-        question: about the picture.
-        score: such as the similarity that people gave to two texts.
-        image_at: where the picture lies, if not in the row; `Source` brings the bytes.
+        languages: language of each caption (BCP 47); None where it is not known.
+        question: question about the picture.
+        score: score, such as the similarity that people gave to two texts.
+        image_at: place of a picture that is not in the row; `Source` fetches the bytes.
     """
 
     key: str
@@ -93,32 +93,32 @@ class RawSample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns(Config):
-    """Which columns of the shards hold what; the names of our own shards by default."""
+    """The columns of the shards by content; the defaults are the names in our own shards."""
 
     key: str | None = "key"
-    """Unique name; None: file and row number."""
+    """Unique name of the sample; None numbers the rows of each file."""
     image: str | None = "image"
     """Encoded picture, or a struct with a field `bytes`."""
     image_path: str | None = "image_path"
-    """Where the picture lies instead, relative to the manifest's `files_at`."""
+    """Path of a picture outside the row, relative to the manifest's `files_at`."""
     image_offset: str | None = "image_offset"
-    """Where in that file it starts; with image_size."""
+    """Offset of the picture in that file; needs image_size."""
     image_size: str | None = "image_size"
-    """Its length in bytes."""
+    """Length of the picture in bytes."""
     captions: tuple[str, ...] = ("captions",)
-    """Each a string or a list of strings; all of them together are the captions."""
+    """Columns of strings or of lists of strings; all of them together are the captions."""
     languages: str | None = "languages"
     """List of the captions' languages."""
     question: str | None = "question"
-    """A question about the picture."""
+    """Question about the picture."""
     class_id: str | None = "class_id"
-    """Index into class_names, or one of them."""
+    """Index into class_names, or one of these names."""
     score: str | None = "score"
-    """A number, such as a similarity."""
+    """Number, such as a similarity."""
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """Names of all columns that are there."""
         single = (
             *(self.key, self.image, self.image_path, self.image_offset, self.image_size),
             *(self.languages, self.question, self.class_id, self.score),
@@ -128,42 +128,42 @@ class Columns(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Config):
-    """What a data set holds."""
+    """The description of a data set."""
 
     format_version: int = FORMAT_VERSION
-    """Of this file."""
+    """Version of the manifest's format."""
     name: str
-    """What it is called in logs and results."""
+    """Name of the set in logs and results."""
     kind: SampleKind = "image-text"
-    """What a sample is."""
+    """Kind of the samples."""
     num_rows: int = 0
-    """Samples in all shards; filled in as the manifest is written."""
+    """Number of samples in all shards; filled in as the manifest is written."""
     digest: str = ""
     """Short digest of the content: the same shards in the same order give the same one."""
     evaluation_only: bool = False
-    """Whether it must not be trained on."""
+    """True if the set must not be trained on."""
     columns: Columns = field(default_factory=Columns)
-    """Of the shards."""
+    """Columns of the shards."""
     shards_at: str | None = None
-    """Folder or URI that the shards' paths are relative to; None: the manifest's own."""
+    """Folder or URI that the shards' paths are relative to; None is the manifest's own."""
     files_at: str | None = None
-    """Folder or URI that the pictures' paths are relative to; None: the manifest's own."""
+    """Folder or URI that the pictures' paths are relative to; None is the manifest's own."""
     class_names: tuple[str, ...] = ()
     """Name of each class_id; empty without classes."""
     licence: str = "unknown"
-    """Of the content."""
+    """Licence of the content."""
     origin: str = ""
-    """Where the content came from."""
+    """Source of the content."""
     num_rejected: int = 0
-    """Rows that prepare could not use; listed in rejects.jsonl beside this file."""
+    """Number of rows that prepare could not use; listed in rejects.jsonl beside this file."""
 
 
 class Shard(NamedTuple):
-    """One Parquet file.
+    """A Parquet file of a data set.
 
     Attributes:
-        path: relative to the manifest's `shards_at`.
-        num_rows: in it.
+        path: path relative to the manifest's `shards_at`.
+        num_rows: number of its rows.
         version: tells it from another file of that name: a digest, or size and modification time.
     """
 
@@ -173,7 +173,7 @@ class Shard(NamedTuple):
 
 
 def read_manifest(folder: Location) -> Manifest:
-    """Read the manifest of a data set.
+    """Return the manifest of a data set.
 
     Raises:
         SampleError: if there is none, or it is damaged or of another version.
@@ -203,7 +203,7 @@ def read_manifest(folder: Location) -> Manifest:
 
 
 def is_prepared(folder: Location) -> bool:
-    """Whether there is a data set that this version reads."""
+    """Return True if the folder holds a data set that this version reads."""
     try:
         read_manifest(folder)
     except SampleError:
@@ -212,7 +212,7 @@ def is_prepared(folder: Location) -> bool:
 
 
 def refuse_prepared(folders: Iterable[Location]) -> None:
-    """Make sure that nothing is overwritten.
+    """Make sure that no data set is overwritten.
 
     Raises:
         ConfigError: if there is a data set in one of the folders.
@@ -228,12 +228,12 @@ def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest
     """Write a data set's two files, the manifest last: a half-written set has none.
 
     Args:
-        folder: of the data set.
-        shards: in the order that rows are counted in.
-        manifest: its `num_rows` and `digest` are computed here.
+        folder: folder of the data set.
+        shards: shards in the order that rows are counted in.
+        manifest: description of the set; `num_rows` and `digest` are computed here.
 
     Returns:
-        The manifest as written.
+        The manifest that was written.
     """
     columns = dict(zip(_SHARDS_SCHEMA.names, zip(*shards, strict=True), strict=True))
     table = pa.table({name: list(v) for name, v in columns.items()}, schema=_SHARDS_SCHEMA)
@@ -248,14 +248,14 @@ def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest
 
 
 def digest_of(shards: Iterable[Shard | tuple[str, int, str]]) -> str:
-    """The `Manifest.digest` of shards, given as such or as (path, num_rows, version)."""
+    """Return the `Manifest.digest` of shards, given as such or as (path, num_rows, version)."""
     content = "".join(f"{num_rows}:{version}\n" for _, num_rows, version in shards)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass
 class ShardWriter:
-    """Writes samples into shards, and the manifest last, so that a half-written set has none.
+    """A writer of samples into shards; the manifest comes last, so a half-written set has none.
 
     Row groups are small on purpose: a run of consecutive rows is read without much around it. Since
     training draws runs of rows, neighbours should not be alike: `shuffle` keeps a (small) set in
@@ -280,18 +280,18 @@ class ShardWriter:
     _rejects: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, sample: RawSample) -> None:
-        """Take one sample."""
+        """Add one sample."""
         if self.shuffle:
             self._held.append(sample)
         else:
             self._append(sample)
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
-        """Note a row that cannot be used."""
+        """Record a row that cannot be used."""
         self._rejects.append({"key": key, "reason": reason, "detail": detail})
 
     def close(self) -> Manifest:
-        """Write what is left, the rejects, and the manifest.
+        """Write the remaining samples, the rejects, and the manifest.
 
         Raises:
             SampleError: if there was no sample.
@@ -330,7 +330,7 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         if not self._shards:
-            # A set that is written over is no set until it is whole again.
+            # A set that is being overwritten must not count as one until it is whole again.
             (self.folder / MANIFEST_FILE).remove_file()
         columns = dict(zip(SCHEMA.names, zip(*map(_row, self._pending), strict=True), strict=True))
         table = pa.table({name: list(values) for name, values in columns.items()}, schema=SCHEMA)
@@ -358,13 +358,13 @@ def finish_data_set(
     rejects: Sequence[dict[str, str]],
     manifest: Manifest,
 ) -> Manifest:
-    """Write the list of rejects, where there are any, and the manifest; see `write_manifest`."""
+    """Write the list of rejects, if any, and the manifest; see `write_manifest`."""
     _write_rejects(folder, rejects)
     return write_manifest(folder, shards, dataclasses.replace(manifest, num_rejected=len(rejects)))
 
 
 def shuffled_place(key: str) -> bytes:
-    """Where a sample stands in a shuffled set; the same wherever and whenever it is written."""
+    """Return a sample's place in a shuffled set, which depends on its key alone."""
     return hashlib.sha256(f"order of {key}".encode()).digest()
 
 
@@ -377,7 +377,7 @@ def _write_rejects(folder: Location, rejects: Sequence[dict[str, str]]) -> None:
 
 
 def _row(sample: RawSample) -> tuple[object, ...]:
-    """A sample's values in the order of `SCHEMA`."""
+    """Return a sample's values in the order of `SCHEMA`."""
     return (
         *(sample.key, sample.image, *(sample.image_at or (None, None, None))),
         *(sample.captions, sample.languages, sample.question, sample.class_id, sample.score),
@@ -385,7 +385,7 @@ def _row(sample: RawSample) -> tuple[object, ...]:
 
 
 def _format_version(content: bytes) -> object:
-    """What a manifest says of its format; None where it is no JSON object."""
+    """Return the format version that a manifest states; None where it is no JSON object."""
     try:
         found = json.loads(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Data sets, opened for reading any rows of them, whatever format they are stored in."""
+"""Open data sets, whose rows can be read in any order and from any storage format."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from pipelines.datasets.manifest import (
 from pipelines.runtime.storage import Location, storage_errors
 
 DATA_VARIABLE = "CLIPPO_DATA"
-#: Pictures that are fetched at a time when a whole set is read.
+#: Number of pictures that are fetched at a time when a whole set is read.
 _IMAGES_AT_A_TIME = 512
 
 
 def data_cache() -> Location:
-    """Where `prepare` puts data sets: $CLIPPO_DATA, else ~/.cache/clippo."""
+    """Return the folder where `prepare` puts data sets: $CLIPPO_DATA, else ~/.cache/clippo."""
     return Location.of(os.environ.get(DATA_VARIABLE) or Path.home() / ".cache" / "clippo")
 
 
 def locate_source(name: str) -> Location:
-    """The folder of a data set: a URI, a path that exists, or a name in the data cache."""
+    """Return the folder of a data set: a URI, a path that exists, or a name in the data cache."""
     if "://" in name or name.startswith(("/", ".", "~")) or Path(name).is_dir():
         return Location.of(name)
     return data_cache() / name
@@ -55,11 +55,11 @@ def locate_source(name: str) -> Location:
 
 @dataclass(frozen=True)
 class ShardTable:
-    """The shards of a data set, as columns: a million of them take a few dozen megabytes.
+    """The shards of a data set in columns: a million of them take a few dozen megabytes.
 
     Attributes:
-        paths: of the files.
-        versions: of the files.
+        paths: paths of the files.
+        versions: versions of the files.
         ends: number of rows up to and including each shard.
     """
 
@@ -75,7 +75,7 @@ class ShardTable:
         return Shard(self.paths[number].as_py(), rows, self.versions[number].as_py())
 
     def start(self, number: int) -> int:
-        """The first row of a shard."""
+        """Return the first row of a shard."""
         return int(self.ends[number - 1]) if number else 0
 
 
@@ -88,23 +88,23 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What the manifest calls it."""
+        """Name in the manifest."""
         return self.manifest.name
 
     @property
     def num_rows(self) -> int:
-        """Rows of all shards."""
+        """Number of rows of all shards."""
         return self.manifest.num_rows
 
     @property
     def shards(self) -> ShardTable:
-        """Its files; read when first asked for."""
+        """Files of the set, whose list is read when first asked for."""
         return _read_shards(self.folder.uri, self.manifest.digest)
 
     def read(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
-        """The samples in the given rows, in that order; each row group is read once.
+        """Return the samples in the given rows, in that order; each row group is read once.
 
-        Pictures come as bytes; one whose file is missing comes as None.
+        Pictures come as bytes, or as None where a file is missing.
 
         Raises:
             SampleError: if a shard is missing or not what the manifest says.
@@ -127,13 +127,13 @@ class Source:
         return self._with_images(found)
 
     def __iter__(self) -> Iterator[RawSample]:
-        """All samples, shard by shard."""
+        """Yield all samples, shard by shard."""
         for samples in self._groups():
             for start in range(0, len(samples), _IMAGES_AT_A_TIME):
                 yield from self._with_images(samples[start : start + _IMAGES_AT_A_TIME])
 
     def rows(self) -> Iterator[RawSample]:
-        """All samples as their rows are: pictures that lie elsewhere are not fetched."""
+        """Yield all samples; pictures that lie outside the rows are not fetched."""
         for samples in self._groups():
             yield from samples
 
@@ -146,7 +146,7 @@ class Source:
                 yield self._to_samples(shard, file.read(group), file.group_rows(group))
 
     def read_texts(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
-        """`read` without pictures, which are not fetched."""
+        """Return the samples of `read` without pictures, which are not fetched."""
         columns = self.manifest.columns
         others = {field.name for field in dataclasses.fields(columns)} - {"key", "captions"}
         texts = dataclasses.replace(columns, **dict.fromkeys(others))
@@ -154,7 +154,7 @@ class Source:
         return dataclasses.replace(self, manifest=manifest).read(rows)
 
     def class_ids(self) -> list[int | None]:
-        """The class of every row; pictures and texts are not read.
+        """Return the class of every row; pictures and texts are not read.
 
         Raises:
             SampleError: if a shard is missing or not what the manifest says.
@@ -181,7 +181,7 @@ class Source:
     def _read_shard(
         self, number: int, rows: np.ndarray[Any, Any]
     ) -> Iterator[tuple[int, RawSample]]:
-        """Pairs of the position in `rows` and the sample, in the order of the file."""
+        """Yield the position in `rows` of each sample, and the sample, in the order of the file."""
         shard, file = self.shards[number], self._open(number)
         group_of_row = np.searchsorted(file.ends, rows, side="right")
         for group in np.unique(group_of_row).tolist():
@@ -217,7 +217,7 @@ class Source:
     def _to_samples(
         self, shard: Shard, table: pa.Table, rows: Sequence[int] | np.ndarray[Any, Any]
     ) -> list[RawSample]:
-        """Rows of a shard as samples; pictures that lie elsewhere as references."""
+        """Return rows of a shard as samples; pictures outside the rows as references."""
         names, count = self.manifest.columns, table.num_rows
 
         def values(name: str | None) -> list[Any]:
@@ -242,13 +242,13 @@ class Source:
         )
 
     def _class_id(self, value: Any) -> int | None:
-        """Classes are numbers, or names out of the manifest's."""
+        """Return the number of a class, which is given as such or by its name."""
         if isinstance(value, str):
-            return _class_ids(self.manifest.class_names).get(value)
+            return class_numbers(self.manifest.class_names).get(value)
         return value
 
     def _with_images(self, samples: list[RawSample]) -> list[RawSample]:
-        """The samples, with the pictures that lie elsewhere fetched."""
+        """Return the samples with the pictures outside the rows fetched."""
         wanted = [(slot, s.image_at) for slot, s in enumerate(samples) if s.image_at is not None]
         if wanted:
             base = Location.of(self.manifest.files_at or self.folder.uri)
@@ -259,10 +259,10 @@ class Source:
 
 
 def open_source(uri: str) -> Source:
-    """Open a data set by its folder.
+    """Return a data set by its folder.
 
     Raises:
-        SampleError: if it is no prepared data set.
+        SampleError: if there is no prepared data set.
     """
     folder = Location.of(uri)
     return Source(folder, read_manifest(folder))
@@ -270,10 +270,10 @@ def open_source(uri: str) -> Source:
 
 @functools.lru_cache(maxsize=16)
 def _read_shards(folder: str, digest: str) -> ShardTable:
-    """The shards of a data set, read once per process.
+    """Return the shards of a data set, which are read once per process.
 
     Raises:
-        SampleError: if the file is missing, damaged, or not the manifest's.
+        SampleError: if the list of shards is missing, damaged, or not the manifest's.
     """
     place = Location.of(folder) / SHARDS_FILE
     try:
@@ -293,17 +293,18 @@ def _read_shards(folder: str, digest: str) -> ShardTable:
 
 
 @functools.lru_cache(maxsize=16)
-def _class_ids(names: tuple[str, ...]) -> dict[str, int]:
+def class_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """Return the number of each name, its place among all names."""
     return {name: number for number, name in enumerate(names)}
 
 
 def _image(content: Any) -> bytes | None:
-    """The bytes, where a row has a struct of them, as data sets of Hugging Face do."""
+    """Return the bytes of a picture, also out of a struct as in data sets of Hugging Face."""
     return content.get("bytes") if isinstance(content, dict) else content
 
 
 def _captions(columns: Sequence[list[Any]], count: int) -> list[list[str | None] | None]:
-    """The texts of each row: all that its columns hold, which are strings or lists of strings."""
+    """Return the texts of each row in all its columns, which are strings or lists of strings."""
     if len(columns) == 1 and not any(isinstance(value, str) for value in columns[0]):
         return columns[0]
     joined: list[list[str | None] | None] = []

@@ -49,8 +49,8 @@ def draw_batch(spec: StreamSpec, config: RunConfig, checkpoint: str | None) -> d
     planned = spec.plan.batch(drawn)
     # Spread evenly over the batch, so that every kind of pair is among them.
     shown = np.unique(np.linspace(0, len(planned) - 1, SHOWN_PAIRS).round().astype(int))
-    batch = prepare_batch(spec, planned.take(shown), step=drawn)
-    seen = prepare_batch(drawing(spec), planned.take(shown), step=drawn)
+    batch = prepare_batch(spec, planned[shown], step=drawn)
+    seen = prepare_batch(drawing(spec), planned[shown], step=drawn)
     if batch.targets is not None:
         return encode_pngs({"samples": _labelled_sheet(spec, batch, seen, checkpoint)})
     left_rasters, rasters = as_drawn(seen.left_texts), as_drawn(seen.texts)

@@ -1,1 +1,1 @@
-"""What every command stands on: Ray sessions, places for work, files, checkpoints of runs."""
+"""The base of every command: Ray sessions, placement, storage, and checkpoints of runs."""

@@ -1,4 +1,4 @@
-"""Where a Ray task computes, and at which priority."""
+"""The device and the priority with which a Ray task computes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 
 from clippo_core.errors import ConfigError
 
-#: What work that shares a machine with ranks adds to its niceness: the ranks' threads wait for each
-#: other at every product, so that whatever takes a core from one holds up all of them.
+#: Increase of niceness for work that shares a machine with ranks. The ranks' threads wait for each
+#: other at every product, so that taking a core from one holds up all of them.
 NICE_BESIDE_RANKS = 10
 
 
 def task_device() -> torch.device:
-    """The GPU that Ray has set aside for this task or actor, else the CPU.
+    """Return the GPU that Ray has set aside for this task or actor, else the CPU.
 
     Raises:
         ConfigError: if torch cannot use that GPU.
@@ -28,7 +28,7 @@ def require_gpu() -> None:
     """Make sure that torch can use the GPU that Ray has set aside.
 
     Raises:
-        ConfigError: if it cannot.
+        ConfigError: if torch cannot use it.
     """
     if not torch.cuda.is_available():
         raise ConfigError(

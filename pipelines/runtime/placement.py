@@ -1,4 +1,4 @@
-"""Which nodes do what, whether there are enough of them, and what Ray is told of it.
+"""The choice of nodes for each kind of work, and the check that there are enough of them.
 
 Two labels place the work. Render tasks go to nodes with `ray-subcluster=renderer`: that label is
 the one by which Ray Data counts the CPUs that it may use. Ranks go to nodes with
@@ -21,21 +21,21 @@ from pipelines.runtime.ray_session import cluster_address
 
 RENDERER = {"ray-subcluster": "renderer"}
 TRAINER = {"clippo.role": "trainer"}
-#: Ray Data keeps some blocks of each rank in flight; fewer would stall the stream.
+#: Blocks of each rank that Ray Data keeps in flight; fewer would stall the stream.
 BLOCKS_PER_RANK = 4
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Labels that a node must carry to be given render tasks, or ranks; None: any node."""
+    """Labels that a node must carry to be given render tasks, or ranks; None allows any node."""
 
     renderer: Mapping[str, str] | None = None
     trainer: Mapping[str, str] | None = None
 
     @staticmethod
     def of(nodes: Sequence[Mapping[str, Any]]) -> Placement:
-        """By the labels that the nodes carry; a cluster with any role label is a labelled one."""
+        """Return the placement for the labels of some nodes; without labels, any node will do."""
         labels = [node.get("Labels") or {} for node in nodes if node["Alive"]]
         has_trainers = any(_carries(found, TRAINER) for found in labels)
         if not has_trainers and not any(_carries(found, RENDERER) for found in labels):
@@ -56,12 +56,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has for a run.
+    """The room that a cluster has for a run.
 
     Attributes:
-        ranks: that find a place.
-        render_tasks: at a time, beside the ranks.
-        object_store_bytes: on the nodes that render.
+        ranks: number of ranks that find a place.
+        render_tasks: number of parallel render tasks beside the ranks.
+        object_store_bytes: size of the object stores on the nodes that render.
         left_over: CPUs and GPUs of each node beside the ranks, for evaluations.
     """
 
@@ -74,7 +74,7 @@ class Capacity:
     def of(
         nodes: Sequence[Mapping[str, Any]], placement: Placement, scaling: ScalingConfig
     ) -> Capacity:
-        """Ranks first, each on the first node with room, then render tasks in what is left."""
+        """Return the room for ranks, each on the first node with room, then for render tasks."""
         alive = [node for node in nodes if node["Alive"]]
         left = {node["NodeID"]: dict(node["Resources"]) for node in alive}
         wanted = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
@@ -94,11 +94,11 @@ class Capacity:
         return Capacity(ranks, sum(tasks), store, left_over)
 
     def running_tasks(self, scaling: ScalingConfig) -> int:
-        """Render tasks that will run at a time."""
+        """Return the number of render tasks that will run at a time."""
         return min(self.render_tasks, scaling.max_renderers or self.render_tasks)
 
     def _blocks(self, scaling: ScalingConfig) -> int:
-        """Return how many blocks of the stream are under way at a time."""
+        """Return the number of blocks of the stream that are under way at a time."""
         return BLOCKS_PER_RANK * scaling.num_ranks + self.running_tasks(scaling)
 
     def max_block_bytes(self, scaling: ScalingConfig) -> float:
@@ -106,9 +106,9 @@ class Capacity:
         return self.object_store_bytes / 2 / self._blocks(scaling)
 
     def shortage(self, config: RunConfig, placement: Placement, *, block_bytes: int) -> str | None:
-        """What is missing for the run, in words; None if nothing is.
+        """Return in words what is missing for the run; None if nothing is.
 
-        Without any of these a run would not fail but wait, in silence.
+        Without a check, a run would wait in silence instead of failing.
         """
         scaling = config.scaling
         needed = scaling.min_ranks or scaling.num_ranks
@@ -150,15 +150,15 @@ class Capacity:
 
 
 def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], None]) -> Placement:
-    """Wait until the cluster has what the run needs; what is missing is asked of the autoscaler.
+    """Wait until the cluster has room for the run, asking the autoscaler; return the placement.
 
     Args:
-        config: of the run.
+        config: settings of the run.
         block_bytes: least size of a block of the stream.
-        say: is told once what is waited for.
+        say: function that is told once what is waited for.
 
     Raises:
-        ConfigError: naming what is missing: at once where no node can come (Ray on this machine
+        ConfigError: if something is missing: at once where no node can come (Ray on this machine
             alone), else after `scaling.start_timeout_s`.
     """
     can_grow = cluster_address() is not None
@@ -181,7 +181,7 @@ def await_capacity(config: RunConfig, *, block_bytes: int, say: Callable[[str], 
 
 
 def _ask_for_machines(config: RunConfig, placement: Placement) -> None:
-    """Tell the autoscaler what the run will need; Train and Data ask for themselves later on."""
+    """Tell the autoscaler the needs of the run; Train and Data ask for themselves later on."""
     scaling, evaluation = config.scaling, config.evaluation
     from ray.autoscaler.sdk import request_resources
 
@@ -198,7 +198,7 @@ def _ask_for_machines(config: RunConfig, placement: Placement) -> None:
 
 
 class ClusterWatch:
-    """Knows what the cluster has for a run, while nodes come and go."""
+    """A watch on the room that a cluster has for a run, while nodes come and go."""
 
     def __init__(self, scaling: ScalingConfig, placement: Placement) -> None:
         """Count the nodes that are there now."""
@@ -220,7 +220,7 @@ def _matches(node: Mapping[str, Any], selector: Mapping[str, str] | None) -> boo
 
 
 def _carries(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether labels satisfy a selector of values and "!value"s."""
+    """Return True if labels satisfy a selector of values and "!value"s."""
     return all(
         labels.get(name) != value[1:] if value.startswith("!") else labels.get(name) == value
         for name, value in selector.items()

@@ -1,4 +1,4 @@
-"""Progress bars that suit a terminal, and logs that nobody watches."""
+"""Progress bars for a terminal or a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 def progress(
     what: str, *, unit: str, total: int | None = None, iterable: Iterable[Any] | None = None
 ) -> Any:
-    """A bar on standard error; into a log, a line every ten seconds."""
+    """Return a progress bar on standard error; a log file gets a line every ten seconds."""
     interval_s = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(
         iterable, desc=what, unit=unit, total=total, mininterval=interval_s, dynamic_ncols=True

@@ -1,4 +1,4 @@
-"""A Ray to work with: the cluster that RAY_ADDRESS names, or one on this machine for the while."""
+"""Sessions of Ray: on the cluster that RAY_ADDRESS names, or started here for the while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.config.settings import RunConfig
 
 T = TypeVar("T")
 
-#: Ray's chatter, and what it would send home.
+#: Variables that silence Ray, and keep it from sending usage data home.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -25,7 +25,7 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
 
-#: How soon Ray notices what it should recover from. Its own values suit other runs.
+#: Variables that set how soon Ray notices faults; its own values suit other runs.
 _RECOVERY = {
     # After a node died, Ray may still count on it; the first group of ranks then waits for a place
     # that is gone, for 60 s by default, before it is placed anew.
@@ -36,26 +36,26 @@ _RECOVERY = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
 }
 
-#: Where Ray is started for the run.
+#: Variables for a Ray that is started on this machine for the session.
 _ALONE = {
-    # Nobody takes this machine away with notice.
+    # This machine is not preempted with notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
 @contextmanager
 def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iterator[None]:
-    """Connect or start; what was started here is shut down at the end.
+    """Connect to Ray or start it; a Ray that was started here is shut down at the end.
 
     Args:
-        cpus: that the work needs. On this machine at least so many are declared, since they are
-            Ray's bookkeeping and not cores; a cluster must have them.
-        gpus: that the work needs, and that there must be anywhere.
-        may_wait: whether the caller waits for nodes itself.
+        cpus: CPUs that the work needs. On this machine at least that many are declared, since they
+            are Ray's bookkeeping and not cores; a cluster must have them.
+        gpus: GPUs that the work needs, which must exist anywhere.
+        may_wait: True if the caller waits for nodes itself.
 
     Raises:
         ConfigError: if there are fewer, unless the caller waits.
-        StorageError: if it does not answer.
+        StorageError: if Ray does not start or answer.
     """
     if ray.is_initialized():
         if not may_wait:
@@ -79,13 +79,13 @@ def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iter
 
 
 def cluster_address() -> str | None:
-    """Of the cluster that commands here use; None: they start Ray, which ends with them."""
+    """Return the address of the running cluster, or None where a command starts its own."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
 def ray_environment(*, is_cluster: bool) -> Iterator[None]:
-    """What Ray reads from the environment meanwhile; a person's own values stay."""
+    """Set the variables that Ray reads for the while; a person's own values stay."""
     wanted = _QUIET | _RECOVERY | ({} if is_cluster else _ALONE)
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
@@ -97,7 +97,7 @@ def ray_environment(*, is_cluster: bool) -> Iterator[None]:
 
 
 def needed_cpus(config: RunConfig) -> float:
-    """CPUs that Ray on this machine must declare for the run not to wait for ever."""
+    """Return the CPUs that Ray must declare on this machine for the run not to wait for ever."""
     scaling = config.scaling
     evaluation = config.evaluation.cpus if config.evaluation.tasks else 0.0
     renderers = scaling.min_renderers * scaling.renderer_cpus
@@ -115,7 +115,7 @@ def _init(address: str | None, cpus: float) -> None:
 
 
 def _quiet_ray_data() -> None:
-    """Keep Ray Data's progress notes out of the terminal; its log file gets them all the same."""
+    """Keep Ray Data's progress notes out of the terminal; its log file still gets them."""
     import ray.data
 
     for handler in logging.getLogger(ray.data.__name__).handlers:
@@ -124,10 +124,10 @@ def _quiet_ray_data() -> None:
 
 
 def check_resources(cpus: float, gpus: float = 0) -> None:
-    """Make sure that the work fits; without this, it would wait for ever and say nothing.
+    """Make sure that the work fits; otherwise it would wait for ever and say nothing.
 
     Raises:
-        ConfigError: naming what to lower.
+        ConfigError: if the cluster is too small; names what to lower.
     """
     found = ray.cluster_resources()
     for name, option, wanted in (("CPU", "--cpus", cpus), ("GPU", "--gpus", gpus)):

@@ -1,8 +1,8 @@
-"""A run's checkpoints, on a disk or in a bucket.
+"""The checkpoints of a run, on a disk or in a bucket.
 
 A checkpoint is whole if its config.json is there: that file is written last and removed first, and
-on a disk the whole folder appears by one rename. Why not Ray Train's own checkpoint manager:
-docs/design.md.
+on a disk the whole folder appears by one rename. docs/design.md says why Ray Train's own checkpoint
+manager is not used.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from clippo_core.checkpoints.native import CONFIG_FILE
 from clippo_core.errors import CheckpointError
 from pipelines.runtime.storage import Location, storage_errors
 
-#: In the folder of a sweep: what it found, and which of its runs is the best.
+#: Name of the file in a sweep's folder with the results and the best of its runs.
 SWEEP_FILE = "sweep.json"
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint folder of a step."""
+    """Return the name of the checkpoint folder of a step."""
     return f"step_{step:08d}"
 
 
 def checkpoint_step(name: str) -> int | None:
-    """The step that a checkpoint folder's name says; None for other names."""
+    """Return the step that a checkpoint folder's name says; None for other names."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def whole_checkpoints(run: Location) -> list[tuple[int, Location]]:
-    """The whole checkpoints of a run, oldest first, with their steps."""
+    """Return the whole checkpoints of a run, oldest first, with their steps."""
     folder = run / "checkpoints"
     found = [(checkpoint_step(name), folder / name) for name in folder.names()]
     steps = [(step, place) for step, place in found if step is not None]
@@ -42,11 +42,12 @@ def whole_checkpoints(run: Location) -> list[tuple[int, Location]]:
 
 
 def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
-    """Have a checkpoint written and bring it to its place, whole or not at all.
+    """Write a checkpoint to its place, whole or not at all.
 
     Args:
-        write: makes the folder at the path it is given, atomically (`TrainState.save`).
-        target: where the checkpoint belongs.
+        write: function that writes the folder at the path it is given, atomically
+            (`TrainState.save`).
+        target: place of the checkpoint.
     """
     if target.is_local:
         with storage_errors(target):
@@ -61,7 +62,7 @@ def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
 
 
 def remove_checkpoint(place: Location) -> None:
-    """Remove a checkpoint; from the first moment on it no longer counts as whole."""
+    """Remove a checkpoint, which stops counting as whole at once."""
     fs, path = place.open_fs()
     with storage_errors(place):
         fs.rm_file(f"{path}/{CONFIG_FILE}")
@@ -78,20 +79,20 @@ def remove_leftovers(run: Location) -> None:
 
 
 def first_step(run: Location) -> int:
-    """Steps that a run has behind it where it goes on: those of its newest whole checkpoint."""
+    """Return the step at which a run goes on: that of its newest whole checkpoint, or 0."""
     whole = whole_checkpoints(run)
     return whole[-1][0] if whole else 0
 
 
 def find_checkpoint(reference: str) -> Location:
-    """The checkpoint that a person means: itself, or the newest of a run.
+    """Return the checkpoint that a reference means: itself, or the newest of a run.
 
     Args:
-        reference: a checkpoint folder, a `.npz` file, a run's folder, or that of a sweep, whose
-            best run is meant; a path or URI.
+        reference: path or URI of a checkpoint folder, a `.npz` file, a run's folder, or a sweep's,
+            whose best run is meant.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is no checkpoint.
     """
     place = Location.of(reference)
     if not place.exists():
@@ -113,7 +114,7 @@ def find_checkpoint(reference: str) -> Location:
 
 @contextmanager
 def fetched(place: Location) -> Iterator[Path]:
-    """A checkpoint as a local path: itself where it is local, else a copy for the while."""
+    """Yield a checkpoint as a local path: itself where it is local, else a temporary copy."""
     if place.is_local:
         yield Path(place.uri)
         return

@@ -20,7 +20,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from clippo_core.errors import SampleError, StorageError
 
 OWNER_FILE = "owner.json"
-#: With s3fs' waits of 0.1 s * 1.7 ** attempt: about 50 s in all.
+#: Attempts per request; with s3fs' waits of 0.1 s * 1.7 ** attempt they take about 50 s.
 _S3_ATTEMPTS = 12
 _STORAGE_FAILURES = (OSError, ValueError, ImportError)
 
@@ -33,7 +33,7 @@ class Location:
 
     @staticmethod
     def of(uri: str | Path) -> Location:
-        """Absolute, without a trailing slash; a local path stays a path."""
+        """Return the location at an absolute path or URI, without a trailing slash."""
         text = str(uri).removeprefix("file://")
         return Location(
             text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
@@ -43,7 +43,7 @@ class Location:
         return Location(f"{self.uri}/{name}")
 
     def inside(self, path: str) -> Location:
-        """What a relative path names in this folder, or an absolute one that lies in it.
+        """Return the place that a path names in this folder: relative, or absolute within it.
 
         Raises:
             SampleError: if the path leads out; it may come from a file that somebody else made.
@@ -55,26 +55,26 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on a disk of this machine (or one that is mounted)."""
+        """True if it is on a disk of this machine, or on one that is mounted."""
         return "://" not in self.uri
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         return self.uri.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        """The file name's ending in lower case, with its dot."""
+        """Ending of the file name in lower case, with its dot."""
         return PurePosixPath(self.name).suffix.lower()
 
     @property
     def parent(self) -> Location:
-        """The folder that holds it."""
+        """Folder that holds this file or folder."""
         return Location(self.uri.rpartition("/")[0])
 
     def open_fs(self) -> tuple[Any, str]:
-        """The file system of fsspec, and the path on it.
+        """Return the file system of fsspec, and the path on it.
 
         Raises:
             StorageError: if the protocol is unknown or its package is missing.
@@ -87,14 +87,14 @@ class Location:
             raise StorageError(f"{self.uri} cannot be opened: {error}") from None
 
     def arrow_path(self) -> tuple[str, Any]:
-        """The path as Ray and pyarrow want it, and the file system; None for local disks."""
+        """Return the path for Ray and pyarrow, and its file system; None for local disks."""
         if self.is_local:
             return self.uri, None
         fs, path = self.open_fs()
         return path, PyFileSystem(FSSpecHandler(fs))
 
     def exists(self) -> bool:
-        """Whether there is such a file or folder.
+        """Return True if there is such a file or folder.
 
         Raises:
             StorageError: if the storage does not answer.
@@ -104,7 +104,7 @@ class Location:
             return fs.exists(path)
 
     def is_folder(self) -> bool:
-        """Whether it is a folder that exists.
+        """Return True if it is a folder that exists.
 
         Raises:
             StorageError: if the storage does not answer.
@@ -114,17 +114,18 @@ class Location:
             return fs.isdir(path)
 
     def read_bytes(self) -> bytes:
-        """The whole file.
+        """Return the content of the file.
 
         Raises:
-            StorageError: if it cannot be read; FileNotFoundError if it is not there.
+            StorageError: if it cannot be read.
+            FileNotFoundError: if it does not exist.
         """
         fs, path = self.open_fs()
         with storage_errors(self):
             return fs.cat_file(path)
 
     def write_bytes(self, content: bytes) -> None:
-        """Write the whole file; on a disk, atomically."""
+        """Write a whole file; on a disk, atomically."""
         fs, path = self.open_fs()
         with storage_errors(self):
             if not isinstance(fs, LocalFileSystem):
@@ -136,14 +137,14 @@ class Location:
             aside.replace(path)
 
     def write_json(self, value: Any) -> None:
-        """Write a JSON file."""
+        """Write a value as a JSON file."""
         self.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_json(self) -> Any:
-        """Read a JSON file.
+        """Return the value in a JSON file.
 
         Raises:
-            StorageError: if it is no JSON.
+            StorageError: if it is not valid JSON.
         """
         try:
             return json.loads(self.read_bytes())
@@ -151,7 +152,7 @@ class Location:
             raise StorageError(f"{self.uri} is not valid JSON: {error}") from None
 
     def names(self) -> list[str]:
-        """Names of what is in the folder, sorted; none if there is no such folder."""
+        """Return the sorted names of the folder's entries; none if there is no such folder."""
         fs, path = self.open_fs()
         with storage_errors(self):
             fs.invalidate_cache()
@@ -162,7 +163,7 @@ class Location:
             )
 
     def files(self) -> list[str]:
-        """Paths of all files in the folder and below, relative to it, sorted."""
+        """Return the sorted relative paths of all files in the folder and below."""
         fs, path = self.open_fs()
         with storage_errors(self):
             if self.is_local:
@@ -179,13 +180,13 @@ class Location:
             return sorted(f.removeprefix(f"{root}/") for f in files if f.rstrip("/") != root)
 
     def remove_file(self) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file if it exists."""
         fs, path = self.open_fs()
         with suppress(FileNotFoundError), storage_errors(self):
             fs.rm_file(path)
 
     def remove(self) -> None:
-        """Remove the folder and what is in it."""
+        """Remove the folder and its content."""
         fs, path = self.open_fs()
         with storage_errors(self):
             fs.rm(path, recursive=True)
@@ -193,7 +194,7 @@ class Location:
 
 @functools.cache
 def _make_s3_patient() -> None:
-    """Have s3fs try again for about a minute, growing slower, whatever a busy store answers.
+    """Make s3fs retry for about a minute, in growing intervals, on any error of a busy store.
 
     By itself it gives up after two seconds, and at once where nobody listens.
     """
@@ -213,14 +214,14 @@ def _make_s3_patient() -> None:
 
 @contextmanager
 def storage_errors(location: Location) -> Iterator[None]:
-    """Turn what a file system raises into a `StorageError` that names the place."""
+    """Turn errors of a file system into a `StorageError` that names the place."""
     try:
         yield
     except (FileNotFoundError, ArrowInvalid):
-        # The storage answered well: there is no such file, or it is no Parquet.
+        # The storage works: there is no such file, or it is no Parquet.
         raise
     except Exception as error:
-        # By name: botocore takes long to import, and most runs have no bucket.
+        # Compared by name: botocore takes long to import, and most runs have no bucket.
         is_botos = any(kind.__module__.startswith("botocore.") for kind in type(error).__mro__)
         if not is_botos and not isinstance(error, _STORAGE_FAILURES):
             raise
@@ -231,11 +232,11 @@ def storage_errors(location: Location) -> Iterator[None]:
 
 
 class SupersededError(StorageError):
-    """Another attempt has taken over the run; this one must not write to it any more."""
+    """Raised when another attempt has taken over the run, so that this one must not write to it."""
 
 
 def take_over(run: Location, attempt: str) -> None:
-    """Make `attempt` the one that may write to the run."""
+    """Make `attempt` the only one that may write to the run."""
     (run / OWNER_FILE).write_json({"attempt": attempt})
 
 
@@ -243,7 +244,7 @@ def check_owner(run: Location, attempt: str) -> None:
     """Make sure that no later attempt has taken over.
 
     Raises:
-        SupersededError: if one has.
+        SupersededError: if one has taken over.
     """
     owner = (run / OWNER_FILE).read_json()["attempt"]
     if owner != attempt:
@@ -251,19 +252,19 @@ def check_owner(run: Location, attempt: str) -> None:
 
 
 class JsonLines:
-    """Rows of JSON that gather in memory and are written in parts, one file each."""
+    """A table of JSON rows that gather in memory and are written in parts, one file each."""
 
     def __init__(self, folder: Location, prefix: str) -> None:
-        """Nothing is written before `flush`."""
+        """Prepare an empty table; nothing is written before `flush`."""
         self._folder, self._prefix = folder, prefix
         self._rows: list[Any] = []
 
     def add(self, row: Any) -> None:
-        """Take one row."""
+        """Add one row."""
         self._rows.append(row)
 
     def flush(self, step: int) -> None:
-        """Write what has gathered as the part that ends at `step`."""
+        """Write the gathered rows as the part that ends at `step`."""
         if self._rows:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)
             (self._folder / f"{self._prefix}-{step:08d}.jsonl").write_bytes(lines.encode())
@@ -271,7 +272,7 @@ class JsonLines:
 
 
 def read_json_lines(folder: Location) -> Iterator[Any]:
-    """The rows of all parts in a folder, in the order of their names."""
+    """Yield the rows of all parts in a folder, in the order of their names."""
     for name in folder.names():
         for line in (folder / name).read_bytes().decode().splitlines():
             yield json.loads(line)

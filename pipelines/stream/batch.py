@@ -238,7 +238,7 @@ def _choose_samples(
         if not refused:
             return ChosenSamples([usable[slot] for slot in range(len(planned))], rejected)
         waiting = waiting[refused]
-        visits = spec.plan.reserve(planned.take(waiting), attempt)
+        visits = spec.plan.reserve(planned[waiting], attempt)
     last = rejected[-1]
     raise SampleError(
         f"{last.source}: {spec.plan.run_length} samples in a row cannot be used, the last one "

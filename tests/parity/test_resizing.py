@@ -11,7 +11,7 @@ import torch
 
 from clippo_core.config import ImageConfig
 from clippo_core.images import fit_image
-from clippo_core.modeling.positions import resize_positions
+from clippo_core.modeling.vit import resize_positions
 
 REFERENCE = Path(__file__).parent / "reference"
 BILINEAR = ImageConfig(resize="bilinear")

@@ -30,7 +30,6 @@ from clippo_core.evaluation.few_shot import pooled_features
 from clippo_core.evaluation.vqa import vqa_accuracies
 from clippo_core.modeling import Clippo, make_model
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
-from clippo_core.rendering.pairs import join_pairs
 from clippo_core.training.fine_tuning import (
     LabelledBatch,
     classification_loss,
@@ -327,6 +326,6 @@ def test_targets_of_scores_are_normalised():
 
 def test_two_texts_are_read_as_one():
     assert text_of(RawSample("k", None, ["one"])) == "one"
-    assert [text_of(RawSample("k", None, ["one", "two"]))] == join_pairs(["one"], ["two"])
+    assert text_of(RawSample("k", None, ["one", "two"])) == "one █ two"
     for texts in ([], ["a", "b", "c"], [" "], None):
         assert isinstance(text_of(RawSample("k", None, texts)), Rejected)

@@ -22,7 +22,8 @@ from clippo_core.evaluation.sequence_length import count_patches, sequence_lengt
 from clippo_core.evaluation.zero_shot import TEMPLATES, classify, embed_classes
 from clippo_core.modeling import Clippo
 from clippo_core.rendering import TextRenderer
-from clippo_core.rendering.pairs import join_pairs
+from pipelines.datasets.labels import text_of
+from pipelines.datasets.manifest import RawSample
 
 
 def test_classification_metrics_are_those_of_the_counts():
@@ -77,12 +78,11 @@ def test_the_average_is_over_nine_columns_or_none():
 
 
 def test_a_pair_is_one_text_in_which_both_sentences_count(tiny_model: Clippo):
-    first, second, swapped = join_pairs(["a", "a", "b"], ["b", "c", "a"])
-    assert len({first, second, swapped}) == 3
-    embeddings = tiny_model.encode_texts([first, second, swapped])
+    pairs = [text_of(RawSample("k", None, pair)) for pair in (["a", "b"], ["a", "c"], ["b", "a"])]
+    texts = [text for text in pairs if isinstance(text, str)]
+    assert len(set(texts)) == 3
+    embeddings = tiny_model.encode_texts(texts)
     assert np.abs(np.diff(embeddings, axis=0)).max(axis=1).min() > 1e-4
-    with pytest.raises(ConfigError, match="2 first"):
-        join_pairs(["a", "b"], ["c"])
 
 
 def test_texts_that_reach_the_last_row_are_counted(tiny_model: Clippo):

@@ -1,4 +1,4 @@
-"""Make the bundled font's file from Unifont's own: `make_glyphs UNIFONT_ALL.hex`."""
+"""Maker of the bundled font's file from Unifont's own: `make_glyphs UNIFONT_ALL.hex`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data where it lies: an index is written, the data itself is neither moved nor copied."""
+"""Indexes of data that stays where it is, neither moved nor copied."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _KEY_NAMES = ("key", "id", "image_id", "uid", "sample_id", "SAMPLE_ID")
 
 
 def prepare_index(place: Location, out: Location, *, columns: IndexColumns) -> list[Location]:
-    """Write the manifest of data in any of the known formats; its format is told by its files.
+    """Write the manifest of data whose format its files tell; return the set's folder.
 
-    WebDataset tars, Parquet files with pictures or paths of pictures, a table (CSV, TSV, JSONL) of
-    paths and captions, or a folder of pictures with captions beside them or in class folders.
+    The formats are WebDataset tars, Parquet files with pictures or paths of pictures, a table (CSV,
+    TSV, JSONL) of paths and captions, and a folder of pictures with captions beside them or in
+    class folders.
 
     Args:
         place: a folder or a file, on a disk or in a bucket.
-        out: where the data set goes.
+        out: folder of the data set.
         columns: names of columns (Parquet, tables) or JSON fields (WebDataset).
     """
     refuse_prepared([out])
@@ -66,10 +67,10 @@ def index_parquet(
     """Write the manifest of Parquet files as they are; only their footers are read.
 
     Args:
-        base: folder that holds them, and the pictures if they hold paths.
-        paths: of the files, relative to it.
-        out: where the data set goes.
-        columns: names, where they do not tell what they are.
+        base: folder of the files, and of the pictures if they hold paths.
+        paths: paths of the files, relative to it.
+        out: folder of the data set.
+        columns: names of columns that cannot be told by their usual names.
     """
     threads = 1 if base.is_local else CONCURRENT_REQUESTS
     footers = for_each(lambda path: _footer(base, path), paths, threads=threads)
@@ -120,7 +121,7 @@ def _footer(base: Location, path: str) -> tuple[Shard, pa.Schema]:
 
 
 def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
-    """Tell which column is what: as given, else by the usual names and their types."""
+    """Return the columns by content: as given, else by the usual names and their types."""
     kinds = {field.name: field.type for field in schema}
     asked = [given.image, given.key, given.class_name, *given.captions]
     if absent := [name for name in asked if name is not None and name not in kinds]:
@@ -171,7 +172,7 @@ def _labels(base: Location, path: str, column: str) -> set[int | str]:
 
 
 def _class_names(labels: set[int | str]) -> tuple[str, ...]:
-    """Return the names of classes, sorted; digits up to the largest where they are numbers."""
+    """Return the sorted names of classes; for numbers, digits up to the largest."""
     numbers = [label for label in labels if isinstance(label, int)]
     if numbers:
         return tuple(str(number) for number in range(max(numbers) + 1))

@@ -35,9 +35,9 @@ PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
 )
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl"})
-#: Captions of pictures that have only a class.
+#: Captions of pictures of which only the class is known.
 CLASS_TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
-#: Pictures are decoded once, small, to find those that cannot be.
+#: Settings by which a picture is decoded once, small, to find out if that is possible.
 _PROBE = ImageConfig()
 _PROBE_PX = 32
 _FILES_AT_A_TIME = 256
@@ -56,7 +56,7 @@ class IndexColumns:
 
 @dataclass
 class Picture:
-    """A picture file, its path in the folder being its key, and what is known of it."""
+    """A picture file, whose key is its path in the folder, with its captions and class."""
 
     key: str
     captions: list[str] = field(default_factory=list)
@@ -72,10 +72,10 @@ def prepare_folder(
     line); where there are no such files, from the name of the subfolder, which is its class.
 
     Args:
-        folder: with the pictures, at any depth; on a disk or in a bucket.
-        out: where the data set goes.
+        folder: folder of the pictures, at any depth; on a disk or in a bucket.
+        out: folder of the data set.
         test_share: share of the pictures to set aside as `out/test`, chosen by their names.
-        copy: the pictures into shards, after trying to decode each; else their places are noted.
+        copy: copy the pictures into shards, after trying to decode each; else note their places.
     """
     files = set(folder.files())
     paths = sorted(f for f in files if PurePosixPath(f).suffix.lower() in PICTURE_SUFFIXES)
@@ -117,12 +117,13 @@ def prepare_csv(
     Rows of the same picture become its several captions.
 
     Args:
-        table: with a header line, or an object in each line; paths are relative to its folder.
-        out: where the data set goes.
-        columns: of the picture's path (`image`), of captions, which in JSONL may be lists
+        table: table with a header line, or an object in each line; paths are relative to its
+            folder.
+        out: folder of the data set.
+        columns: columns of the picture's path (`image`), of captions, which in JSONL may be lists
             (`caption`), and of its class (none).
         test_share: share of the pictures to set aside as `out/test`, chosen by their paths.
-        copy: the pictures into shards, after trying to decode each; else their places are noted.
+        copy: copy the pictures into shards, after trying to decode each; else note their places.
     """
     columns = columns or IndexColumns()
     image, captions = columns.image or "image", columns.captions or ("caption",)
@@ -159,12 +160,12 @@ def _write(
     """Write pictures as one data set, or as two: `out/train` and `out/test`.
 
     Their paths are relative to the origin; they are copied unless the manifest says `files_at`.
-    Those that cannot be used are listed with their reasons; the rest goes on.
+    Pictures that cannot be used are listed with their reasons.
     """
     splits = new_splits(out, test_share)
     names = {picture.class_name for picture in pictures}
     about = replace(about, class_names=tuple(sorted(name for name in names if name is not None)))
-    # What could not be read of a table goes first, and not to the test set.
+    # Unreadable lines of a table go first, and not to the test set.
     rows = itertools.chain(
         ((False, row) for row in rejects),
         ((is_held_out(row.key, test_share), row) for row in _rows(pictures, about)),
@@ -210,12 +211,12 @@ def check_picture(content: bytes | None) -> Rejected | None:
 def picture_row(
     key: str, picture: bytes, captions: Sequence[tuple[str, str]], missing: str = ""
 ) -> Row:
-    """Return a picture with captions as a row, or why it is none.
+    """Return a picture with captions as a row, or as a reject if it cannot be used.
 
     Args:
-        key: of the row.
-        picture: encoded.
-        captions: each after its language.
+        key: key of the row.
+        picture: encoded picture.
+        captions: pairs of a language and a caption.
         missing: details for a person where there are no captions.
     """
     if (problem := check_picture(picture)) is not None:
@@ -227,10 +228,10 @@ def picture_row(
 
 
 def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any] | RejectedRow]:
-    """Yield the rows of a CSV, TSV or JSONL file by column; what a line of JSON lacks is None.
+    """Yield the rows of a CSV, TSV or JSONL file by column; None for what a JSON line lacks.
 
     Raises:
-        SampleError: if it cannot be read, is not UTF-8, or lacks a column.
+        SampleError: if the file cannot be read, is not UTF-8, or lacks a column.
     """
     try:
         text = table.read_bytes().decode("utf-8-sig")

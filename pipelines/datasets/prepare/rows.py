@@ -37,7 +37,7 @@ def tidy(text: str) -> str:
 def json_objects(
     lines: Iterable[str], place: Location, columns: Sequence[str], advice: str = "name yours"
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield the JSON object of each line that is not blank, or what is wrong with it, by number.
+    """Yield the number of each line that is not blank, and its JSON object or what is wrong.
 
     Raises:
         SampleError: if the first object lacks a column; see `require_columns`.
@@ -63,10 +63,10 @@ def json_objects(
 def require_columns(
     place: Location, wanted: Iterable[str], found: Iterable[str], advice: str = "name yours"
 ) -> None:
-    """Make sure that a table has columns.
+    """Make sure that a table has all wanted columns.
 
     Raises:
-        SampleError: if it lacks one; names those that it has, and ends in the advice.
+        SampleError: if it lacks one; names the columns that it has, and ends in the advice.
     """
     for column in wanted:
         if column not in found:
@@ -76,7 +76,7 @@ def require_columns(
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Return whether a key is among the share that is test data; the key alone decides."""
+    """Return True if a key is in the share that is test data; the key alone decides."""
     digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
     return int(digest[:8], 16) < share * 2**32
 
@@ -85,7 +85,7 @@ def new_splits(out: Location, test_share: float) -> tuple[str, ...]:
     """Return the splits of a person's own data: train and test, or none where all is one set.
 
     Raises:
-        ConfigError: if `test_share` is no share, or a data set is there already.
+        ConfigError: if `test_share` is not in [0, 1), or a data set is there already.
     """
     if not 0 <= test_share < 1:
         raise ConfigError(f"test_share={test_share}; expected a share of at least 0 and below 1")
@@ -129,11 +129,11 @@ def write_divided(
     """Write rows as two data sets at once, or as one.
 
     Args:
-        out: folder of the two sets' folders; of the one set.
-        about: says what the sets are; a split's name is added to its name.
-        rows: each after whether it is test data.
-        splits: names of the two splits; none for one set.
-        shuffle: whether samples wait in memory and are written in an order without meaning.
+        out: folder that holds the two sets' folders, or the one set's folder.
+        about: description of the sets; a split's name is added to its name.
+        rows: pairs of True for test data, and the row.
+        splits: names of the two splits; empty for one set.
+        shuffle: gather the samples in memory and write them in an order without meaning.
         total: number of rows, for the progress bar.
 
     Returns:

@@ -32,13 +32,13 @@ from pipelines.datasets.prepare.rows import (
 )
 from pipelines.runtime.storage import Location, storage_errors
 
-#: A row holds no more, so that reading one stays cheap; longer documents go on in further rows.
+#: Most sentences of a row, so that reading one stays cheap; longer documents go on in further rows.
 MAX_SENTENCES = 64
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _LINE_SUFFIXES = (".jsonl", ".json")
-#: A damaged file, or one without a line end, brings so much into memory at most.
+#: Most characters of a line that are read at a time: a damaged file may have no line end.
 _MAX_LINE_CHARS = 64 * 2**20
-#: A text file without blank lines is cut here.
+#: Length at which a text file without blank lines is cut.
 _MAX_DOCUMENT_CHARS = 2**20
 _PARQUET_ROWS = 256
 _INVALID_UNICODE = ("invalid_unicode", "")
@@ -52,9 +52,9 @@ class TextFile:
     """A file of texts.
 
     Attributes:
-        place: of the file.
-        key: starts the keys of its rows.
-        suffix: tells the format.
+        place: place of the file.
+        key: beginning of its rows' keys.
+        suffix: ending that tells the format.
         compression: `gzip`, `zstd`, or None.
     """
 
@@ -74,14 +74,14 @@ def prepare_texts(
 ) -> list[Location]:
     """Write documents as a data set in which a sentence and the next one are a pair.
 
-    Formats: text (`.txt`; blank lines between documents), JSON lines (`.jsonl`, `.json`), and
-    Parquet; each may be compressed (`.gz`, `.zst`). C4's files are read as they are.
+    The formats are text (`.txt`; blank lines between documents), JSON lines (`.jsonl`, `.json`),
+    and Parquet; each may be compressed (`.gz`, `.zst`). C4's files are read as they are.
 
     Args:
         files: a file, or a folder with files at any depth.
-        out: where the data set goes.
-        text_column: holds a document, in JSON and Parquet.
-        language: of the documents (BCP 47); says how they are cut into sentences.
+        out: folder of the data set.
+        text_column: column of the documents, in JSON and Parquet.
+        language: language of the documents (BCP 47), which decides how they are cut into sentences.
         test_share: share of the documents to set aside as `out/test`, chosen by file and number.
     """
     splits = new_splits(out, test_share)
@@ -112,8 +112,8 @@ def prepare_parallel(
     Args:
         table: a CSV, TSV, JSON lines or Parquet file, may be compressed (`.gz`, `.zst`). Quotes
             mean nothing in a TSV file, where sentences often start with one.
-        out: where the data set goes.
-        columns: hold the texts of a row; their names become the languages.
+        out: folder of the data set.
+        columns: columns of the texts; their names become the languages.
         test_share: share of the rows to set aside as `out/test`, chosen by their numbers.
     """
     if len(set(columns)) < 2 or len(set(columns)) < len(columns):
@@ -160,10 +160,10 @@ def document_rows(key: str, sentences: Sequence[str], language: str) -> Iterator
 def find_text_files(
     place: Location, suffixes: Sequence[str], *, is_one: bool = False
 ) -> list[TextFile]:
-    """Return the files of some formats in a folder, at any depth, sorted; or the one file.
+    """Return the sorted files of some formats in a folder, at any depth, or the one file.
 
     Raises:
-        SampleError: if there is none, or it is a folder where only one file will do.
+        SampleError: if there is none, or a folder is given where only one file will do.
     """
     names = [] if is_one else place.files()
     candidates = [(place / name, name) for name in names] or [(place, place.name)]
@@ -182,11 +182,11 @@ def find_text_files(
 
 
 def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Values]]:
-    """Yield the rows of a file, each after its key, by columns that must be there.
+    """Yield key and values of each row of a file, by columns that must be there.
 
     Raises:
         SampleError: if the file is damaged or lacks a column.
-        StorageError: if it cannot be read.
+        StorageError: if the file cannot be read.
     """
     reader = _READERS[file.suffix]
     with storage_errors(file.place):
@@ -266,7 +266,7 @@ _READERS: dict[str, Callable[[TextFile, BinaryIO, Sequence[str]], Iterable[Value
 
 @contextmanager
 def _open(file: TextFile) -> Iterator[Any]:
-    """Open a file for its content, decompressed."""
+    """Yield a file's content as a stream, decompressed."""
     fs, path = file.place.open_fs()
     with fs.open(path, "rb") as raw:
         if file.compression is None:
@@ -277,7 +277,7 @@ def _open(file: TextFile) -> Iterator[Any]:
 
 
 def _decoded(stream: BinaryIO, *, newline: str | None = None) -> io.TextIOWrapper:
-    # What is no UTF-8 is smuggled through, to be found and rejected row by row.
+    # Bytes that are not UTF-8 are smuggled through, to be found and rejected row by row.
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
@@ -287,7 +287,7 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _is_unicode(row: Values) -> bool:
-    """Return whether all texts can be written; surrogates cannot."""
+    """Return True if all texts can be encoded; surrogates cannot."""
     values = row.values() if isinstance(row, Mapping) else ()
     try:
         "".join(value for value in values if isinstance(value, str)).encode()
@@ -297,7 +297,7 @@ def _is_unicode(row: Values) -> bool:
 
 
 def _format(name: str) -> tuple[str, str | None]:
-    """Return format and compression by a file's name: `x.json.gz` gives `.json` and `gzip`."""
+    """Return format and compression by a file's name: `.json` and `gzip` of `x.json.gz`."""
     parts = name.lower().split(".")
     compression = _COMPRESSIONS.get(f".{parts[-1]}")
     if compression is not None:
@@ -306,6 +306,6 @@ def _format(name: str) -> tuple[str, str | None]:
 
 
 def _stem(name: str) -> str:
-    """Return a file's name without the endings of format and compression; a folder's name."""
+    """Return a file's name without the endings of format and compression."""
     suffix, compression = _format(name)
     return name.rsplit(".", (compression is not None) + (suffix in _READERS))[0]

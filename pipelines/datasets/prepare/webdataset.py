@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them: where in them the pictures lie, and the captions."""
+"""Indexes of WebDataset tars, as img2dataset writes them: captions and places of pictures."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def index_webdataset(
     """Write an index of tars: captions, and offset and length of each picture. The tars stay.
 
     Args:
-        base: folder that holds them.
-        paths: of the tars, relative to it.
-        out: where the data set goes.
-        caption_fields: fields of the .json that are captions; empty: the .txt, else a usual field.
+        base: folder that holds the tars.
+        paths: paths of the tars, relative to it.
+        out: folder of the data set.
+        caption_fields: fields of the .json that are captions; empty takes the .txt, else a usual
+            field.
 
     Raises:
         SampleError: if no tar holds a sample that can be used.
@@ -56,7 +57,7 @@ def index_webdataset(
         row_group_rows=_ROW_GROUP_ROWS,
     )
     largest_class = -1
-    # As many at a time as can be under way, so that memory does not grow with their number.
+    # In groups, so that memory does not grow with the number of tars.
     tars = iter(progress(base.name, unit="tar", total=len(paths), iterable=paths))
     while some := list(itertools.islice(tars, CONCURRENT_REQUESTS)):
         threads = 1 if base.is_local else len(some)
@@ -74,10 +75,10 @@ def index_webdataset(
 
 
 def scan_tar(base: Location, path: str, caption_fields: Sequence[str]) -> list[Row]:
-    """Return the samples of a tar, and what in it cannot be used.
+    """Return the samples of a tar, and a reject for each part that cannot be used.
 
-    A tar that is compressed, or with a member whose name leads out of it, is refused as a whole; of
-    a truncated one, what comes before the damage is used.
+    A tar that is compressed, or has a member whose name leads out of it, is refused as a whole; of
+    a truncated one, the part before the damage is used.
     """
     place, found = base.inside(path), list[Row]()
     fs, file = place.open_fs()
@@ -129,7 +130,7 @@ def _group(tar: tarfile.TarFile, path: str, size: int) -> Iterator[Member | Reje
 
 
 def _row(member: Member, caption_fields: Sequence[str]) -> Row:
-    """Make a sample of the members, or say why not."""
+    """Return the sample that the files make, or a reject with the reason."""
     if member.image is None:
         return RejectedRow(member.key, "missing_image", f"only {sorted(member.texts)}")
     try:
@@ -144,7 +145,7 @@ def _row(member: Member, caption_fields: Sequence[str]) -> Row:
 
 
 def _captions(texts: dict[str, bytes], caption_fields: Sequence[str]) -> list[str]:
-    """Return the texts that are captions; raise ValueError if the JSON asked for is none."""
+    """Return the texts that are captions; raise ValueError if the JSON is damaged."""
     if not caption_fields and "txt" in texts:
         found: list[Any] = [texts["txt"].decode("utf-8", errors="replace")]
     else:

@@ -31,7 +31,7 @@ from pipelines.runtime.storage import Location
 _SIDE_PX = 32
 _PICTURE_BYTES = 3 * _SIDE_PX * _SIDE_PX
 Records = UInt8[np.ndarray, "picture byte"]
-#: Functions that read the files, by name.
+#: Functions that read the files, by the files' names.
 Files = Mapping[str, Callable[[], bytes]]
 
 
@@ -40,10 +40,10 @@ class _Layout:
     """The files of one of the two sets.
 
     Attributes:
-        name: of the set.
-        folder: that holds the files; in an archive `archive`.
+        name: name of the set.
+        folder: folder of the files; in an archive `archive`.
         batches: files with pictures, by split.
-        class_names: file of the classes' names.
+        class_names: name of the file with the classes' names.
         label_bytes: number of labels before each picture, a byte each.
     """
 
@@ -56,7 +56,7 @@ class _Layout:
 
     @property
     def files(self) -> set[str]:
-        """All files that are read."""
+        """Names of all files that are read."""
         return {self.class_names, *itertools.chain(*self.batches.values())}
 
 
@@ -78,7 +78,7 @@ _LAYOUTS = (
         label_bytes=2,
     ),
 )
-#: Files and folders of the python version.
+#: Names of the python version's files and folders.
 _PICKLES = {"batches.meta", "meta"} | {
     f"{name}{suffix}"
     for name in ("cifar-10-batches-py", "cifar-10-python", "cifar-100-python")
@@ -93,7 +93,7 @@ def prepare_cifar(source: Location, out: Location) -> list[Location]:
 
     Args:
         source: a folder or an archive of the binary version.
-        out: where the sets go.
+        out: folder of the sets.
     """
     layout, files = _find(source)
     refuse_prepared(out / split for split in SPLITS)
@@ -129,7 +129,7 @@ def _rows(batches: Mapping[str, Records], class_names: Sequence[str]) -> Iterato
 
 
 def _find(source: Location) -> tuple[_Layout, Files]:
-    """Tell which set is in a folder or an archive, and how to read its files."""
+    """Return the layout of the set in a folder or an archive, and functions that read its files."""
     if source.name.endswith((".tar.gz", ".tgz")):
         files, names = _read_archive(source)
         inside = []
@@ -190,7 +190,7 @@ def _not_binary(source: Location, names: Collection[str]) -> SampleError:
 
 
 def _records(source: Location, file: str, content: bytes, layout: _Layout) -> Records:
-    """Return the labels and pixels of each picture."""
+    """Return the bytes of labels and pixels of each picture."""
     size = layout.label_bytes + _PICTURE_BYTES
     if not content or len(content) % size:
         raise SampleError(

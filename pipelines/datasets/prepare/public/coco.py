@@ -4,7 +4,7 @@
     SOURCE/{train,val}2014/, or 2017
     SOURCE/dataset_coco.json, for Karpathy's split
 
-Karpathy's split is of the pictures of 2014.
+Karpathy's split divides the pictures of 2014.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def prepare_coco(
 
     Args:
         source: the folder with annotations/ and the pictures' folders.
-        out: where the sets go.
-        year: which split of the authors'; None: Karpathy's where its file is there, else the one
-            whose annotations are there.
-        splits: those to write; None: all whose annotations are there.
+        out: folder of the sets.
+        year: year of the authors' split; None is Karpathy's split where its file is there, else the
+            year whose annotations are there.
+        splits: splits to write; None writes all whose annotations are there.
     """
     if year is None and _KARPATHY_FILE in source.names():
         about = Manifest(name="coco_karpathy", licence=_LICENCE)

@@ -38,8 +38,8 @@ def prepare_flickr30k(
 
     Args:
         source: the folder with the captions' file and the pictures' folder.
-        out: where the sets go.
-        splits: those of Karpathy's to write; None: all.
+        out: folder of the sets.
+        splits: splits of Karpathy's to write; None writes all.
     """
     names = source.names()
     pictures = next((name for name in _PICTURES if name in names), None)

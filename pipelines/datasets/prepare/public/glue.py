@@ -23,16 +23,16 @@ _TRAIN_AND_DEV = {"train": ("train.tsv",), "dev": ("dev.tsv",)}
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """One of the tasks, and how its files are laid out.
+    """One of the tasks with the layout of its files.
 
     Attributes:
-        folder: as published.
-        texts: names of the columns of sentences in its TSV files.
-        label: name of the column of the class or the score.
-        header: names of all columns, where the files do not tell them themselves.
-        class_names: in the order of the class ids; empty where the label is a score.
-        codes: what stands for the classes in the files, if not their names.
-        files: of each set; the first that is there is read.
+        folder: published name of its folder.
+        texts: columns of sentences in its TSV files.
+        label: column of the class or the score.
+        header: names of all columns, where the files do not state them.
+        class_names: names in the order of the class ids; empty where the label is a score.
+        codes: codes of the classes in the files, if not their names.
+        files: files of each set; the first that exists is read.
     """
 
     folder: str
@@ -131,7 +131,7 @@ def _files(folder: Location, task: _Task) -> dict[str, Location]:
 
 
 def _rows(place: Location, task: _Task) -> Iterator[Row]:
-    # No CSV reader: nothing is quoted here, whatever quotation marks are in a sentence.
+    # A CSV reader would not do: nothing is quoted here, whatever marks are in a sentence.
     lines = [line.split("\t") for line in read_lines(place)]
     header, first = (lines.pop(0), 2) if task.header is None else (list(task.header), 1)
     wanted = [*task.texts, task.label]

@@ -38,7 +38,7 @@ _GROUND_TRUTHS = (
 _WNID = re.compile(r"n\d{8}")
 
 
-#: Class of each picture's path; None where it is not known.
+#: The class of each picture's path; None where it is not known.
 Labels = dict[str, str | None]
 
 
@@ -140,7 +140,7 @@ def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
     if _SOLUTION in names:
         found = _solution(source / _SOLUTION)
         class_of = {path: found.pop(PurePosixPath(path).stem, None) for path in paths}
-        # Those that are left are not there, and will be rejected by name.
+        # The remaining ones have no file, and will be rejected by name.
         return class_of | {f"{folder}/{stem}.JPEG": wnid for stem, wnid in found.items()}
     file = next((name for name in _GROUND_TRUTHS if name in names), None)
     if file is None:
@@ -160,19 +160,19 @@ def _ground_truth(source: Location, folder: str, paths: list[str]) -> Labels:
 
 
 def _solution(place: Location) -> dict[str, str | None]:
-    """Return WNIDs by picture: "ILSVRC2012_val_00048981,n03995372 85 1 499 272", boxes follow."""
+    """Return WNIDs by picture, from lines like "ILSVRC2012_val_00048981,n03995372 85 1 499 272"."""
     rows = [line.split(",", 1) for line in published.read_lines(place)[1:]]
     return {row[0]: row[1].split()[0] for row in rows if len(row) == 2 and row[1].strip()}
 
 
 def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
-    """Return the name of each WNID, in their order; one that has none is left out."""
+    """Return the name of each WNID, in their order; WNIDs without one are left out."""
     there = source.names()
     if _SYNSETS in there:
         synsets = _names_by_wnid(published.read_lines(source / _SYNSETS))
         first = {wnid: synsets[wnid].split(",")[0].strip() for wnid in wnids if wnid in synsets}
         uses = Counter(first.values())
-        # Some first names are of two classes, such as "maillot": these get all their names.
+        # Two classes may share a first name, such as "maillot": these get all their names.
         return {w: name if uses[name] == 1 else synsets[w] for w, name in first.items()}
     if _CLASSES not in there:
         raise published.wrong_layout(source, f"{_SYNSETS} or {_CLASSES} with the classes' names")
@@ -189,6 +189,6 @@ def _class_names(source: Location, wnids: Sequence[str]) -> dict[str, str]:
 
 
 def _names_by_wnid(lines: Sequence[str]) -> dict[str, str]:
-    """Return what lines such as "n01440764 tench, Tinca tinca" say; others are left out."""
+    """Return the names in lines such as "n01440764 tench, Tinca tinca" by WNID."""
     parts = (re.split(r"[\s,:]+", line.strip(), maxsplit=1) for line in lines)
     return {part[0]: part[1] for part in parts if len(part) == 2 and part[1]}

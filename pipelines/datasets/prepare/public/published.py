@@ -1,7 +1,7 @@
-"""Sets as published: listed once, read strictly, written row by row.
+"""Reading and writing of sets as published: listed once, read strictly, row by row.
 
 COCO and Flickr30k have Karpathy's splits (arXiv:1412.2306) in common: one JSON file with all
-captions. The literature's retrieval numbers are of its test splits: 5,000 pictures of COCO, 1,000
+captions. The literature's retrieval numbers refer to its test splits: 5,000 pictures of COCO, 1,000
 of Flickr30k.
 """
 
@@ -17,16 +17,16 @@ from pipelines.datasets.manifest import ImageReference, Manifest, RawSample, ref
 from pipelines.datasets.prepare.rows import RejectedRow, Row, write_splits
 from pipelines.runtime.storage import Location
 
-#: The set that each split goes to. "restval" is what val2014 has beyond val and test.
+#: Set that each split goes to. "restval" is the part of val2014 beyond val and test.
 _SETS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-#: Returns key and path of a picture by its entry in the JSON file.
+#: A function that returns key and path of a picture by its entry in the JSON file.
 Locate = Callable[[dict[str, Any]], tuple[str, str]]
-#: An error message names so many of the files that are there.
+#: Number of present files that an error message names.
 _NAMES_SHOWN = 12
 
 
 class Caption(NamedTuple):
-    """A caption as it is in a file; `key` names it among the rejects if it is no text."""
+    """A caption in a file; `key` names it among the rejects if it is no text."""
 
     key: str
     text: object
@@ -34,7 +34,7 @@ class Caption(NamedTuple):
 
 
 def wrong_layout(source: Location, *looked_for: str) -> SampleError:
-    """Return an error that says what was looked for in a folder, and what is there."""
+    """Return an error with the names that were looked for in a folder, and those in it."""
     names = source.names()
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     there = f"it holds {', '.join(names[:_NAMES_SHOWN])}{more}" if names else "it holds nothing"
@@ -47,8 +47,8 @@ def list_files(source: Location, *folders: str) -> frozenset[str]:
     Each folder is listed once, whatever the number of files: asking a bucket for each takes days.
 
     Args:
-        source: as published.
-        folders: names relative to it; "" for all of it.
+        source: folder as published.
+        folders: names of folders relative to it; "" is all of it.
 
     Raises:
         SampleError: if there is no file in one of them.
@@ -67,7 +67,7 @@ def read_records(
 ) -> list[list[dict[str, Any]]]:
     """Return the lists of records that are called `tables` in the object of a JSON file.
 
-    `object_hook` replaces objects, see `json.loads`.
+    An `object_hook` replaces objects, see `json.loads`.
 
     Raises:
         SampleError: if there is no such file, it is no JSON, or it holds no such lists.
@@ -114,13 +114,13 @@ def write(
     *,
     shuffle: bool = False,
 ) -> list[Location]:
-    """Write splits, less rows whose picture is missing; see `write_splits` and `list_files`."""
+    """Write splits, without rows whose picture is missing; see `write_splits`, `list_files`."""
     rows = {split: usable(of_split, files) for split, of_split in splits.items()}
     return write_splits(out, about, rows, shuffle=shuffle)
 
 
 def usable(rows: Iterable[Row], files: Set[str]) -> Iterator[Row]:
-    """Yield rows; those whose picture is missing, or whose key was there before, as rejects."""
+    """Yield rows; rejects take the place of missing pictures and of keys that came before."""
     seen: set[str] = set()
     for row in rows:
         if isinstance(row, RejectedRow):
@@ -150,15 +150,15 @@ def caption_rows(key: str, path: str, captions: Iterable[Caption]) -> Iterator[R
 
 
 def clean(text: object) -> str:
-    """Return a text without white space around it; "" for what is no text."""
+    """Return a text without white space around it; "" for a value that is no text."""
     return text.strip() if isinstance(text, str) else ""
 
 
 def choose_splits(splits: Sequence[str] | None, published: Collection[str]) -> list[str]:
-    """Return the splits that were asked for, or all, in the order that they were published in.
+    """Return the requested splits, or all, in the order of their publication.
 
     Raises:
-        ConfigError: if one of them is not there.
+        ConfigError: if a requested split is not there.
     """
     unknown = [split for split in splits or () if split not in published]
     if unknown:
@@ -177,10 +177,10 @@ def write_karpathy(
 
     Args:
         file: the JSON file, in the folder with the pictures' folders.
-        out: where the sets go.
+        out: folder of the sets.
         about: name and licence of the sets.
-        locate: says what a picture's key is and where it lies, relative to the file's folder.
-        splits: those to write; None: all.
+        locate: function that returns a picture's key and its path, relative to the file's folder.
+        splits: splits to write; None writes all.
     """
     source = file.parent
     (images,) = read_records(file, "images")
@@ -212,5 +212,5 @@ def _karpathy_rows(entries: Sequence[dict[str, Any]], locate: Locate) -> Iterato
 
 
 def _is_inside(folder: str) -> bool:
-    """Return whether it is a subfolder of the source: an entry may be damaged, or made up."""
+    """Return True for a subfolder of the source: an entry may be damaged, or made up."""
     return bool(folder) and not folder.startswith("/") and ".." not in folder.split("/")

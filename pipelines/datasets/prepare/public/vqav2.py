@@ -4,7 +4,7 @@
     SOURCE/v2_mscoco_{train,val}2014_annotations.json
     SOURCE/{train,val}2014/COCO_{train,val}2014_000000000009.jpg
 
-Those of test have no answers and are left out.
+The test questions have no answers and are left out.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def prepare_vqav2(
 
     Args:
         source: the folder with the JSON files and the pictures' folders.
-        out: where the sets go.
-        num_answers: size of the vocabulary, at most: the most frequent answers.
-        min_answer_count: questions that an answer in it must have.
-        answers_of: the questions that count.
+        out: folder of the sets.
+        num_answers: largest size of the vocabulary, which holds the most frequent answers.
+        min_answer_count: number of questions that an answer in it must have.
+        answers_of: splits whose questions count.
     """
     splits = _splits(source)
     refuse_prepared(out / split for split in splits)
@@ -79,7 +79,7 @@ def prepare_vqav2(
 
 
 def _splits(source: Location) -> list[str]:
-    """Return the splits that are there; train must be, since its answers are the classes."""
+    """Return the splits that are there; train is required, since its answers are the classes."""
     there = source.names()
     splits = ["train", "val"] if set(_FILES["val"]) & set(there) else ["train"]
     if missing := [file for split in splits for file in _FILES[split] if file not in there]:
@@ -88,7 +88,7 @@ def _splits(source: Location) -> list[str]:
 
 
 def _answer_text(record: dict[str, Any]) -> Any:
-    """Keep of a person's answer its text alone: there are millions, of a few thousand words."""
+    """Return only the text of a person's answer: millions share a few thousand words."""
     if "answer" not in record:
         return record
     text = record["answer"]

@@ -55,7 +55,7 @@ def _rows(lines: Sequence[str]) -> Iterator[Row]:
 
 
 def _captions(key: str, entry: dict[str, Any]) -> Iterator[published.Caption]:
-    """Yield captions in the order of the file; what is an object is a language, the rest is not."""
+    """Yield captions in the order of the file; objects are languages, the rest is left out."""
     for language, found in entry.items():
         if isinstance(found, dict):
             for number, text in enumerate(found.get("caption") or ()):

@@ -29,10 +29,10 @@ REGISTRY: dict[str, RegistrySet] = {found.name: found for found in (*_IMAGES, *_
 
 
 def prepare_missing(names: Iterable[str]) -> list[str]:
-    """Prepare those of the data sets that are the registry's and not in the data cache yet.
+    """Prepare the registry's data sets among some names that are not in the data cache yet.
 
     Args:
-        names: as in `data.sources`; others than the registry's are left alone.
+        names: names as in `data.sources`; names outside the registry are ignored.
 
     Returns:
         Names of the sets that were prepared.

@@ -1,7 +1,7 @@
 """Open Clip Art: drawings with an English title and keywords.
 
-Pictures from Debian's package `openclipart-png`, titles and keywords from the drawings themselves
-in `openclipart-svg`. Some titles are those of a collection, or were left over from the drawing
+The pictures come from Debian's package `openclipart-png`, titles and keywords from the drawings
+themselves in `openclipart-svg`. Some titles name a collection, or were left over from the drawing
 before; there the words of the file's name serve.
 """
 
@@ -28,30 +28,31 @@ from pipelines.datasets.prepare.rows import RejectedRow, Row, is_held_out, tidy,
 from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.05
-#: Larger pictures are shrunk: some are posters of hundreds of millions of pixels.
+#: Longest side of a picture; larger ones, some of them posters of hundreds of millions of pixels,
+#: are shrunk.
 MAX_SIDE_PX = 256
 _PACKAGES = {"png": "openclipart-png", "svg": "openclipart-svg"}
-#: Folders of icon themes and of hundreds of stars, which say nothing.
+#: Folders of icon themes and of hundreds of stars, which tell nothing.
 _LEFT_OUT = ("computer/icons/", "shapes/stars/")
-#: So many different pictures have a title in common only if it is a collection's.
+#: Number of different pictures that share a title only if it is a collection's.
 _COLLECTION_SIZE = 3
 _LEFT_OVER_TITLE = re.compile(r"clip ?art by ", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]+")
-#: Keywords left by the program that made the library, and names of folders that say nothing.
+#: Keywords left by the program that made the library, and names of folders that tell nothing.
 _NO_KEYWORD = re.compile(r"hash\b.*|unsorted|special|")
 _MAX_PIXELS = ImageConfig().max_pixels
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture and what is said of it.
+    """A picture with its titles and keywords.
 
     Attributes:
         key: path without the ending.
-        file: PNG.
-        title: of the drawing, or of a collection; may be blank.
-        keywords: lower-case.
-        author_words: words of the author's name, which are in the file's name too; lower-case.
+        file: PNG file.
+        title: title of the drawing, or of a collection; may be blank.
+        keywords: keywords in lower case.
+        author_words: words of the author's name in lower case, which are in the file's name too.
     """
 
     key: str
@@ -89,8 +90,8 @@ def read_drawings(pictures: Path, vectors: Path) -> list[Drawing]:
     Many pictures are in several folders by links; each is taken once.
 
     Args:
-        pictures: holds `NAME.png` at any depth.
-        vectors: holds `NAME.svg` at the same paths.
+        pictures: folder with `NAME.png` at any depth.
+        vectors: folder with `NAME.svg` at the same paths.
 
     Raises:
         SampleError: if there is no picture.
@@ -112,7 +113,7 @@ def titles_of(drawings: Sequence[Drawing]) -> list[str]:
 
 
 def write_clipart(drawings: Sequence[Drawing], out: Location) -> list[Location]:
-    """Write drawings as two sets, split by their title in lower case; returns their folders."""
+    """Write drawings as two sets, split by their title in lower case; return their folders."""
     about = Manifest(
         name="clipart",
         licence="public domain (Open Clip Art Library)",
@@ -127,7 +128,7 @@ def shrink_picture(content: bytes) -> bytes | Rejected:
     """Return a picture no longer or higher than `MAX_SIDE_PX`, as PNG; smaller ones as they are."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what is rejected here.
+            # Pillow warns of pictures that are rejected below.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
@@ -139,7 +140,7 @@ def shrink_picture(content: bytes) -> bytes | Rejected:
     if max(image.size) <= MAX_SIDE_PX:
         return check_picture(content) or content
     try:
-        # Of a palette's numbers no mean can be taken.
+        # The numbers of a palette have no mean.
         smaller = image.convert("RGBA" if image.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError) as error:
         return Rejected("corrupt_image", f"{type(error).__name__}: {error}")
@@ -154,7 +155,7 @@ def _read_drawing(pictures: Path, vectors: Path, path: str) -> Drawing:
     try:
         root = ET.parse(vectors / f"{key}.svg").getroot()
     except (OSError, ET.ParseError):
-        # Its name is left.
+        # Only its name is known.
         return Drawing(key, pictures / path)
     title = next(filter(None, _texts(root, ".//{*}Work/{*}title")), "")
     words = [text.lower().replace("_", " ") for text in _texts(root, ".//{*}subject//{*}li")]

@@ -1,7 +1,7 @@
 """easy-VQA: questions about pictures of one coloured shape, with thirteen possible answers.
 
-From the PyPI package `easy-vqa`. Each picture is stored once, beside the shards of its split, and
-several rows refer to it. What training questions say of a picture is its caption in a third set,
+The PyPI package `easy-vqa` brings them. Each picture is stored once, beside the shards of its
+split, and several rows refer to it. A picture's training questions give its caption in a third set,
 from which a model learns such pictures before it is asked about them.
 """
 
@@ -27,7 +27,7 @@ class Split:
 
     Attributes:
         pictures: PNG files by their number.
-        questions: question, answer, and number of the picture.
+        questions: tuples of a question, an answer, and the number of the picture.
     """
 
     pictures: dict[int, bytes]
@@ -45,7 +45,7 @@ def read_easy_vqa(package: Path) -> tuple[dict[str, Split], list[str]]:
 def write_easy_vqa(
     splits: Mapping[str, Split], answers: Sequence[str], out: Location
 ) -> list[Location]:
-    """Write splits with their pictures beside them, and captions; returns the folders."""
+    """Write splits with their pictures beside them, and captions; return the folders."""
     about = Manifest(name="easy_vqa", licence="MIT (Victor Zhou)", origin="easy-VQA 1.0")
     questions = replace(about, kind="image-question", class_names=tuple(answers))
     for name, split in splits.items():
@@ -58,7 +58,7 @@ def write_easy_vqa(
 
 
 def captions_of(split: Split) -> dict[int, str]:
-    """Return what open questions say of each picture, colour first: "blue circle", or a part of it.
+    """Return a caption of each picture from its open questions: "blue circle", or a part of it.
 
     Pictures of which only yes or no is known are left out.
     """

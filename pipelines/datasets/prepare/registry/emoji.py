@@ -1,8 +1,8 @@
 """Emoji: three vendors' pictures of the same characters, with captions in 160 locales.
 
-Noto, Fluent and Twemoji pictures from npm packages; names and keywords from CLDR. Splits are by
-emoji, not by picture: all vendors share the captions, and skin tones are near-duplicates. Twemoji
-is never trained on: there a model meets known emoji in an unknown style.
+Noto, Fluent and Twemoji pictures come from npm packages; names and keywords from CLDR. Splits are
+by emoji, not by picture: all vendors share the captions, and skin tones are near-duplicates.
+Twemoji is never trained on: there a model meets known emoji in an unknown style.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
 _CAPTIONS_VERSION = "48.2.0"
-#: The packages of captions, by the folder and key that they keep their annotations under.
+#: Packages of captions, by the folder and key that hold their annotations.
 _CAPTION_PACKAGES = {
     "annotations": ("cldr-annotations-full", _CAPTIONS_VERSION),
     "annotationsDerived": ("cldr-annotations-derived-full", _CAPTIONS_VERSION),
@@ -39,10 +39,10 @@ class Vendor:
     """A vendor of pictures.
 
     Attributes:
-        name: in keys and folders.
-        package: of npm, and its exact version.
+        name: name in keys and folders.
+        package: name and exact version of the npm package.
         pictures: pattern of the files in the package.
-        licence: of the pictures.
+        licence: licence of the pictures.
         splits: names of the sets of known emoji and of held-out ones.
     """
 
@@ -84,7 +84,7 @@ class Captions:
     keywords: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, character: str, locale: str, annotation: Mapping[str, Sequence[str]]) -> None:
-        """Add what CLDR says of a character: a name, and keywords as one text without the name."""
+        """Add CLDR's name of a character, and its keywords as one text without the name."""
         # CLDR cuts a name at its commas, as it does the list of keywords.
         name = tidy(", ".join(annotation.get("tts", ())))
         words = filter(None, map(tidy, annotation.get("default", ())))
@@ -94,19 +94,19 @@ class Captions:
                 texts.setdefault(character, {})[locale] = text
 
     def of(self, character: str) -> list[tuple[str, str]]:
-        """Return the captions of an emoji, each after its locale, names before keywords."""
+        """Return pairs of locale and caption of an emoji, names before keywords."""
         both = (self.names.get(character, {}), self.keywords.get(character, {}))
         return [caption for found in both for caption in found.items()]
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """All that the packages hold.
+    """The content of all emoji packages.
 
     Attributes:
         pictures: files by vendor and name; names are code points.
-        captions: for all vendors.
-        bases: see `read_bases`.
+        captions: captions, which hold for all vendors.
+        bases: base of each variant, see `read_bases`.
     """
 
     pictures: Mapping[str, Mapping[str, bytes]]
@@ -115,7 +115,7 @@ class Emoji:
 
 
 def read_emoji(packages: Mapping[str, Path], annotations: Mapping[str, Path]) -> Emoji:
-    """Read unpacked packages: the vendors' by name, CLDR's by the key of their annotations."""
+    """Return the content of unpacked packages: vendors' by name, CLDR's by annotation key."""
     pictures = {
         vendor.name: {
             file.stem: file.read_bytes()
@@ -128,7 +128,7 @@ def read_emoji(packages: Mapping[str, Path], annotations: Mapping[str, Path]) ->
 
 
 def read_captions(packages: Mapping[str, Path]) -> Captions:
-    """Read the names and keywords of CLDR's unpacked packages, by the key of their annotations."""
+    """Return the names and keywords in CLDR's unpacked packages, given by annotation key."""
     captions = Captions()
     for top, package in packages.items():
         for file in sorted((package / top).glob("*/annotations.json")):
@@ -154,8 +154,8 @@ def code_points_of(name: str) -> str:
 def read_bases(package: Path) -> dict[str, str]:
     """Return the emoji that each variant belongs to, both without skin tones and U+FE0F.
 
-    Most variants are their base and a skin tone. Of couples and handshakes some are made of two
-    people instead, so that only this table knows.
+    Most variants are their base and a skin tone. Some couples and handshakes are made of two people
+    instead, so that only this table knows their base.
     """
     with reading("emoji.json"):
         rows = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
@@ -173,14 +173,14 @@ def base_of(code_points: str, bases: Mapping[str, str]) -> str:
 
 
 def character_of(code_points: str) -> str:
-    """Return the characters of `1f44d-1f3fd`, without U+FE0F as in CLDR; "" where it is none."""
+    """Return the characters of `1f44d-1f3fd`, without U+FE0F as in CLDR; "" for other texts."""
     if not _CODE_POINTS.fullmatch(code_points):
         return ""
     return "".join(chr(int(part, 16)) for part in code_points.split("-") if part != _VARIATION)
 
 
 def write_emoji(emoji: Emoji, out: Location) -> list[Location]:
-    """Write two sets for each vendor, `out/VENDOR/SPLIT`; returns their folders."""
+    """Write two sets for each vendor, `out/VENDOR/SPLIT`; return their folders."""
     folders: list[Location] = []
     for vendor in VENDORS:
         about = Manifest(
@@ -194,10 +194,10 @@ def write_emoji(emoji: Emoji, out: Location) -> list[Location]:
 
 
 def _rows(vendor: str, emoji: Emoji) -> Iterator[tuple[bool, Row]]:
-    """Make the rows of a vendor, each with whether its emoji is held out.
+    """Yield the rows of a vendor, each after True if its emoji is held out.
 
-    Flags and families that look the same are different emoji to Unicode. So a held-out one that has
-    the very picture of a known one is rejected; and so is an emoji's second picture.
+    Flags and families that look the same are different emoji to Unicode. A held-out one that has
+    the very picture of a known one is therefore rejected, as is an emoji's second picture.
     """
     files = emoji.pictures[vendor]
     codes = {name: code_points_of(name) for name in files}

@@ -1,7 +1,7 @@
 """Fashion-MNIST: 70,000 product photos of 28x28 px in ten classes (arXiv:1708.07747).
 
-The files come from Debian's package `dataset-fashion-mnist`: from where it is installed, else by
-`apt-get download`; else from torchvision's mirror.
+The files of Debian's package `dataset-fashion-mnist` are taken from its place if it is installed,
+else by `apt-get download`; else from torchvision's mirror.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLASS_NAMES = (
     "bag",
     "ankle boot",
 )
-#: Short enough for the longest class name to fit on a canvas of 64 px.
+#: Templates that are short enough for the longest class name to fit on a canvas of 64 px.
 CAPTION_TEMPLATES = (
     "{}",
     "{a}",
@@ -47,7 +47,7 @@ CAPTION_TEMPLATES = (
 )
 _PACKAGE = "dataset-fashion-mnist"
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-#: Digests of the files' content after decompression, so that any mirror's compression will do.
+#: Digests of the decompressed files, so that a mirror may compress them otherwise.
 _SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -65,7 +65,7 @@ def captions_of(class_id: int) -> list[str]:
 
 
 def write_fashion_mnist(files: Mapping[str, np.ndarray[Any, Any]], out: Location) -> list[Location]:
-    """Write both splits out of the bytes of the four files; returns their folders."""
+    """Write both splits out of the bytes of the four files; return their folders."""
     about = Manifest(
         name="fashion_mnist",
         class_names=CLASS_NAMES,
@@ -85,7 +85,7 @@ def _rows(split: str, files: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Row
 
 
 def _read(scratch: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the four files' bytes, checked to be those that everybody has."""
+    """Return the bytes of the four files, checked to be the published ones."""
     folder, files = _find_files(scratch), {}
     for name, sha256 in _SHA256.items():
         content = gzip.decompress((folder / f"{name}.gz").read_bytes())
@@ -96,7 +96,7 @@ def _read(scratch: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _find_files(scratch: Path) -> Path:
-    """Return the folder with the four files, fetched if need be."""
+    """Return the folder with the four files, which are fetched if need be."""
     if _INSTALLED.is_dir():
         return _INSTALLED
     problems = []

@@ -1,6 +1,7 @@
 """Flags, each with its country's name in some six hundred locales.
 
-Pictures from Debian's package `iso-flags-png-320x240`, names from npm's `cldr-localenames-full`.
+The pictures come from Debian's package `iso-flags-png-320x240`, the names from npm's
+`cldr-localenames-full`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def read_names(package: Path) -> dict[str, dict[str, str]]:
 
 
 def names_of(code: str, names: Names) -> list[tuple[str, str]]:
-    """Return what a country is called, each name after its locale."""
+    """Return pairs of locale and name of a country."""
     found = ((locale, tidy(known.get(code.upper(), ""))) for locale, known in names.items())
     return [(locale, name) for locale, name in found if name]
 
 
 def write_flags(flags: Flags, names: Names, out: Location) -> list[Location]:
-    """Write flags as two sets, split by their code; returns their folders.
+    """Write flags as two sets, split by their code; return their folders.
 
     Countries that share a flag, as France does with its territories, go by the first of their codes
     so that no flag of the test set is in the training set.

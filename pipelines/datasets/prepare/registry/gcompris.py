@@ -1,8 +1,7 @@
 """GCompris: drawings of things with their words in many languages, and photographs of monuments.
 
-From Debian's package `gcompris-qt-data`, whose files are resources of Qt: an archive format of its
-own. https://doc.qt.io/qt-6/resources.html says what they are for; the layout is that of Qt's source
-(`qresource.cpp`, `rcc.cpp`).
+They come from Debian's package `gcompris-qt-data`, whose files are Qt resources, an archive format
+(https://doc.qt.io/qt-6/resources.html) that Qt's `qresource.cpp` and `rcc.cpp` define.
 """
 
 from __future__ import annotations
@@ -43,18 +42,18 @@ _HEADER = struct.Struct(">4sIIII")
 #: Size of a node by version; since 2 it ends in its time of modification.
 _NODE_SIZE = {1: 14, 2: 22, 3: 22}
 _IS_COMPRESSED, _IS_FOLDER, _IS_ZSTD = 1, 2, 4
-#: A damaged tree may contain itself.
+#: Deepest tree that is read, since a damaged one may contain itself.
 _MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
 class Word:
-    """A picture and what it shows.
+    """A picture with its word in several languages.
 
     Attributes:
-        key: the word that its file is named by.
-        picture: encoded.
-        texts: each after its language.
+        key: word that its file is named by.
+        picture: encoded picture.
+        texts: pairs of a language and a text.
     """
 
     key: str
@@ -66,10 +65,11 @@ def read_qt_resources(content: bytes) -> dict[str, bytes]:
     """Return the files of a binary Qt resource file, by path.
 
     Args:
-        content: of a `.rcc` file of version 1 to 3; its entries may be compressed (zlib, zstd).
+        content: bytes of a `.rcc` file of version 1 to 3; its entries may be compressed (zlib,
+            zstd).
 
     Raises:
-        SampleError: if it is no such file, or damaged.
+        SampleError: if the content is damaged, or no such file.
     """
     if content[:4] != _MAGIC:
         raise SampleError(f"not a Qt resource file: it starts with {content[:4]!r}")
@@ -115,7 +115,7 @@ def read_monuments(files: Mapping[str, bytes]) -> list[Word]:
 
 
 def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
-    """Write drawings as two sets, split by the word's key; returns their folders."""
+    """Write drawings as two sets, split by the word's key; return their folders."""
     about = Manifest(
         name="gcompris",
         licence="CC-BY-SA-3.0 (drawings, Art4Apps), GPL-3 or later (words, GCompris)",
@@ -126,7 +126,7 @@ def write_gcompris(words: Sequence[Word], out: Location) -> list[Location]:
 
 
 def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
-    """Write photographs as a set for evaluation; returns its folder."""
+    """Write photographs as a set for evaluation; return its folder."""
     about = Manifest(
         name="gcompris-monuments",
         evaluation_only=True,
@@ -138,7 +138,7 @@ def write_monuments(monuments: Sequence[Word], folder: Location) -> Location:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the tree of a resource file; the fields are the offsets of its header."""
+    """A reader of a resource file's tree; the fields are the offsets of its header."""
 
     content: bytes
     tree: int
@@ -188,7 +188,7 @@ def _row(word: Word) -> Row:
 
 
 def _items_of(node: Any) -> Iterator[dict[str, str]]:
-    """Yield the items of lessons, which are in chapters."""
+    """Yield the items of lessons, which are grouped in chapters."""
     for part in node:
         if "image" in part:
             yield part

