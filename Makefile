@@ -18,7 +18,8 @@ $(VENV)/.installed: $(VENV)/.runtime requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# `make compat RAY=2.59.0`: what this project uses of Ray, and a training, on that release.
+# What this project uses of Ray, and a training, on the oldest release admitted, or on RAY=….
+compat: RAY ?= 2.59.0
 compat:
 	$(PYTHON) -m venv build/compat-$(RAY)
 	build/compat-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt 'ray[data,train,default,serve]==$(RAY)'
