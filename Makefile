@@ -3,19 +3,27 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install check test demo bench docs
+.PHONY: install compat check test demo bench docs
 
 install: $(VENV)/.installed
 
-$(VENV)/.runtime: requirements.txt
+$(VENV)/.runtime: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt 'setuptools>=77'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.runtime requirements-dev.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+# What this project uses of Ray, and a training, on the oldest release admitted, or on RAY=….
+compat: RAY ?= 2.59.0
+compat:
+	$(PYTHON) -m venv build/compat-$(RAY)
+	build/compat-$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt 'ray[data,train,default,serve]==$(RAY)'
+	build/compat-$(RAY)/bin/python -m pytest tests/integration/test_ray_compat.py tests/e2e/test_smoke.py
 
 check: install
 	$(VENV)/bin/ruff format --check .

@@ -69,11 +69,12 @@ def dashboard_address(given: str | None) -> str:
     if named.startswith(("http://", "https://")):
         return named.rstrip("/")
     # Ray's own addresses (auto, HOST:6379): the cluster itself says where its dashboard is.
-    from ray.dashboard.utils import get_address_for_submission_client
+    from ray.exceptions import RayError
+    from ray.job_submission import JobSubmissionClient
 
     try:
-        found = get_address_for_submission_client(named)
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        found = JobSubmissionClient(named).get_address()
+    except (RayError, ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise StorageError(
             f"no cluster answers at {named}: {error}; name its dashboard, such as "
             f"--address {LOCAL_DASHBOARD}"

@@ -1,7 +1,7 @@
-"""`python -m pipelines COMMAND …`."""
+"""`python -m pipelines COMMAND …`, which is also installed as `clippo COMMAND …`."""
 
 import sys
 
 from pipelines.cli import main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(main())

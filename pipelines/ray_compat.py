@@ -1,10 +1,9 @@
 # pyright: reportPrivateUsage=false
 """Every name that this project uses of Ray and that Ray does not publish, with the reason.
 
-It does without torch, since render workers load it.
-
-Each has a contract test (tests/integration/test_ray_compat.py) that says what changed where another
-release fails it; `make compat RAY=2.59.0` runs these tests and a training on that release.
+Contract tests (tests/integration/test_ray_compat.py) say what changed where another release fails
+them; `make compat RAY=2.59.0` runs them and a training on that release. This module does without
+torch, since render workers load it.
 """
 
 from __future__ import annotations
@@ -51,7 +50,11 @@ class WholeBatchPolicy(ElasticScalingPolicy):
         self._leaving: set[str] = set()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Leave out the nodes that are about to be taken away, which Ray would count on."""
+        """Leave out the nodes that are about to be taken away, which Ray would count on.
+
+        Ray 2.59 lists the resources of nodes without their names: there, such a node counts until
+        it is gone, and ranks that find no place are placed anew.
+        """
         self._leaving = set(_get_draining_nodes())
         try:
             return super().make_decision_for_non_running_worker_group()
@@ -60,8 +63,13 @@ class WholeBatchPolicy(ElasticScalingPolicy):
             self._leaving = set()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        staying = {n: found for n, found in reserved_resources.items() if n not in self._leaving}
-        possible = super()._count_possible_workers(staying)
+        if isinstance(reserved_resources, dict):
+            reserved_resources = {
+                node: found
+                for node, found in reserved_resources.items()
+                if node not in self._leaving
+            }
+        possible = super()._count_possible_workers(reserved_resources)
         return whole_batch_ranks(possible, self._global_batch_size)
 
 

@@ -112,6 +112,7 @@ class Adafactor(torch.optim.Optimizer):
         beta1_as_stored = float(torch.tensor(group["beta1"], dtype=self.momentum_dtype))
         momentum = scaled.mul_(1 - group["beta1"]).add_(_stacked(momenta) * beta1_as_stored)
         updates = list(momentum.unbind(0))
+        # One kernel for all weights; torch does not publish these names, its optimizers use them.
         torch._foreach_mul_(params, 1 - group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-group["lr"])
         _store(momenta, momentum)

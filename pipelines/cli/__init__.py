@@ -27,16 +27,17 @@ COMMANDS = {
 EXIT_INTERRUPTED = 130
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its errors become a message and an exit code.
 
     Args:
-        argv: the command and its arguments.
+        argv: the command and its arguments; those of this process where it is not given.
 
     Returns:
         The exit code: 0 done, 2 usage or config, 3 data, 4 cluster or storage, 5 training diverged,
         130 interrupted (a checkpoint is written).
     """
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from pipelines.config.derived import derive
 from pipelines.config.resolution import ResolvedRun, validate
 from pipelines.reporting.stored import file_name, result_lines
@@ -22,7 +24,7 @@ def print_summary(summary: RunSummary) -> None:
     if tracked.uri.startswith("http"):
         print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")
     else:
-        print("dashboard: .venv/bin/python -m mlflow server --port 5000 \\")
+        print(f"dashboard: {sys.executable} -m mlflow server --port 5000 \\")
         print(f"  --backend-store-uri {tracked.uri}")
         print(f"  then http://127.0.0.1:5000/#/experiments/{tracked.experiment_id}")
     print(summary.checkpoint.uri)
