@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +60,7 @@ from pipelines.tracking.models import write_model
 from pipelines.training.run import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
 from tests.integration.colours import COLOURS, encoded_picture
-from tests.integration.processes import start_command, wait_for_checkpoint
-from tests.integration.test_training import keys_per_step, logged
+from tests.integration.test_training import keys_per_step, logged, sigterm_after_a_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -188,14 +184,6 @@ def test_classes_of_texts_are_learned_and_measured_beside_training(undisturbed, 
     assert model.encode_texts(["a text"]).shape == (1, 16), "it embeds as before"
 
 
-def stop_after_a_checkpoint(run: Location, ended: threading.Event) -> None:
-    """What a batch system does to a run: SIGTERM to the driver."""
-    while not whole_checkpoints(run):
-        if ended.wait(0.01):
-            return
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undisturbed, place):
     config = config_of(place, "text_classification", "words", "stopped", checkpoint_every=10)
     # Evaluations of every checkpoint would only take time.
@@ -204,15 +192,9 @@ def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undist
         scaling=dataclasses.replace(config.scaling, num_ranks=2),
         evaluation=dataclasses.replace(config.evaluation, tasks=()),
     )
-    run, ended = Location.of(config.storage.root) / "stopped", threading.Event()
-    thread = threading.Thread(target=stop_after_a_checkpoint, args=(run, ended))
-    thread.start()
-    try:
-        with pytest.raises(StoppedError, match="resume"):
-            train(resolve(config))
-    finally:
-        ended.set()
-        thread.join()
+    run = Location.of(config.storage.root) / "stopped"
+    with sigterm_after_a_checkpoint(run), pytest.raises(StoppedError, match="resume"):
+        train(resolve(config))
     assert 0 < whole_checkpoints(run)[-1][0] < STEPS
     resumed = train(resolve(read_run_config(run)), is_resumed=True)
     assert keys_in_rank_order(run) == keys_per_step(undisturbed.run)
@@ -314,7 +296,7 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
     assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
 
 
-def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
+def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, tmp_path, capsys):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words/train"), "--data.record-keys"]
     words += ["--train.steps", "100", "--train.global-batch-size", "16"]
@@ -323,12 +305,10 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
     words += ["--sweep.learning-rates", "1e-3", "3e-3"]
     folder = Location.of(tmp_path) / "sweep"
     run = folder / "learning-rate-0.001"
-    process = start_command(*words)
-    wait_for_checkpoint(run, process)
-    process.terminate()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == EXIT_INTERRUPTED, output
-    assert "the same command with --storage.run sweep goes on" in output
+    with sigterm_after_a_checkpoint(run):
+        assert main(words) == EXIT_INTERRUPTED
+    printed = capsys.readouterr()
+    assert "the same command with --storage.run sweep goes on" in printed.out + printed.err
     assert not (folder / "sweep.json").exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -336,9 +316,7 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
     assert [r.info.status for r in runs if r.info.run_name == "sweep"] == ["KILLED"]
     stopped_at = whole_checkpoints(run)[-1][0]
 
-    again = start_command(*words)
-    output, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, output
+    assert main(words) == 0
     trials = (folder / "sweep.json").read_json()["trials"]
     assert [trial["score"] is not None for trial in trials] == [True, True]
     for trial in trials:
