@@ -16,6 +16,7 @@ from pipelines.cli.arguments import load_base, parse
 from pipelines.cli.finetune import option
 from pipelines.cli.resume import check_overrides
 from pipelines.cli.train import TrainArguments
+from pipelines.config.derived import check_memory, text_lengths
 from pipelines.config.resolution import read_run_config, resolve, validate
 from pipelines.config.settings import RunConfig, StorageConfig
 from pipelines.datasets.sources import locate_source
@@ -184,10 +185,18 @@ def _check_places(root: str, tracking: str | None) -> list[str]:
 
 
 def _check_data(config: RunConfig, *, is_here: bool) -> list[str]:
-    """Validate the data where it can be seen from here; return notes on what is left to the job."""
+    """Validate the data where it can be seen from here, and the memory that a step takes.
+
+    Returns:
+        Notes on what is left for the job to check.
+
+    Raises:
+        ClippoError: if the run could not be made.
+    """
     try:
         resolved = resolve(config)
     except (SampleError, StorageError) as error:
+        check_memory(config, None)
         return [f"data is left for the job to check: {str(error).splitlines()[0]}"]
     try:
         validate(resolved)
@@ -195,5 +204,6 @@ def _check_data(config: RunConfig, *, is_here: bool) -> list[str]:
         if is_here or "://" in str(config.train.init_from):
             raise
         return [f"train.init_from is left for the job to check: {error}"]
+    check_memory(resolved.config, text_lengths(resolved))
     seen = ", ".join(locate_source(name).uri for name in config.data.sources)
     return [] if is_here else [f"data was checked as it is here: {seen}"]

@@ -177,12 +177,22 @@ def micro_batch_size(
     return None if found == load.pairs else found
 
 
-def check_memory(config: RunConfig, lengths: TextLengths, device_bytes: float | None) -> None:
+def check_memory(
+    config: RunConfig, lengths: TextLengths | None, device_bytes: float | None = None
+) -> None:
     """Make sure that a step fits on the device, with the fewest ranks that the run may have.
+
+    Args:
+        config: the run.
+        lengths: of its texts; None: captions of 50 characters.
+        device_bytes: memory of each rank's device; None: `scaling.device_memory_gb`, if it is set.
 
     Raises:
         ConfigError: if it does not, with the setting to change.
     """
+    known_gb = config.scaling.device_memory_gb
+    if device_bytes is None and known_gb is not None:
+        device_bytes = known_gb * 1e9
     fewest = config.scaling.min_ranks or config.scaling.num_ranks
     while config.train.global_batch_size % fewest:
         fewest += 1

@@ -93,8 +93,7 @@ def train(
     validate(resolved)
     resolved = with_vocabulary(resolved)
     row_s, lengths = _seconds_per_row(resolved), text_lengths(resolved)
-    known_gb = resolved.config.scaling.device_memory_gb
-    check_memory(resolved.config, lengths, None if known_gb is None else known_gb * 1e9)
+    check_memory(resolved.config, lengths)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
         device_bytes = _device_bytes(resolved.config, watch.placement)

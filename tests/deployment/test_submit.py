@@ -83,6 +83,14 @@ def test_what_cannot_run_elsewhere_is_refused_here(words: list[str], message: st
         plan_job(words, is_here=False)
 
 
+def test_a_step_that_no_device_of_the_cluster_holds_is_refused_before_it_is_asked():
+    words = ["train", "paper_l16", "--data.sources", "s3://b/data", *BUCKET]
+    words.append("--scaling.device-memory-gb")
+    assert plan_job([*words, "80"], is_here=False).run is not None
+    with pytest.raises(ConfigError, match=r"has 4.0 GB.*lower train.micro-batch-size"):
+        plan_job([*words, "4"], is_here=False)
+
+
 def test_data_that_only_the_cluster_sees_is_said_and_not_fatal():
     plan = plan_job(["train", "demo", *BUCKET], is_here=False)
     assert [note for note in plan.notes if "left for the job to check" in note]

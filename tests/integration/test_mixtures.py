@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clippo_core.errors import ConfigError, Rejected
-from pipelines.config.derived import derive, estimate_memory
+from clippo_core.training.memory import training_bytes
+from pipelines.config.derived import TextLengths, derive, step_load
 from pipelines.config.resolution import read_run_config, resolve
 from pipelines.datasets.manifest import RawSample, SampleKind, ShardWriter
 from pipelines.runtime.storage import Location, read_json_lines
@@ -84,8 +85,13 @@ def test_the_memory_estimate_counts_the_texts_that_there_are(make_config, tmp_pa
     size, patch = config.model.render.image_size_px, config.model.vit.patch_size_px
     whole = (size // patch) ** 2
     assert whole > 1
-    assert derived((1e-9, 1.0)) == estimate_memory(config, whole)
-    assert derived((1.0, 1e-9)) == estimate_memory(config, 1)
+
+    def estimated(mean: int) -> int:
+        load = step_load(config, TextLengths(mean, longest=whole))
+        return training_bytes(config.model, config.optim, load)
+
+    assert derived((1e-9, 1.0)) == estimated(whole)
+    assert derived((1.0, 1e-9)) == estimated(1)
     assert derived((1.0, 1e-9)) < derived((1.0, 1.0)) < derived((1e-9, 1.0))
 
 
