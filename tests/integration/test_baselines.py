@@ -33,7 +33,7 @@ from pipelines.training.run import train
 from pipelines.training.token_vocabulary import with_vocabulary
 from tests.integration.test_training import logged, planned_keys, resumed_keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 OPTIONS = EvaluationOptions(templates=("a {} patch",), limit=24)
 BASELINES = ["tokens_one_tower", "tokens_two_towers"]
@@ -43,6 +43,7 @@ def model_of(text_input: str) -> dict:
     return {"text_input": text_input, "vocabulary_size": 320, "max_tokens": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_input", BASELINES)
 def test_a_baseline_learns_and_its_checkpoint_works_everywhere(
     text_input, local_ray, make_config, tmp_path, colours, capsys
@@ -120,6 +121,7 @@ def losses_of_a_plain_loop(config: RunConfig) -> dict[int, float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text_input", "is_divided"), [("tokens_one_tower", True), ("tokens_two_towers", False)]
 )
@@ -146,6 +148,7 @@ def test_two_ranks_in_micro_batches_learn_what_one_learns(
         assert found[step] == pytest.approx(loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_vocabulary(local_ray, make_config):
     config = make_config(
         model=model_of("tokens_two_towers"), train={"steps": 8, "checkpoint_every": 4}

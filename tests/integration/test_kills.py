@@ -24,8 +24,8 @@ from tests.integration.processes import run_command, start_command, wait_for_che
 
 #: Long enough for the victims to be at work when the kills come; rendering runs ahead of training.
 STEPS = 400
-#: (victims one after the other, renderers, ranks) that come first; further ones are drawn. Every run
-#: of the tests makes the first one; tests/e2e/test_smoke.py kills a driver.
+#: (victims one after the other, renderers, ranks) that come first; further ones are drawn. Every
+#: run of the tests makes the first one; tests/e2e/test_smoke.py kills a driver.
 CASES = [(("renderer", "rank"), 2, 2), (("driver",), 4, 2)]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 Victims = tuple[str, ...]

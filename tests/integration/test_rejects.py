@@ -19,7 +19,7 @@ NUM_ROWS = 4_000
 REASONS = (
     r"could not be used \(.*corrupt_image.*blank_caption.*more than data\.max_reject_ratio=0\.05"
 )
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def plant(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -54,6 +54,7 @@ def summary(local_ray, make_config, damaged, colours) -> RunSummary:
     return train(resolve(config))
 
 
+@pytest.mark.slow
 def test_exactly_the_planted_rows_are_rejected_and_can_be_opened(
     summary: RunSummary, damaged, capsys, tmp_path
 ):

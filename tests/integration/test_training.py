@@ -36,7 +36,7 @@ from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def run(config: RunConfig) -> RunSummary:
@@ -64,6 +64,7 @@ def planned_keys(config: RunConfig) -> dict[int, list[str]]:
     return {s: [f"s{row:04d}" for row in plan.batch(s).row] for s in range(config.train.steps)}
 
 
+@pytest.mark.slow
 def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_config):
     """With some patches dropped; also with all that saves time or memory."""
     parts = {"micro_batch_size": 3, "logit_rows": 5, "activation_checkpointing": True}
@@ -90,6 +91,7 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
         np.testing.assert_allclose(embeddings[name], embeddings["one"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
     local_ray, make_config, tmp_path, capsys
 ):
@@ -175,6 +177,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     assert ended.data.tags["clippo.state"].startswith("DivergedError: training diverged at step")
 
 
+@pytest.mark.slow
 def test_without_mlflow_a_run_ends_and_leaves_no_run_behind(local_ray, make_config):
     """Ranks start while MLflow is asked; they are told that it does not answer."""
     config = make_config(tracking={"uri": "http://127.0.0.1:9"}, train={"checkpoint_every": 1})
@@ -189,6 +192,7 @@ def test_without_mlflow_a_run_ends_and_leaves_no_run_behind(local_ray, make_conf
     assert sorted(steps) == list(range(12))
 
 
+@pytest.mark.slow
 def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     local_ray, make_config, tmp_path, colours
 ):
@@ -217,6 +221,7 @@ def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     assert stored.read_json()["num_samples"] == 40
 
 
+@pytest.mark.slow
 def test_a_custom_font_and_two_sources_travel_through_the_whole_run(
     local_ray, make_config, tmp_path
 ):

@@ -78,6 +78,7 @@ def test_a_run_of_rows_is_few_requests(s3: S3Server, bucket_config: RunConfig):
     assert len([request for request in s3.requests if request[0] == "GET"]) <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mood", ["busy", "slow"])
 def test_a_busy_or_slow_bucket_gives_the_same_batches(s3: S3Server, bucket_config, mood):
     calm = batches(bucket_config)
@@ -85,6 +86,7 @@ def test_a_busy_or_slow_bucket_gives_the_same_batches(s3: S3Server, bucket_confi
     assert_same(batches(bucket_config), calm)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_away_for_five_seconds_gives_the_same_batches(s3, bucket_config):
     calm = batches(bucket_config)
     revival = s3.die_for(5.0)
@@ -96,6 +98,7 @@ def test_a_bucket_that_is_away_for_five_seconds_gives_the_same_batches(s3, bucke
         revival.join()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_stays_away_is_a_clear_error(s3, s3_folder, monkeypatch):
     (s3_folder / "x").write_bytes(b"x")
     monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
@@ -140,8 +143,8 @@ def test_commands_end_with_4_where_the_bucket_is_not_ours(s3, s3_folder, monkeyp
 def test_a_run_lives_in_a_bucket_that_is_busy_and_then_away(s3, bucket_config, tmp_path):
     """Data, checkpoints and rejects are in the bucket; only MLflow's file is on this disk.
 
-    The run is killed where the bucket is busy, and goes on where it is away during a checkpoint: the
-    checkpoint waits for the bucket and the ranks with it, since no restart is allowed.
+    The run is killed where the bucket is busy, and goes on where it is away during a checkpoint:
+    that waits for the bucket and the ranks with it, since no restart is allowed.
     """
     steps = 60
     expected = dict(enumerate(keys for keys, _ in batches(bucket_config, steps=steps)))
