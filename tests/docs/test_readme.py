@@ -167,7 +167,8 @@ def test_every_command_runs_and_ends_with_what_it_made(
     shown = commands()
     assert len(shown) > 12
     monkeypatch.chdir(workplace)
-    monkeypatch.setenv("CLIPPO_DATA", str(workplace / "cache"))
+    for name, value in environment(workplace).items():
+        monkeypatch.setenv(name, value)
     with ray_on_this_machine():
         for line in shown:
             check_command(line, workplace, capsys)

@@ -60,6 +60,7 @@ from pipelines.tracking.models import write_model
 from pipelines.training.run import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
 from tests.integration.colours import COLOURS, encoded_picture
+from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.test_training import keys_per_step, logged, sigterm_after_a_checkpoint
 
 pytestmark = pytest.mark.ray
@@ -302,7 +303,7 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, tmp_path, capsys):
+def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, tmp_path):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words/train"), "--data.record-keys"]
     words += ["--train.steps", "100", "--train.global-batch-size", "16"]
@@ -311,10 +312,12 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, t
     words += ["--sweep.learning-rates", "1e-3", "3e-3"]
     folder = Location.of(tmp_path) / "sweep"
     run = folder / "learning-rate-0.001"
-    with sigterm_after_a_checkpoint(run):
-        assert main(words) == EXIT_INTERRUPTED
-    printed = capsys.readouterr()
-    assert "the same command with --storage.run sweep goes on" in printed.out + printed.err
+    process = start_command(*words)
+    wait_for_checkpoint(run, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_INTERRUPTED, output
+    assert "the same command with --storage.run sweep goes on" in output
     assert not (folder / "sweep.json").exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
