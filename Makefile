@@ -1,9 +1,9 @@
-# install check test demo bench docs; `make demo` on a fresh clone needs no other step.
+# install check test test-all compat demo bench docs; `make demo` on a fresh clone needs no other step.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install compat check test demo bench docs
+.PHONY: install compat check test test-all demo bench docs
 
 install: $(VENV)/.installed
 
@@ -31,8 +31,12 @@ check: install
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pyright
 
+# Minutes: all units, the comparisons with the authors' code, and one run as a person makes it.
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not slow"
+
+test-all: install
+	$(RUN) -m pytest --durations=20
 
 demo: $(VENV)/.runtime
 	$(RUN) -m pipelines prepare fashion_mnist

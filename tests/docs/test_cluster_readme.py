@@ -54,7 +54,6 @@ def test_the_doctor_takes_what_it_is_told(monkeypatch: pytest.MonkeyPatch):
         assert doctor.main(words[3:]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", commands("python", "-m", "cluster.sizing"), ids=shlex.join)
 def test_sizing_says_how_many_workers(words: list[str], tmp_path: Path, capsys):
     source = write_samples(tmp_path / "colours", colour_samples(256))

@@ -10,22 +10,21 @@ import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import urllib.request
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clippo_core.config import Config
+from pipelines.cli import main
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.runtime.storage import Location
 from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture
+from tests.integration.conftest import ray_on_this_machine
 from tests.integration.serving import start_page
 
 ROOT = Path(__file__).parents[2]
@@ -146,71 +145,37 @@ def environment(place: Path) -> dict[str, str]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_every_command_runs_and_ends_with_what_it_made(workplace: Path):
-    """Two at a time, each after those before it that name the same data, file or run."""
+def test_every_command_runs_and_ends_with_what_it_made(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """All in this process and on one Ray, which saves each of them its start.
+
+    tests/e2e/test_smoke.py has commands in processes of their own.
+    """
     shown = commands()
     assert len(shown) > 12
-    two_at_a_time = threading.Semaphore(2)
-    started: list[tuple[set[str], Future[None]]] = []
-
-    def check_after(line: str, before: list[Future[None]]) -> None:
-        for command in before:
-            command.result()
-        with two_at_a_time:
-            check_command(line, workplace)
-
-    with ThreadPoolExecutor(len(shown)) as threads:
+    monkeypatch.chdir(workplace)
+    for name, value in environment(workplace).items():
+        monkeypatch.setenv(name, value)
+    with ray_on_this_machine():
         for line in shown:
-            named = places_of(line)
-            before = [command for others, command in started if overlap(others, named)]
-            # The first run of all makes MLflow's database for the others.
-            runs = [command for others, command in started if names_a_run(others)]
-            before += runs[:1] if names_a_run(named) else []
-            started.append((named, threads.submit(check_after, line, before)))
-    for _, command in started:
-        command.result()
+            check_command(line, workplace, capsys)
 
 
-def places_of(line: str) -> set[str]:
-    """What a command reads or makes, as far as it says so."""
-    words = shlex.split(line)
-    runs = {f"runs/{word}" for option, word in pairwise(words) if option == "--storage.run"}
-    return runs | set(re.findall(r"\b(?:runs|data)/[\w./]+", line))
-
-
-def overlap(some: set[str], others: set[str]) -> bool:
-    """Whether a place is, or lies in, one of the others."""
-    pairs = [(f"{one}/", f"{other}/") for one in some for other in others]
-    return any(one.startswith(other) or other.startswith(one) for one, other in pairs)
-
-
-def names_a_run(places: set[str]) -> bool:
-    return any(place.startswith("runs/") for place in places)
-
-
-def check_command(line: str, place: Path) -> None:
+def check_command(line: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line)
     assert words[0] == "python", line
     if "mlflow" in words:
         check_server(words, place)
-        return
-    if "serve" in words:
+    elif "serve" in words:
         check_page(words, place)
-        return
-    if "tests.benchmarks.rendering" in words:
-        return  # its own test: it may need the network
-    done = subprocess.run(
-        [sys.executable, *words[1:]],
-        cwd=place,
-        env=environment(place),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, line
-    made = done.stdout.splitlines()[-1]
-    if words[3] not in ("presets", "show") and "--help" not in words:
-        assert (place / made).exists(), f"{line}\n{done.stdout}"
+    elif "tests.benchmarks.rendering" not in words:  # that has its own test, with the network
+        assert words[1:3] == ["-m", "pipelines"], line
+        assert main(words[3:]) == 0, f"{line}\n{capsys.readouterr()}"
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err, line
+        if words[3] not in ("presets", "show") and "--help" not in words:
+            assert (place / printed.out.splitlines()[-1]).exists(), f"{line}\n{printed.out}"
 
 
 def check_page(words: list[str], place: Path) -> None:

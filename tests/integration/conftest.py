@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -83,9 +84,9 @@ def make_config(tmp_path: Path, colours: Path, mlflow_tables: Path) -> ConfigMak
     return make
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for all tests; its CPUs and its GPU are bookkeeping, there may be fewer.
+@contextmanager
+def ray_on_this_machine() -> Iterator[None]:
+    """Start a Ray; its CPUs and its GPU are bookkeeping, there may be fewer.
 
     Without CLIPPO_GPU the GPU is one that no machine has.
     """
@@ -102,5 +103,14 @@ def local_ray() -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests."""
+    with ray_on_this_machine():
         yield
-        ray.shutdown()

@@ -10,7 +10,7 @@ import torch
 
 from clippo_core.checkpoints import load_checkpoint, read_state, save_checkpoint
 from clippo_core.checkpoints.open_clip_api import as_open_clip
-from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.modeling import Baseline, make_model
 from clippo_core.rendering import TextRasters
@@ -24,16 +24,16 @@ from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
 from pipelines.evaluation.model_tasks import patch_filters_of
 from pipelines.evaluation.tasks import find_evaluation
+from pipelines.runtime.run_checkpoints import remove_checkpoint
 from pipelines.runtime.storage import Location
 from pipelines.serving.application import embed_queries
 from pipelines.stream.batch import open_vocabulary, prepare_batch
 from pipelines.stream.wire import from_block, to_block
 from pipelines.training.run import train
 from pipelines.training.token_vocabulary import with_vocabulary
-from tests.integration.processes import start_command, wait_for_checkpoint
 from tests.integration.test_training import logged, planned_keys, resumed_keys
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 OPTIONS = EvaluationOptions(templates=("a {} patch",), limit=24)
 BASELINES = ["tokens_one_tower", "tokens_two_towers"]
@@ -43,6 +43,7 @@ def model_of(text_input: str) -> dict:
     return {"text_input": text_input, "vocabulary_size": 320, "max_tokens": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_input", BASELINES)
 def test_a_baseline_learns_and_its_checkpoint_works_everywhere(
     text_input, local_ray, make_config, tmp_path, colours, capsys
@@ -120,6 +121,7 @@ def losses_of_a_plain_loop(config: RunConfig) -> dict[int, float]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text_input", "is_divided"), [("tokens_one_tower", True), ("tokens_two_towers", False)]
 )
@@ -146,21 +148,21 @@ def test_two_ranks_in_micro_batches_learn_what_one_learns(
         assert found[step] == pytest.approx(loss, abs=1e-4)
 
 
-def test_a_killed_run_resumes_with_its_vocabulary(make_config, tmp_path):
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_vocabulary(local_ray, make_config):
     config = make_config(
-        model=model_of("tokens_two_towers"), train={"steps": 150, "checkpoint_every": 20}
+        model=model_of("tokens_two_towers"), train={"steps": 8, "checkpoint_every": 4}
     )
-    (tmp_path / "killed.json").write_text(to_json(config))
     folder = resolve(config).run
-    process = start_command("train", str(tmp_path / "killed.json"))
-    wait_for_checkpoint(folder, process)
-    process.kill()
-    process.communicate()
-    process = start_command("resume", folder.uri)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    last = train(resolve(config)).checkpoint
+    expected = load_checkpoint(last.uri).encode_texts(["a red patch"])
+    remove_checkpoint(last)
+    resumed = train(resolve(read_run_config(folder)), is_resumed=True)
+    assert resumed.checkpoint == last
     assert resumed_keys(folder) == planned_keys(config)
-    assert read_state(output.splitlines()[-1]).values["step"] == 150
+    assert read_state(last.uri).values["step"] == 8
+    again = load_checkpoint(last.uri).encode_texts(["a red patch"])
+    np.testing.assert_allclose(again, expected, atol=1e-5)
     (folder / "vocabulary.model").write_bytes(
         Vocabulary(train_vocabulary(["b"] * 9, size=300)).model
     )

@@ -164,7 +164,6 @@ def test_what_is_there_is_not_measured_again(local_ray, tmp_path, capsys, monkey
     assert stored_by_task["patch_filters"]["source"] == "weights"
 
 
-@pytest.mark.slow
 def test_what_is_measured_later_is_beside_the_run_in_mlflow(local_ray, make_config):
     summary = train(resolve(make_config(train={"steps": 2, "checkpoint_every": 2})))
     assert main(["evaluate", summary.run.uri, "--cpus", "0.25", "--tasks", "patch_filters"]) == 0

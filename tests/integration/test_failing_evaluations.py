@@ -39,7 +39,7 @@ def test_what_goes_wrong_beside_training_is_in_the_run_and_nowhere_else(
     tasks = (f"retrieval:{colours}", f"behaviour:{colours}", f"zero_shot:{tmp_path}")
     config = make_config(
         train={"steps": 8, "checkpoint_every": 8},
-        evaluation={"tasks": (*tasks, "patch_filters"), "cpus": 0.25, "timeout_s": 40},
+        evaluation={"tasks": (*tasks, "patch_filters"), "cpus": 0.25, "timeout_s": 25},
     )
     summary = train(resolve(config))
     statuses = {report.benchmark.task: report.status for report in summary.evaluations}
@@ -59,7 +59,7 @@ def test_what_goes_wrong_beside_training_is_in_the_run_and_nowhere_else(
     ends = {child.data.tags["clippo.task"]: child for child in children}
     assert ends["patch_filters"].data.metrics["explained_by_10"] > 0
     assert ends["patch_filters"].data.metrics["explained_by_10_floor"] > 0
-    why = {"retrieval": "died", "behaviour": "not done after 40 s", "zero_shot": "no prepared data"}
+    why = {"retrieval": "died", "behaviour": "not done after 25 s", "zero_shot": "no prepared data"}
     for task, part in why.items():
         assert ends[task].info.status == "FAILED"
         assert part in ends[task].data.tags["mlflow.note.content"]

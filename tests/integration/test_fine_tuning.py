@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +61,9 @@ from pipelines.training.run import RunSummary, StoppedError, train
 from pipelines.training.sweep import sweep
 from tests.integration.colours import COLOURS, encoded_picture
 from tests.integration.processes import start_command, wait_for_checkpoint
-from tests.integration.test_training import keys_per_step, logged
+from tests.integration.test_training import keys_per_step, logged, sigterm_after_a_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 WORDS = {"fruit": ("apple", "pear", "plum", "melon"), "beast": ("tiger", "wolf", "zebra", "horse")}
 ANSWERS = [*COLOURS, "yes", "no"]
@@ -172,6 +169,7 @@ def undisturbed(local_ray, place: Path) -> RunSummary:
     return train(resolve(config))
 
 
+@pytest.mark.slow
 def test_classes_of_texts_are_learned_and_measured_beside_training(undisturbed, place):
     assert logged(undisturbed)[1] == pytest.approx(np.log(2), abs=1e-3), "a fresh head is at chance"
     assert logged(undisturbed, "train/accuracy")[STEPS] == 1.0
@@ -189,14 +187,7 @@ def test_classes_of_texts_are_learned_and_measured_beside_training(undisturbed, 
     assert model.encode_texts(["a text"]).shape == (1, 16), "it embeds as before"
 
 
-def stop_after_a_checkpoint(run: Location, ended: threading.Event) -> None:
-    """What a batch system does to a run: SIGTERM to the driver."""
-    while not whole_checkpoints(run):
-        if ended.wait(0.01):
-            return
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
+@pytest.mark.slow
 def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undisturbed, place):
     config = config_of(place, "text_classification", "words", "stopped", checkpoint_every=10)
     # Evaluations of every checkpoint would only take time.
@@ -205,15 +196,9 @@ def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undist
         scaling=dataclasses.replace(config.scaling, num_ranks=2),
         evaluation=dataclasses.replace(config.evaluation, tasks=()),
     )
-    run, ended = Location.of(config.storage.root) / "stopped", threading.Event()
-    thread = threading.Thread(target=stop_after_a_checkpoint, args=(run, ended))
-    thread.start()
-    try:
-        with pytest.raises(StoppedError, match="resume"):
-            train(resolve(config))
-    finally:
-        ended.set()
-        thread.join()
+    run = Location.of(config.storage.root) / "stopped"
+    with sigterm_after_a_checkpoint(run), pytest.raises(StoppedError, match="resume"):
+        train(resolve(config))
     assert 0 < whole_checkpoints(run)[-1][0] < STEPS
     resumed = train(resolve(read_run_config(run)), is_resumed=True)
     assert keys_in_rank_order(run) == keys_per_step(undisturbed.run)
@@ -247,6 +232,7 @@ def answering(local_ray, place: Path) -> RunSummary:
     return train(resolve(config))
 
 
+@pytest.mark.slow
 def test_questions_are_answered_and_need_picture_and_question(answering, place, tmp_path):
     checkpoint = answering.checkpoint
     benchmark = parse_benchmark(f"vqa:{place / 'questions/test'}")
@@ -274,6 +260,7 @@ def test_questions_are_answered_and_need_picture_and_question(answering, place, 
     assert model.config.render.image_size_px == 96
 
 
+@pytest.mark.slow
 def test_people_who_disagree_make_a_vqa_accuracy(answering, place, tmp_path):
     samples = question_samples(16)
     several = [s._replace(captions=[*(s.captions or [])] * 2 + ["puce"] * 2) for s in samples]
@@ -288,6 +275,7 @@ def test_people_who_disagree_make_a_vqa_accuracy(answering, place, tmp_path):
     assert set(result.floors) == set(result.metrics)
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
     local_ray, place, tmp_path
 ):
@@ -315,7 +303,8 @@ def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
     assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
 
 
-def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, tmp_path):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words/train"), "--data.record-keys"]
     words += ["--train.steps", "100", "--train.global-batch-size", "16"]
@@ -337,9 +326,7 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(place, tmp_path):
     assert [r.info.status for r in runs if r.info.run_name == "sweep"] == ["KILLED"]
     stopped_at = whole_checkpoints(run)[-1][0]
 
-    again = start_command(*words)
-    output, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, output
+    assert main(words) == 0
     trials = (folder / "sweep.json").read_json()["trials"]
     assert [trial["score"] is not None for trial in trials] == [True, True]
     for trial in trials:
@@ -422,6 +409,7 @@ def test_a_batch_of_labels_survives_its_block(place):
         assert draw_batch(spec, resolved.config, None).keys() == {"samples"}
 
 
+@pytest.mark.slow
 def test_pictures_of_samples_say_what_a_checkpoint_takes_them_for(undisturbed, answering):
     for summary in (undisturbed, answering):
         resolved = resolve(read_run_config(summary.run))
@@ -467,6 +455,7 @@ def baseline(place: Path) -> Path:
     return place / "tokens"
 
 
+@pytest.mark.slow
 def test_a_baseline_learns_classes_of_texts_on_two_ranks(local_ray, place, baseline):
     config = config_of(
         place, "text_classification", "words", "tokens", start=baseline, checkpoint_every=STEPS
@@ -492,6 +481,7 @@ def test_a_baseline_is_asked_no_questions_about_pictures(baseline, capsys):
     assert "is a baseline that reads tokens" in refused(words, capsys)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_tried_again_goes_on_with_its_run(undisturbed, place):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words"), "--storage.root", str(place / "runs")]
@@ -538,6 +528,7 @@ def test_dry_run_says_what_would_be_done(place, capsys):
     assert "would train in" in output
 
 
+@pytest.mark.slow
 def test_models_are_measured_only_as_what_they_were_tuned_for(place, undisturbed):
     plain, tuned = load_checkpoint(place / "base"), load_checkpoint(undisturbed.checkpoint.uri)
     questions, words = (open_source(str(place / n / "test")) for n in ("questions", "words"))
@@ -551,6 +542,7 @@ def test_models_are_measured_only_as_what_they_were_tuned_for(place, undisturbed
         EVALUATIONS["text_classification"](plain, words, EvaluationOptions())
 
 
+@pytest.mark.slow
 def test_unknown_labels_of_a_test_set_are_named(undisturbed, tmp_path):
     source = labelled_set(
         tmp_path / "odd",
@@ -564,6 +556,7 @@ def test_unknown_labels_of_a_test_set_are_named(undisturbed, tmp_path):
         EVALUATIONS["text_classification"](model, source, EvaluationOptions())
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_labels(undisturbed, place, tmp_path):
     config = read_run_config(undisturbed.run)
     shutil.copytree(place / "words", tmp_path / "words")

@@ -14,25 +14,32 @@ import time
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from clippo_core.config import to_json
-from pipelines.config.resolution import resolve
+from pipelines.config.resolution import ResolvedRun, resolve
 from pipelines.runtime.storage import Location
-from tests.integration.processes import start_command, wait_for_checkpoint
+from pipelines.tracking.mlflow_client import TrackedRun
+from tests.integration.processes import run_command, start_command, wait_for_checkpoint
 
-#: Long enough for the victim to be at work when the kill comes; rendering runs ahead of training.
-STEPS = {"renderer": 400, "rank": 240, "driver": 240}
-#: (victim, renderers, ranks) that come first; further ones are drawn. Every run of the tests makes
-#: the first one: killed ranks and drivers are in test_training.py as well.
-CASES = [("renderer", 2, 1), ("rank", 1, 2), ("driver", 4, 2)]
+#: Long enough for the victims to be at work when the kills come; rendering runs ahead of training.
+STEPS = 400
+#: (victims one after the other, renderers, ranks) that come first; further ones are drawn. Every
+#: run of the tests makes the first one; tests/e2e/test_smoke.py kills a driver.
+CASES = [(("renderer", "rank"), 2, 2), (("driver",), 4, 2)]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+Victims = tuple[str, ...]
 
 
-def cases() -> list[tuple[str, int, int]]:
+def cases() -> list[tuple[Victims, int, int]]:
     count = int(os.environ.get("CLIPPO_KILLS", "1"))
     draw = random.Random(0)
     drawn = [
-        (draw.choice(["renderer", "rank", "driver"]), draw.choice([1, 2, 4]), draw.choice([1, 2]))
+        (
+            (draw.choice(["renderer", "rank", "driver"]),),
+            draw.choice([1, 2, 4]),
+            draw.choice([1, 2]),
+        )
         for _ in range(count)
     ]
     return (CASES + drawn)[:count]
@@ -70,15 +77,20 @@ def samples_per_step(run: Location, ranks: int) -> dict[int, list[str]]:
     }
 
 
+def planned_keys(resolved: ResolvedRun) -> dict[int, list[str]]:
+    plan = resolved.stream.plan
+    steps = range(resolved.config.train.steps)
+    return {step: [f"s{row:04d}" for row in plan.batch(step).row] for step in steps}
+
+
 @pytest.mark.parametrize(
-    ("seed", "victim", "renderers", "ranks"), [(n, *case) for n, case in enumerate(cases())]
+    ("seed", "victims", "renderers", "ranks"), [(n, *case) for n, case in enumerate(cases())]
 )
 def test_a_kill_changes_no_sample(
-    make_config, tmp_path, seed: int, victim: str, renderers: int, ranks: int
+    make_config, tmp_path, seed: int, victims: Victims, renderers: int, ranks: int
 ):
-    steps = STEPS[victim]
     config = make_config(
-        train={"steps": steps, "checkpoint_every": 20, "seed": seed},
+        train={"steps": STEPS, "checkpoint_every": 20, "seed": seed},
         scaling={"max_renderers": renderers, "renderer_cpus": 0.25, "num_ranks": ranks},
     )
     (tmp_path / "run.json").write_text(to_json(config))
@@ -86,15 +98,16 @@ def test_a_kill_changes_no_sample(
     driver = start_command("train", str(tmp_path / "run.json"))
     moment = random.Random(seed).uniform(0, 0.5)
     wait_for_checkpoint(run, driver)
-    time.sleep(moment)
-    kill(victim, driver)
+    for victim in victims:
+        time.sleep(moment)
+        kill(victim, driver)
     output, _ = driver.communicate(timeout=400)
     # A driver that had ended already would show nothing.
-    assert driver.returncode == (-signal.SIGKILL if victim == "driver" else 0), output
-    if victim == "driver":
-        resumed = start_command("resume", run.uri)
-        output, _ = resumed.communicate(timeout=400)
-        assert resumed.returncode == 0, output
-    plan = resolve(config).stream.plan
-    planned = {step: [f"s{row:04d}" for row in plan.batch(step).row] for step in range(steps)}
-    assert samples_per_step(run, ranks) == planned
+    is_driver = "driver" in victims
+    assert driver.returncode == (-signal.SIGKILL if is_driver else 0), output
+    if is_driver:
+        run_command("resume", run.uri)
+    assert samples_per_step(run, ranks) == planned_keys(resolve(config))
+    tracked = TrackedRun(**(run / "mlflow.json").read_json())
+    history = MlflowClient(tracked.uri).get_metric_history(tracked.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))

@@ -64,6 +64,7 @@ def baseline(checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint", "baseline"])
 def test_a_model_loads_without_the_project_and_embeds_texts_and_pictures(name, request, tmp_path):
     checkpoint = request.getfixturevalue(name)

@@ -140,7 +140,6 @@ def test_threads_that_read_one_file_get_their_own_rows(samples):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_folder_is_embedded_and_what_is_no_picture_is_counted(local_ray, checkpoint, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()

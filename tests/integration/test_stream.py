@@ -34,7 +34,6 @@ def stream_keys(config: RunConfig, steps: StreamRange) -> list[list[str]]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize("max_renderers", [1, 4])
 def test_any_number_of_renderers_delivers_the_plan_in_segments(
     local_ray, make_config, max_renderers: int

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import signal
-import subprocess
-import time
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -25,17 +26,17 @@ from clippo_core.errors import (
 )
 from clippo_core.rendering import load_font
 from clippo_core.rendering.unifont import glyph_table
+from pipelines.cli import EXIT_INTERRUPTED, main
 from pipelines.config.resolution import read_run_config, resolve
 from pipelines.config.settings import RunConfig
-from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.manifest import ShardWriter
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import OWNER_FILE, Location, read_json_lines
 from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
-from tests.integration.processes import start_command, wait_for_checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def run(config: RunConfig) -> RunSummary:
@@ -63,81 +64,84 @@ def planned_keys(config: RunConfig) -> dict[int, list[str]]:
     return {s: [f"s{row:04d}" for row in plan.batch(s).row] for s in range(config.train.steps)}
 
 
+@pytest.mark.slow
 def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_config):
-    summaries = {}
-    for ranks in (1, 2):
-        config = make_config(scaling={"num_ranks": ranks}, storage={"run": f"ranks-{ranks}"})
-        summaries[ranks] = run(config)
-        assert keys_per_step(summaries[ranks].run) == planned_keys(config)
-    losses = {ranks: logged(summary) for ranks, summary in summaries.items()}
-    assert losses[1].keys() == set(range(1, 13))
-    for step, loss in losses[1].items():
-        assert losses[2][step] == pytest.approx(loss, abs=1e-4)
-    norms = [logged(summary, "train/gradient_norm") for summary in summaries.values()]
-    for step, norm in norms[0].items():
-        assert norms[1][step] == pytest.approx(norm, rel=1e-3)
-    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    models = [load_checkpoint(summary.checkpoint.uri) for summary in summaries.values()]
-    embeddings = [model.encode_images(images) for model in models]
-    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=1e-3)
-
-
-def test_what_saves_time_or_memory_does_not_change_what_is_learnt(local_ray, make_config):
-    """With some patches dropped: in one go on one rank, and in micro-batches on two."""
+    """With some patches dropped; also with all that saves time or memory."""
     parts = {"micro_batch_size": 3, "logit_rows": 5, "activation_checkpointing": True}
     cases = {
-        "plain": ({}, {"num_ranks": 1}),
+        "one": ({}, {"num_ranks": 1}),
+        "two": ({}, {"num_ranks": 2}),
         "compiled": ({**parts, "compile": True}, {"num_ranks": 2}),
         "divided": (parts, {"num_ranks": 2, "shard_weights": True}),
     }
     losses, norms, embeddings = {}, {}, {}
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     for name, (settings, scaling) in cases.items():
-        train = {"steps": 5, "image_patch_drop": 0.5, "unmasked_steps": 2, **settings}
-        summary = run(make_config(scaling=scaling, storage={"run": name}, train=train))
+        train = {"steps": 6, "image_patch_drop": 0.5, "unmasked_steps": 2, **settings}
+        config = make_config(scaling=scaling, storage={"run": name}, train=train)
+        summary = run(config)
+        assert keys_per_step(summary.run) == planned_keys(config)
         losses[name] = logged(summary)
         norms[name] = logged(summary, "train/gradient_norm")
         embeddings[name] = load_checkpoint(summary.checkpoint.uri).encode_images(images)
-    for name in ("compiled", "divided"):
-        for step in range(1, 6):
-            assert losses[name][step] == pytest.approx(losses["plain"][step], abs=1e-4)
-            assert norms[name][step] == pytest.approx(norms["plain"][step], rel=1e-3)
-        np.testing.assert_allclose(embeddings[name], embeddings["plain"], atol=1e-3)
+    for name in ("two", "compiled", "divided"):
+        for step in range(1, 7):
+            assert losses[name][step] == pytest.approx(losses["one"][step], abs=1e-4)
+            assert norms[name][step] == pytest.approx(norms["one"][step], rel=1e-3)
+        np.testing.assert_allclose(embeddings[name], embeddings["one"], atol=1e-3)
 
 
-def test_a_killed_run_resumes_with_the_samples_it_would_have_seen(local_ray, make_config, tmp_path):
-    """The driver is killed by SIGKILL in mid-training; `resume` goes on in the same MLflow run."""
-    length = {"steps": 300, "checkpoint_every": 20}
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
+    local_ray, make_config, tmp_path, capsys
+):
+    """SIGTERM, as a batch system sends it; tests/e2e/test_smoke.py has a driver killed instead."""
+    length = {"steps": 100, "checkpoint_every": 10}
     undisturbed = run(make_config(train=length, storage={"run": "undisturbed"}))
-    config = make_config(train=length, storage={"run": "killed"})
-    (tmp_path / "killed.json").write_text(to_json(config))
-    killed = Location.of(config.storage.root) / "killed"
+    config = make_config(train=length, storage={"run": "stopped"})
+    (tmp_path / "stopped.json").write_text(to_json(config))
+    folder = Location.of(config.storage.root) / "stopped"
+    with sigterm_after_a_checkpoint(folder):
+        assert main(["train", str(tmp_path / "stopped.json")]) == EXIT_INTERRUPTED
+    printed = capsys.readouterr()
+    assert f"resume {folder.uri}" in printed.out + printed.err
+    step, place = whole_checkpoints(folder)[-1]
+    assert 0 < step < 100, "it was to be stopped in mid-training"
+    assert read_state(place.uri).values["step"] == step
+    tracked = TrackedRun(**(folder / "mlflow.json").read_json())
+    client = MlflowClient(tracked.uri)
+    assert client.get_run(tracked.run_id).info.status == "KILLED"
 
-    process = start_command("train", str(tmp_path / "killed.json"))
-    wait_for_checkpoint(killed, process)
-    process.kill()
-    process.communicate()
-    reached = whole_checkpoints(killed)[-1][0]
-    assert reached < 300, "it was to be killed in mid-training"
-
-    process = start_command("resume", killed.uri)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    checkpoint = whole_checkpoints(killed)[-1]
-    assert checkpoint[0] == 300
-    assert output.splitlines()[-1] == checkpoint[1].uri
-
-    attempts = {name.partition("-rank")[0] for name in (killed / "samples").names()}
+    resumed = train(resolve(read_run_config(folder)), is_resumed=True)
+    assert resumed.tracked.run_id == tracked.run_id
+    assert client.get_run(tracked.run_id).info.status == "FINISHED"
+    attempts = {name.partition("-rank")[0] for name in (folder / "samples").names()}
     assert len(attempts) == 2, "both attempts saw samples"
-    seen, planned = keys_per_step(undisturbed.run), planned_keys(config)
-    assert seen == planned
-    assert resumed_keys(killed) == planned
-    tracked = TrackedRun(**(killed / "mlflow.json").read_json())
-    losses = logged(RunSummary(killed, checkpoint[1], tracked))
-    expected = logged(undisturbed)
-    assert losses.keys() == expected.keys() == set(range(1, 301))
-    assert losses[300] == pytest.approx(expected[300], abs=1e-5)
-    assert MlflowClient(tracked.uri).get_run(tracked.run_id).info.status == "FINISHED"
+    assert keys_per_step(undisturbed.run) == planned_keys(config)
+    assert resumed_keys(folder) == planned_keys(config)
+    losses, expected = logged(resumed), logged(undisturbed)
+    assert losses.keys() == expected.keys() == set(range(1, 101))
+    assert losses[100] == pytest.approx(expected[100], abs=1e-5)
+
+
+@contextlib.contextmanager
+def sigterm_after_a_checkpoint(run_folder: Location) -> Iterator[None]:
+    """Ask this process to stop, as a batch system does, once the run has a checkpoint."""
+    has_ended = threading.Event()
+
+    def watch() -> None:
+        while not whole_checkpoints(run_folder):
+            if has_ended.wait(0.01):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 def resumed_keys(run_folder: Location) -> dict[int, list[str]]:
@@ -146,99 +150,6 @@ def resumed_keys(run_folder: Location) -> dict[int, list[str]]:
     for row in read_json_lines(run_folder / "samples"):
         assert keys.setdefault(row["step"], row["keys"]) == row["keys"]
     return keys
-
-
-def test_asked_to_stop_a_run_writes_a_checkpoint_and_goes_on_later(make_config, tmp_path):
-    config = make_config(train={"steps": 4000, "checkpoint_every": 3000})
-    (tmp_path / "stopped.json").write_text(to_json(config))
-    folder = Location.of(config.storage.root) / "run"
-    process = start_command("train", str(tmp_path / "stopped.json"))
-    spool_until_training(folder, process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    step, place = whole_checkpoints(folder)[-1]
-    assert 0 < step < 3000
-    assert read_state(place.uri).values["step"] == step
-    assert f"resume {folder.uri}" in output
-    tracked = TrackedRun(**(folder / "mlflow.json").read_json())
-    assert MlflowClient(tracked.uri).get_run(tracked.run_id).info.status == "KILLED"
-
-
-def spool_until_training(folder: Location, process: subprocess.Popen[str]) -> None:
-    """Wait until MLflow has a step of the run."""
-    while True:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.2)
-        try:
-            tracked = TrackedRun(**(folder / "mlflow.json").read_json())
-        except FileNotFoundError:
-            continue
-        client = MlflowClient(tracked.uri)
-        if client.get_metric_history(tracked.run_id, "train/loss"):
-            return
-
-
-def test_a_killed_training_worker_is_replaced_and_sees_what_it_would_have_seen(
-    make_config, tmp_path
-):
-    config = make_config(train={"steps": 400, "checkpoint_every": 10})
-    (tmp_path / "config.json").write_text(to_json(config))
-    folder = Location.of(config.storage.root) / "run"
-    process = start_command("train", str(tmp_path / "config.json"))
-    wait_for_checkpoint(folder, process)
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "RayTrainWorker" in " ".join(child.cmdline()):
-            child.kill()
-            break
-    else:
-        pytest.fail("no training worker was found")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert resumed_keys(folder) == planned_keys(config)
-    tracked = TrackedRun(**(folder / "mlflow.json").read_json())
-    losses = logged(RunSummary(folder, whole_checkpoints(folder)[-1][1], tracked))
-    assert losses.keys() == set(range(1, 401))
-
-
-def with_damage(samples: list[RawSample]) -> tuple[list[RawSample], dict[str, str]]:
-    """Every tenth picture broken, every twelfth caption blank; the keys and their reasons."""
-    damaged, reasons = [], {}
-    for number, sample in enumerate(samples):
-        if number % 10 == 3:
-            sample, reason = sample._replace(image=(sample.image or b"")[:80]), "corrupt_image"
-        elif number % 12 == 5:
-            sample, reason = sample._replace(captions=["  "]), "blank_caption"
-        else:
-            reason = None
-        damaged.append(sample)
-        if reason:
-            reasons[sample.key] = reason
-    return damaged, reasons
-
-
-def test_bad_samples_are_replaced_listed_and_too_many_of_them_end_the_run(
-    local_ray, make_config, tmp_path
-):
-    samples, reasons = with_damage(colour_samples(120))
-    source = str(write_samples(tmp_path / "damaged", samples, name="damaged"))
-    lenient = make_config(data={"sources": (source,), "max_reject_ratio": 0.5}, train={"steps": 8})
-    summary = run(lenient)
-    rows = list(read_json_lines(summary.run / "rejects"))
-    assert {row["key"]: row["reason"] for row in rows}.items() <= reasons.items()
-    assert {row["key"] for row in rows} == reasons.keys(), "a pass meets all of them"
-    seen = keys_per_step(summary.run)
-    assert all(len(keys) == 16 for keys in seen.values())
-    assert not {key for keys in seen.values() for key in keys} & reasons.keys()
-    assert logged(summary, "data/rejected")[8] == len(rows)
-
-    strict = make_config(
-        data={"sources": (source,), "max_reject_ratio": 0.01},
-        train={"steps": 200},
-        storage={"run": "strict"},
-    )
-    with pytest.raises(SampleError, match=r"could not be used \(.*corrupt_image.*blank_caption"):
-        run(strict)
 
 
 def test_data_that_is_bad_throughout_ends_the_run_with_its_reason(local_ray, make_config, tmp_path):
@@ -266,6 +177,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     assert ended.data.tags["clippo.state"].startswith("DivergedError: training diverged at step")
 
 
+@pytest.mark.slow
 def test_without_mlflow_a_run_ends_and_leaves_no_run_behind(local_ray, make_config):
     """Ranks start while MLflow is asked; they are told that it does not answer."""
     config = make_config(tracking={"uri": "http://127.0.0.1:9"}, train={"checkpoint_every": 1})
@@ -280,6 +192,7 @@ def test_without_mlflow_a_run_ends_and_leaves_no_run_behind(local_ray, make_conf
     assert sorted(steps) == list(range(12))
 
 
+@pytest.mark.slow
 def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     local_ray, make_config, tmp_path, colours
 ):
@@ -308,6 +221,7 @@ def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     assert stored.read_json()["num_samples"] == 40
 
 
+@pytest.mark.slow
 def test_a_custom_font_and_two_sources_travel_through_the_whole_run(
     local_ray, make_config, tmp_path
 ):

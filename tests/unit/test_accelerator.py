@@ -7,6 +7,7 @@ import pytest
 from torch.utils import backend_registration
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch has no devices that are written in Python",
