@@ -16,7 +16,12 @@ OF_THE_LOSS = ["all_gather", "all_gather", "all_reduce", "all_reduce"]
 
 
 @pytest.mark.parametrize(
-    "train", [{}, {"micro_batch_size": 3}, {"image_patch_drop": 0.5}], ids=["", "micro", "FLIP"]
+    "train",
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"micro_batch_size": 3}, id="micro-batches", marks=pytest.mark.slow),
+        pytest.param({"image_patch_drop": 0.5}, id="FLIP", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_that_is_not_looked_at_reads_nothing_back_and_exchanges_only_for_the_loss(
     train: dict, make_config, tmp_path: Path
