@@ -56,9 +56,7 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
 
 def derive_without_data(config: RunConfig, lengths: TextLengths | None = None) -> dict[str, Any]:
     """Return the numbers that need no data; without lengths, texts have 50 characters."""
-    device_gb = config.scaling.device_memory_gb
-    device_bytes = None if device_gb is None else device_gb * 1e9
-    micro_batch = micro_batch_size(config, lengths, device_bytes=device_bytes)
+    micro_batch = micro_batch_size(config, lengths, device_bytes=config.scaling.device_bytes)
     load = step_load(config, lengths, micro_batch_size=micro_batch)
     return {
         "parameters": load.num_parameters,
@@ -190,9 +188,8 @@ def check_memory(
     Raises:
         ConfigError: if it does not fit, with the setting to change.
     """
-    known_gb = config.scaling.device_memory_gb
-    if device_bytes is None and known_gb is not None:
-        device_bytes = known_gb * 1e9
+    if device_bytes is None:
+        device_bytes = config.scaling.device_bytes
     fewest = config.scaling.min_ranks or config.scaling.num_ranks
     while config.train.global_batch_size % fewest:
         fewest += 1

@@ -198,6 +198,11 @@ class ScalingConfig(Config):
             require(value is None or value >= 1, f"scaling.{name}={value}; expected 1 or more")
         require(self.max_failures >= 0, f"scaling.max_failures={self.max_failures}; expected >= 0")
 
+    @property
+    def device_bytes(self) -> float | None:
+        """Return `device_memory_gb` in bytes; None where it is left to the cluster."""
+        return None if self.device_memory_gb is None else self.device_memory_gb * 1e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig(Config):

@@ -122,8 +122,8 @@ def _device_bytes(config: RunConfig, placement: Placement) -> float | None:
     """
     if not config.scaling.use_gpu:
         return None
-    if config.scaling.device_memory_gb is not None:
-        return config.scaling.device_memory_gb * 1e9
+    if config.scaling.device_bytes is not None:
+        return config.scaling.device_bytes
     task = ray.remote(gpu_memory_bytes).options(
         num_cpus=0, num_gpus=1, label_selector=dict(placement.trainer or {}), max_retries=0
     )
