@@ -118,9 +118,9 @@ def text_lengths(resolved: ResolvedRun) -> TextLengths:
         samples = source.read_texts(range(min(VALIDATED_SAMPLES, source.num_rows)))
         texts = [text for sample in samples for text in sample.captions or () if text]
         if model.reads_tokens or not texts:
-            typical = typical_text_patches(model)
-            return TextLengths(typical, typical)
-        patches = encoded_patches(model, resolved.renderer.render_batch(texts))
+            patches = np.array([typical_text_patches(model)])
+        else:
+            patches = encoded_patches(model, resolved.renderer.render_batch(texts))
         means.append(float(patches.mean()))
         longest = max(longest, int(patches.max()))
     mean = round(float(np.average(means, weights=resolved.config.data.weights)))
