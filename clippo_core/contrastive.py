@@ -1,4 +1,4 @@
-"""The contrastive loss of a whole batch, and of one shard of its rows."""
+"""The contrastive loss of a batch, whole or of one shard of its rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def contrastive_loss(
     right: Float[Tensor, "pair embed"],
     logit_scale: Float[Tensor, "1"],
     *,
+    rows: slice | None = None,
     rows_at_a_time: int | None = None,
 ) -> Float[Tensor, ""]:
     """Return the softmax cross-entropy of a batch, averaged over both directions.
@@ -26,47 +27,24 @@ def contrastive_loss(
         left: unit-length embeddings of one side of each pair.
         right: unit-length embeddings of the other sides, in the same order.
         logit_scale: the positive multiplier `s`.
-        rows_at_a_time: see `contrastive_loss_shard`.
+        rows: the pairs `i` over which the sum runs, one shard of them: the losses of all shards
+            add up to that of the batch. None sums over all.
+        rows_at_a_time: rows of logits that exist at a time; None forms all at once.
     """
-    return contrastive_loss_shard(
-        left, right, left, right, logit_scale, row_offset=0, rows_at_a_time=rows_at_a_time
-    )
-
-
-def contrastive_loss_shard(
-    left: Float[Tensor, "row embed"],
-    right: Float[Tensor, "row embed"],
-    all_left: Float[Tensor, "pair embed"],
-    all_right: Float[Tensor, "pair embed"],
-    logit_scale: Float[Tensor, "1"],
-    *,
-    row_offset: int,
-    rows_at_a_time: int | None = None,
-) -> Float[Tensor, ""]:
-    """Return the part of `contrastive_loss` that belongs to some rows; all parts add up to it.
-
-    Args:
-        left: the shard's rows of the left side.
-        right: the same rows of the right side.
-        all_left: every row of the left side, the shard's among them.
-        all_right: every row of the right side.
-        logit_scale: the positive multiplier of the similarities.
-        row_offset: number of the shard's first row among all rows.
-        rows_at_a_time: rows of logits that exist at a time; None forms all of the shard's.
-    """
-    rows = len(left) if rows_at_a_time is None else rows_at_a_time
+    first, stop, _ = (rows or slice(None)).indices(len(left))
+    own = slice(first, stop)
     # fp32 on purpose: bf16 keeps 8 bits, too few to rank a 10k-way softmax.
     with torch.autocast(left.device.type, enabled=False):
-        scale = logit_scale.float()
-        sides = ((left.float(), all_right.float()), (right.float(), all_left.float()))
-        if rows >= len(left):
-            parts = [_cross_entropy(*side, scale, row_offset) for side in sides]
+        left, right, scale = left.float(), right.float(), logit_scale.float()
+        sides = ((left[own], right), (right[own], left))
+        if rows_at_a_time is None or rows_at_a_time >= stop - first:
+            parts = [_cross_entropy(*side, scale, first) for side in sides]
         else:
             parts = [
-                cast(Tensor, _BlockwiseCrossEntropy.apply(*side, scale, row_offset, rows))
+                cast(Tensor, _BlockwiseCrossEntropy.apply(*side, scale, first, rows_at_a_time))
                 for side in sides
             ]
-        return (parts[0] + parts[1]) / (2 * len(all_left))
+        return (parts[0] + parts[1]) / (2 * len(left))
 
 
 def _cross_entropy(

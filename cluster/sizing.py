@@ -176,32 +176,28 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     # Imported here: torch takes seconds, and a wrong flag should be reported at once.
     import torch
 
+    from clippo_core.modeling import make_model
     from clippo_core.training.precision import find_precision
     from clippo_core.training.state import TrainState
-    from clippo_core.training.step import PairBatch, train_step
+    from clippo_core.training.step import PairBatch, StepOptions, train_step
     from pipelines.stream.batch import open_vocabulary, prepare_batch
 
     config, device = resolved.config, "cuda" if torch.cuda.is_available() else "cpu"
     vocabulary = resolved.stream.vocabulary
-    state = TrainState.create(
+    model = make_model(
         config.model,
-        config.optim,
         seed=0,
-        device=torch.device(device),
         font=resolved.renderer.font,
         vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
     )
+    state = TrainState.create(model, config.optim, device=device)
+    precision = find_precision(config.train.precision, torch.device(device))
+    steps, options = config.train.steps, StepOptions(precision=precision)
     batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(0)[:rows], step=0)
 
     def step() -> None:
         pairs = PairBatch(torch.tensor(batch.images, device=device), batch.texts, batch.left_texts)
-        metrics = train_step(
-            state,
-            pairs,
-            config.optim,
-            total_steps=config.train.steps,
-            precision=find_precision(config.train.precision, torch.device(device)),
-        )
+        metrics = train_step(state, pairs, config.optim, total_steps=steps, options=options)
         float(metrics["loss"])
 
     step()

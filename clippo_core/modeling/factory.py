@@ -16,6 +16,7 @@ from clippo_core.vocabulary import Vocabulary
 def make_model(
     config: ClippoConfig,
     *,
+    seed: int | None = None,
     font: GlyphTable | None = None,
     vocabulary: Vocabulary | None = None,
     classifier: ClassifierConfig | None = None,
@@ -24,6 +25,8 @@ def make_model(
 
     Args:
         config: settings of the model; `text_input` decides which it is.
+        seed: seed of the weights, which leaves torch's own generator as it was; None draws from
+            that generator.
         font: an already loaded font, instead of reading the one that the config names.
         vocabulary: vocabulary of a baseline's texts.
         classifier: settings of the head of a fine-tuned model.
@@ -33,6 +36,10 @@ def make_model(
             about pictures.
         RenderError: if the font is not the config's.
     """
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make_model(config, font=font, vocabulary=vocabulary, classifier=classifier)
     if config.reads_tokens:
         if classifier is None:
             return Baseline(config, vocabulary, font=font)

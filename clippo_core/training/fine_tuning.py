@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from clippo_core.config import ClassifierConfig, OptimConfig, Precision
+from clippo_core.config import ClassifierConfig, OptimConfig
 from clippo_core.modeling.classifier import Classifier
 from clippo_core.modeling.pair_model import DeviceTexts
 from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import Shard, apply_gradients, part_of_texts
+from clippo_core.training.step import StepOptions, apply_gradients, part_of_texts
 from clippo_core.vocabulary import PreparedTexts
 
 
@@ -43,10 +41,6 @@ class LabelledBatch:
         """Return the samples from `start` to before `stop`."""
         texts = self.texts if len(self.images) else part_of_texts(self.texts, start, stop)
         return LabelledBatch(self.images[start:stop], texts, self.targets[start:stop])
-
-
-#: The method `Classifier.forward`, or a wrapper of it that averages gradients over ranks.
-Outputs = Callable[[Tensor, Any], Tensor]
 
 
 def classification_loss(
@@ -90,10 +84,7 @@ def fine_tuning_step(
     config: OptimConfig,
     *,
     total_steps: int,
-    precision: Precision = "float32",
-    forward: Outputs | None = None,
-    shard: Shard | None = None,
-    micro_batch_size: int | None = None,
+    options: StepOptions | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Make one update of `state`, whose model is a `Classifier`, in place.
 
@@ -102,10 +93,8 @@ def fine_tuning_step(
         batch: the shard's samples.
         config: settings of the optimizer; the schedule is evaluated at `state.step`.
         total_steps: length of the run.
-        precision: precision of the matrix products; the loss is always computed in float32.
-        forward: wrapper of `state.model` whose gradients are averages over shards.
-        shard: the part of the global batch that `batch` is.
-        micro_batch_size: samples at a time; None takes all. The update is the same.
+        options: how the step is made; `logit_rows` is of no concern here. None makes it in
+            float32, of the whole batch at once.
 
     Returns:
         Parts of the shard, which add up over all shards to the global batch's: `loss`, and
@@ -114,10 +103,10 @@ def fine_tuning_step(
     """
     model = state.model
     assert isinstance(model, Classifier)
-    shard = Shard() if shard is None else shard
-    forward = forward or model
+    options = options or StepOptions()
+    shard, forward, device = options.shard, options.forward or model, model.device
     state.optimizer.zero_grad(set_to_none=True)
-    size, device = micro_batch_size or len(batch), model.device
+    size = options.memory.micro_batch_size or len(batch)
     totals = {"loss": torch.zeros((), device=device), "accuracy": torch.zeros((), device=device)}
     for start in range(0, len(batch), size):
         part = batch.part(start, min(start + size, len(batch)))
@@ -125,7 +114,7 @@ def fine_tuning_step(
         is_last = start + size >= len(batch)
         targets = part.targets.to(device)
         with nullcontext() if is_last else shard.without_exchange():
-            with autocast(device, precision):
+            with autocast(device, options.precision):
                 outputs = forward(part.images.to(device), part.texts)
             loss = classification_loss(outputs, targets, model.classifier_config) * share
             # Wrappers average gradients over shards, as the loss is a mean over them.

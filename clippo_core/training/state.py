@@ -17,13 +17,11 @@ from clippo_core.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from clippo_core.config import ClassifierConfig, ClippoConfig, OptimConfig
+from clippo_core.config import OptimConfig
 from clippo_core.errors import CheckpointError
 from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
 from clippo_core.optim import make_optimizer
-from clippo_core.rendering import GlyphTable
-from clippo_core.vocabulary import Vocabulary
 
 Whole = Callable[[Tensor], Tensor]
 Divide = Callable[[Tensor, Tensor], Tensor]
@@ -55,40 +53,27 @@ class TrainState:
 
     @staticmethod
     def create(
-        model_config: ClippoConfig,
+        model: PairModel,
         optim_config: OptimConfig,
         *,
-        seed: int,
         device: torch.device | str = "cpu",
         init_from: str | Path | None = None,
-        font: GlyphTable | None = None,
-        vocabulary: Vocabulary | None = None,
-        classifier: ClassifierConfig | None = None,
     ) -> TrainState:
         """Return a state at step 0.
 
         Args:
-            model_config: settings of the model.
+            model: model with fresh weights.
             optim_config: settings of the optimizer.
-            seed: seed of the fresh weights.
             device: device to train on.
-            init_from: checkpoint whose weights to start from; its position grid is resized.
-            font: an already loaded font, instead of reading the one that the config names.
-            vocabulary: vocabulary of a baseline's texts.
-            classifier: settings of a head to fine-tune; the head is fresh, whatever `init_from` was
-                trained for.
+            init_from: checkpoint whose weights to start from; its position grid is resized. A head
+                that is fine-tuned stays fresh, whatever `init_from` was trained for.
 
         Raises:
             CheckpointError: if the checkpoint `init_from` does not fit the architecture.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = make_model(
-                model_config, font=font, vocabulary=vocabulary, classifier=classifier
-            )
         if init_from is not None:
             weights = load_checkpoint(init_from).state_dict()
-            if classifier is not None:
+            if isinstance(model, Classifier):
                 weights = {n: w for n, w in weights.items() if not n.startswith(HEAD_PREFIX)}
                 fresh = model.state_dict()
                 weights |= {n: fresh[n] for n in fresh if n.startswith(HEAD_PREFIX)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from clippo_core.config import OptimConfig, Precision
-from clippo_core.contrastive import contrastive_loss_shard
-from clippo_core.modeling.pair_model import DeviceTexts
+from clippo_core.contrastive import contrastive_loss
+from clippo_core.modeling.pair_model import DeviceTexts, PairModel
 from clippo_core.modeling.patch_sets import PatchSets
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
 from clippo_core.training.precision import autocast
@@ -24,8 +24,6 @@ from clippo_core.vocabulary import PreparedTexts
 
 #: Embeddings of the left and of the right sides of pairs, and the logit scale.
 Embeddings = tuple[Tensor, Tensor, Tensor]
-#: The model, or a wrapper of it that averages gradients over ranks.
-Forward = Callable[[Tensor, Any, Any, Tensor | None], Embeddings]
 #: A differentiable function from the rows of this shard to those of all shards in order.
 Gather = Callable[[Tensor], Tensor]
 
@@ -103,16 +101,30 @@ class StepMemory:
     """Rows of logits that are formed at a time; None forms all at once."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How a step is made, whatever its batch.
+
+    Attributes:
+        precision: precision of the matrix products; the loss is always computed in float32.
+        forward: wrapper of the model whose gradients are averages over shards; None for the model.
+        shard: the part of the global batch that the step works on.
+        memory: settings by which memory is saved.
+    """
+
+    precision: Precision = "float32"
+    forward: Callable[..., Any] | None = None
+    shard: Shard = field(default_factory=Shard)
+    memory: StepMemory = field(default_factory=StepMemory)
+
+
 def train_step(
     state: TrainState,
     batch: PairBatch,
     config: OptimConfig,
     *,
     total_steps: int,
-    precision: Precision = "float32",
-    forward: Forward | None = None,
-    shard: Shard | None = None,
-    memory: StepMemory | None = None,
+    options: StepOptions | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Make one update of `state`, in place.
 
@@ -121,28 +133,17 @@ def train_step(
         batch: the shard's pairs.
         config: settings of the optimizer; the schedule is evaluated at `state.step`.
         total_steps: length of the run.
-        precision: precision of the matrix products; the loss is always computed in float32.
-        forward: wrapper of `state.model` whose gradients are averages over shards.
-        shard: the part of the global batch that `batch` is.
-        memory: settings by which memory is saved.
+        options: how the step is made; None makes it in float32, of the whole batch at once.
 
     Returns:
         `loss`, the shard's part of the global batch's loss (the parts add up), and of the update:
         `gradient_norm` before clipping, and `logit_scale`. All stay on the device.
     """
-    shard = Shard() if shard is None else shard
-    memory = StepMemory() if memory is None else memory
+    options = options or StepOptions()
     state.optimizer.zero_grad(set_to_none=True)
-    loss = accumulate_gradients(
-        forward or state.model,
-        batch,
-        device=state.model.device,
-        precision=precision,
-        shard=shard,
-        memory=memory,
-    )
+    loss = accumulate_gradients(state.model, batch, options)
     update = apply_gradients(state, config, total_steps=total_steps)
-    state.samples_seen += len(batch) * shard.count
+    state.samples_seen += len(batch) * options.shard.count
     logit_scale = state.model.logit_scale.detach().sum()
     return {"loss": loss, "logit_scale": logit_scale, **update}
 
@@ -164,27 +165,21 @@ def apply_gradients(
 
 
 def accumulate_gradients(
-    forward: Forward,
-    batch: PairBatch,
-    *,
-    device: torch.device,
-    precision: Precision,
-    shard: Shard,
-    memory: StepMemory,
+    model: PairModel, batch: PairBatch, options: StepOptions
 ) -> Float[Tensor, ""]:
     """Add the gradients of the global batch's loss to the parameters; return the shard's part."""
-    encode = functools.partial(_encode, forward, precision=precision, device=device)
-    size = memory.micro_batch_size
+    encode = functools.partial(_encode, options.forward or model, model.device, options.precision)
+    size = options.memory.micro_batch_size
     if size is not None and size < len(batch):
-        return _accumulate_cached(encode, batch, size, shard, memory)
-    loss = _loss(*encode(batch), shard=shard, memory=memory)
+        return _accumulate_cached(encode, batch, size, options)
+    loss = _loss(*encode(batch), options)
     # Wrappers average gradients over shards; the loss of the global batch is the sum.
-    (loss * shard.count).backward()
+    (loss * options.shard.count).backward()
     return loss.detach()
 
 
 def _accumulate_cached(
-    encode: Encode, batch: PairBatch, size: int, shard: Shard, memory: StepMemory
+    encode: Encode, batch: PairBatch, size: int, options: StepOptions
 ) -> Float[Tensor, ""]:
     """Add gradients by way of those of the embeddings, with activations of `size` pairs at a time.
 
@@ -199,15 +194,15 @@ def _accumulate_cached(
         sides = [encode(part) for part in parts]
     left, right, scale = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
     # The scale is the same in every part: one stands for all, and the others' gradients are 0.
-    loss = _loss(left, right, scale[:1], shard=shard, memory=memory)
-    (loss * shard.count).backward()
+    loss = _loss(left, right, scale[:1], options)
+    (loss * options.shard.count).backward()
     wanted = cast("list[Tensor]", [left.grad, right.grad, scale.grad])
     start = 0
     for number, part in enumerate(parts):
         rows = slice(start, start + len(part))
         start += len(part)
         is_last = number == len(parts) - 1
-        with nullcontext() if is_last else shard.without_exchange():
+        with nullcontext() if is_last else options.shard.without_exchange():
             embeddings = encode(part)
             of_part = (wanted[0][rows], wanted[1][rows], wanted[2][number : number + 1])
             torch.autograd.backward(embeddings, of_part)
@@ -220,7 +215,7 @@ def _micro_batches(batch: PairBatch, size: int) -> Iterator[PairBatch]:
 
 
 def _encode(
-    forward: Forward, batch: PairBatch, *, precision: Precision, device: torch.device
+    forward: Callable[..., Embeddings], device: torch.device, precision: Precision, batch: PairBatch
 ) -> Embeddings:
     with autocast(device, precision):
         images = batch.images.to(device)
@@ -231,17 +226,14 @@ def _loss(
     left: Float[Tensor, "pair embed"],
     right: Float[Tensor, "pair embed"],
     logit_scale: Float[Tensor, "1"],
-    *,
-    shard: Shard,
-    memory: StepMemory,
+    options: StepOptions,
 ) -> Float[Tensor, ""]:
     """Return the shard's part of the global batch's contrastive loss, with gradients."""
-    return contrastive_loss_shard(
-        left,
-        right,
+    shard, first = options.shard, options.shard.index * len(left)
+    return contrastive_loss(
         shard.gather(left),
         shard.gather(right),
         logit_scale,
-        row_offset=shard.index * len(left),
-        rows_at_a_time=memory.logit_rows,
+        rows=slice(first, first + len(left)),
+        rows_at_a_time=options.memory.logit_rows,
     )

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from clippo_core.checkpoints import load_checkpoint
-from clippo_core.modeling import PairModel
+from clippo_core.modeling import PairModel, make_model
 from clippo_core.modeling.classifier import Classifier
-from clippo_core.training.state import TrainState
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.sources import open_source
 from pipelines.figures.sheets import (
@@ -112,6 +111,5 @@ def _model_at(checkpoint: str | None, spec: StreamSpec, config: RunConfig) -> Pa
             return load_checkpoint(path, image_size_px=config.model.render.image_size_px)
     font = open_renderer(spec.render, spec.font_uri).font
     vocabulary = None if spec.vocabulary is None else open_vocabulary(spec.vocabulary)
-    return TrainState.create(
-        config.model, config.optim, seed=config.train.seed, font=font, vocabulary=vocabulary
-    ).model.eval()
+    model = make_model(config.model, seed=config.train.seed, font=font, vocabulary=vocabulary)
+    return model.eval()

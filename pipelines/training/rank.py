@@ -15,7 +15,6 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from clippo_core.config import Precision
 from clippo_core.errors import (
     CheckpointError,
     ClippoError,
@@ -24,10 +23,11 @@ from clippo_core.errors import (
     RenderError,
     SampleError,
 )
+from clippo_core.modeling import make_model
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.precision import common_precision, find_precision
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import StepMemory, train_step
+from clippo_core.training.step import StepMemory, StepOptions, train_step
 from pipelines.config.derived import chance_of, micro_batch_size
 from pipelines.datasets.sources import open_source
 from pipelines.runtime.run_checkpoints import fetched, find_checkpoint, whole_checkpoints
@@ -146,11 +146,14 @@ class Rank:
         self._job, self._config, self.state = job, job.config, state
         device = state.model.device
         own = find_precision(job.config.train.precision, device)
-        self._precision: Precision = common_precision(collect_objects(own))
-        self._memory = self._step_memory(num_ranks)
-        self._forward = self._exchanging_model()
-        self._shard = this_shard(self._forward)
-        self._gauges = Gauges(job.config, device, self._precision, num_ranks=num_ranks)
+        precision = common_precision(collect_objects(own))
+        memory = self._step_memory(num_ranks)
+        forward = self._exchanging_model()
+        self._gauges = Gauges(job.config, device, precision, num_ranks=num_ranks)
+        shard = self._gauges.watch(this_shard(forward))
+        self._options = StepOptions(
+            precision=precision, forward=forward, shard=shard, memory=memory
+        )
         names = [open_source(source.uri).name for source in job.stream.sources]
         self._window = StepWindow(names, rejected, num_ranks)
         part = f"{job.attempt}-rank{index}"
@@ -186,28 +189,11 @@ class Rank:
 
     def make_step(self, batch: FedBatch) -> dict[str, Tensor]:
         """Update the state by a batch; the metrics stay on the device."""
-        train, pairs = self._config.train, batch.on_device
-        if isinstance(pairs, LabelledBatch):
-            return fine_tuning_step(
-                self.state,
-                pairs,
-                self._config.optim,
-                total_steps=train.steps,
-                precision=self._precision,
-                forward=self._forward,
-                shard=self._shard,
-                micro_batch_size=self._memory.micro_batch_size,
-            )
-        return train_step(
-            self.state,
-            pairs,
-            self._config.optim,
-            total_steps=train.steps,
-            precision=self._precision,
-            forward=self._forward,
-            shard=self._gauges.watch(self._shard),
-            memory=self._memory,
-        )
+        optim, total_steps = self._config.optim, self._config.train.steps
+        state, samples, options = self.state, batch.on_device, self._options
+        if isinstance(samples, LabelledBatch):
+            return fine_tuning_step(state, samples, optim, total_steps=total_steps, options=options)
+        return train_step(state, samples, optim, total_steps=total_steps, options=options)
 
     def close(self) -> None:
         """Wait for the checkpoint and the metrics that are under way."""
@@ -253,7 +239,7 @@ class Rank:
         self._check_rejects(totals, at_end=step == self._config.train.steps)
         figures = {}
         if self._config.train.is_logged(step):
-            figures = self._gauges.read(batch, self._shard)
+            figures = self._gauges.read(batch, self._options.shard)
         if reporter is not None:
             reporter.report(step, totals, figures, first_batch_s=feed.first_batch_s)
         return totals
@@ -319,20 +305,18 @@ def _restored_state(job: RankJob, device: torch.device) -> tuple[TrainState, dic
     config, whole = job.config, whole_checkpoints(job.run)
     renderer = open_renderer(job.stream.render, job.stream.font_uri)
     vocabulary = job.stream.vocabulary
+    model = make_model(
+        config.model,
+        seed=config.train.seed,
+        font=renderer.font,
+        classifier=job.classifier,
+        vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
+    )
     with ExitStack() as stack:
         init_from = None
         if config.train.init_from is not None and not whole:
             init_from = stack.enter_context(fetched(find_checkpoint(config.train.init_from)))
-        state = TrainState.create(
-            config.model,
-            config.optim,
-            seed=config.train.seed,
-            device=device,
-            init_from=init_from,
-            font=renderer.font,
-            classifier=job.classifier,
-            vocabulary=None if vocabulary is None else open_vocabulary(vocabulary),
-        )
+        state = TrainState.create(model, config.optim, device=device, init_from=init_from)
         if not whole:
             return state, {}
         values = state.restore(stack.enter_context(fetched(whole[-1][1])))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clippo_core.config import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
-from pipelines.config.derived import check_memory, derive, flatten, text_lengths
+from pipelines.config.derived import TextLengths, check_memory, derive, flatten, text_lengths
 from pipelines.config.resolution import RUN_FILE, ResolvedRun, validate
 from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.evaluation.tasks import EvaluationTasks
@@ -98,7 +98,7 @@ def train(
         watch = _await_nodes(resolved)
         device_bytes = _device_bytes(resolved.config, watch.placement)
         check_memory(resolved.config, lengths, device_bytes)
-        driver = RunDriver(resolved, watch, row_s, device_bytes)
+        driver = RunDriver(resolved, watch, row_s=row_s, lengths=lengths, device_bytes=device_bytes)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
 
 
@@ -151,7 +151,9 @@ class RunDriver:
         self,
         resolved: ResolvedRun,
         watch: ClusterWatch,
+        *,
         row_s: float,
+        lengths: TextLengths,
         device_bytes: float | None,
     ) -> None:
         """Start the monitor, and nothing else yet.
@@ -160,6 +162,7 @@ class RunDriver:
             resolved: the run.
             watch: counts what its cluster has for it.
             row_s: seconds that a render worker takes to prepare a row.
+            lengths: lengths of the run's texts.
             device_bytes: memory of each rank's GPU; None: CPUs.
         """
         self._watch, self._bottleneck = watch, ""
@@ -184,7 +187,7 @@ class RunDriver:
             stream=resolved.stream,
             row_s=row_s,
             max_block_bytes=watch.capacity.max_block_bytes(self._config.scaling),
-            text_lengths=text_lengths(resolved),
+            text_lengths=lengths,
             device_bytes=device_bytes,
             monitor=self._monitor,
             classifier=resolved.classifier,

@@ -13,7 +13,7 @@ import statistics
 import torch
 
 from clippo_core.config import TextPatches
-from clippo_core.training.precision import find_precision
+from clippo_core.modeling import make_model
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.config.presets import demo
@@ -24,7 +24,6 @@ from pipelines.evaluation.tasks import EvaluationOptions, find_evaluation
 from pipelines.stream.batch import prepare_batch
 from tests.benchmarks import report
 
-PRECISION = find_precision("auto", torch.device("cpu"))
 SETTINGS: tuple[TextPatches, ...] = ("all", "occupied")
 
 
@@ -36,17 +35,12 @@ def accuracy_of(text_patches: TextPatches, seed: int, steps: int) -> float:
         train=dataclasses.replace(preset.train, seed=seed, steps=steps),
     )
     resolved = resolve(config)
-    state = TrainState.create(
-        config.model,
-        config.optim,
-        seed=seed,
-        device=torch.device("cpu"),
-        font=resolved.renderer.font,
-    )
+    model = make_model(config.model, seed=seed, font=resolved.renderer.font)
+    state = TrainState.create(model, config.optim)
     for step in range(steps):
         batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(step), step=step)
         pairs = PairBatch(torch.tensor(batch.images), batch.texts, batch.left_texts)
-        train_step(state, pairs, config.optim, total_steps=steps, precision=PRECISION)
+        train_step(state, pairs, config.optim, total_steps=steps)
     task, _, test = config.evaluation.tasks[0].partition(":")
     options = EvaluationOptions(templates=config.evaluation.templates)
     found = find_evaluation(task)(state.model, open_source(locate_source(test).uri), options)

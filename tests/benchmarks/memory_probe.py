@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from clippo_core.config import ClippoConfig, OptimConfig, Precision
+from clippo_core.modeling import make_model
 from clippo_core.modeling.flops import encoded_patches
 from clippo_core.training.memory import StepLoad, training_bytes
 from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.training.step import PairBatch, StepMemory, StepOptions, train_step
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.config.presets import demo
 from tests.benchmarks.captions import captions
@@ -81,20 +82,21 @@ def probe(
     vocabulary = None
     if model.reads_tokens:
         vocabulary = Vocabulary(train_vocabulary(captions(2000), size=model.vocabulary_size))
-    warm = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
-    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, precision=precision)
+    warm = TrainState.create(make_model(model, seed=0, vocabulary=vocabulary), OPTIM)
+    options = StepOptions(precision=precision)
+    train_step(warm, make_batch(warm, 16), OPTIM, total_steps=100, options=options)
     batch = make_batch(warm, pairs)
     del warm
     before = resident_bytes("VmRSS")
     # The peak counts anew from here.
     Path("/proc/self/clear_refs").write_text("5")
-    state = TrainState.create(model, OPTIM, seed=0, vocabulary=vocabulary)
+    state = TrainState.create(make_model(model, seed=0, vocabulary=vocabulary), OPTIM)
     for tower in state.model.towers:
         tower.recomputes_activations = recomputes_activations
-    seconds = []
+    options, seconds = StepOptions(precision=precision, memory=memory), []
     for _ in range(steps):
         wall, cpu = time.perf_counter(), time.process_time()
-        train_step(state, batch, OPTIM, total_steps=100, precision=precision, memory=memory)
+        train_step(state, batch, OPTIM, total_steps=100, options=options)
         seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall_s, cpu_s = np.mean(seconds[steps // 2 :], axis=0)
     load = load_of(

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clippo_core.config import ClippoConfig, OptimConfig, Precision, TextPatches
-from clippo_core.modeling import Clippo, without_values
+from clippo_core.modeling import Clippo, make_model, without_values
 from clippo_core.modeling.patch_sets import text_patches
 from clippo_core.optim import clip_gradients
 from clippo_core.training.patch_dropping import draw_kept_patches
@@ -30,8 +30,7 @@ from clippo_core.training.precision import autocast, find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
     PairBatch,
-    Shard,
-    StepMemory,
+    StepOptions,
     accumulate_gradients,
     train_step,
 )
@@ -100,20 +99,13 @@ class Ours:
 
     def gradients(self) -> None:
         self.state.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate_gradients(
-            self.state.model,
-            self.batch,
-            device=self.state.model.device,
-            precision=self.precision,
-            shard=Shard(),
-            memory=StepMemory(),
-        )
+        options = StepOptions(precision=self.precision)
+        loss = accumulate_gradients(self.state.model, self.batch, options)
         synchronized(loss)
 
     def step(self) -> None:
-        metrics = train_step(
-            self.state, self.batch, OPTIM, total_steps=100_000, precision=self.precision
-        )
+        options = StepOptions(precision=self.precision)
+        metrics = train_step(self.state, self.batch, OPTIM, total_steps=100_000, options=options)
         synchronized(metrics["loss"])
 
     def counts(self) -> tuple[float, float]:
@@ -160,7 +152,7 @@ def measure(
 ) -> dict[str, object]:
     texts = captions(batch)
     theirs = Theirs(texts, device, precision)
-    state = TrainState.create(ClippoConfig(), OPTIM, seed=0, device=device)
+    state = TrainState.create(make_model(ClippoConfig(), seed=0), OPTIM, device=device)
     if device.type == "cuda":
         state.model.encoder.compile_blocks()
     pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)

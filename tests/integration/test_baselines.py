@@ -106,12 +106,9 @@ def losses_of_a_plain_loop(config: RunConfig) -> dict[int, float]:
     """By step: what one process learns from whole batches, without Ray."""
     resolved = with_vocabulary(resolve(config))
     spec, optim, length = resolved.stream, config.optim, config.train
-    state = TrainState.create(
-        resolved.config.model,
-        optim,
-        seed=length.seed,
-        vocabulary=open_vocabulary(spec.vocabulary),
-    )
+    vocabulary = open_vocabulary(spec.vocabulary)
+    model = make_model(resolved.config.model, seed=length.seed, vocabulary=vocabulary)
+    state = TrainState.create(model, optim)
     losses = {}
     for step in range(length.steps):
         batch = prepare_batch(spec, spec.plan.batch(step), step=step)

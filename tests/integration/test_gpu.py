@@ -20,11 +20,11 @@ from clippo_core.config import (
     ScheduleConfig,
     VitConfig,
 )
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
 from clippo_core.rendering import TextRenderer
 from clippo_core.training.memory import training_bytes
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.training.step import PairBatch, StepMemory, StepOptions, train_step
 from pipelines.config.resolution import resolve
 from pipelines.config.settings import EvaluationOptions
 from pipelines.embedding import EmbeddingJob, embed
@@ -48,7 +48,7 @@ def model_config(**settings: object) -> ClippoConfig:
 
 
 def make_state(config: ClippoConfig, optim: OptimConfig, device: torch.device) -> TrainState:
-    return TrainState.create(config, optim, seed=0, device=device)
+    return TrainState.create(make_model(config, seed=0), optim, device=device)
 
 
 def make_batch(state: TrainState, texts: Sequence[str]) -> PairBatch:
@@ -66,8 +66,9 @@ def losses(
 ) -> list[float]:
     """Of five steps on the same pairs: a wrong update shows from the second on."""
     batch = make_batch(state, TEXTS)
-    options = {"total_steps": 1000, "precision": precision, "memory": memory}
-    return [float(train_step(state, batch, optim, **options)["loss"]) for _ in range(5)]
+    options = StepOptions(precision=precision, memory=memory or StepMemory())
+    found = (train_step(state, batch, optim, total_steps=1000, options=options) for _ in range(5))
+    return [float(metrics["loss"]) for metrics in found]
 
 
 def constant(name: str = "adafactor") -> OptimConfig:
@@ -148,7 +149,7 @@ def test_the_memory_estimate_is_within_15_percent_of_the_peak(recomputes: bool):
     batch = make_batch(state, captions(pairs))
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
-        train_step(state, batch, optim, total_steps=1000, precision="bfloat16")
+        train_step(state, batch, optim, total_steps=1000, options=StepOptions(precision="bfloat16"))
     load = load_of(state, batch, precision="bfloat16", recomputes_activations=recomputes)
     estimate = training_bytes(config, optim, load)
     assert estimate == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.15)

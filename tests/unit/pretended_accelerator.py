@@ -21,7 +21,7 @@ from clippo_core.rendering import RenderConfig
 from clippo_core.training.fine_tuning import LabelledBatch, fine_tuning_step
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.training.step import PairBatch, StepMemory, StepOptions, train_step
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 
 DEVICE = "pretended"
@@ -48,7 +48,7 @@ def train(
     *,
     left: int = 0,
     drops: bool = False,
-    memory: StepMemory | None = None,
+    options: StepOptions | None = None,
 ) -> None:
     state = TrainState(model=model, optimizer=make_optimizer(model, optim))
     kept = None
@@ -62,7 +62,7 @@ def train(
         kept,
     )
     for _ in range(2):
-        train_step(state, batch, optim, total_steps=9, memory=memory)
+        train_step(state, batch, optim, total_steps=9, options=options)
 
 
 def fine_tune(model: PairModel, optim: OptimConfig, *, pictures: bool) -> None:
@@ -73,7 +73,8 @@ def fine_tune(model: PairModel, optim: OptimConfig, *, pictures: bool) -> None:
         torch.zeros(6, model.classifier_config.num_outputs),
     )
     for size in (None, 4):
-        fine_tuning_step(state, batch, optim, total_steps=9, micro_batch_size=size)
+        options = StepOptions(memory=StepMemory(micro_batch_size=size))
+        fine_tuning_step(state, batch, optim, total_steps=9, options=options)
 
 
 def attempt(
@@ -113,8 +114,8 @@ def main() -> None:
     attempt("adamw", make_model(config()), train, OptimConfig(name="adamw"))
     attempt("pairs of texts", make_model(config()), train, left=3)
     attempt("dropped patches", make_model(config()), train, drops=True)
-    small = StepMemory(micro_batch_size=2, logit_rows=2)
-    attempt("micro-batches", make_model(config()), train, memory=small)
+    small = StepOptions(memory=StepMemory(micro_batch_size=2, logit_rows=2))
+    attempt("micro-batches", make_model(config()), train, options=small)
     recomputing = make_model(config())
     recomputing.encoder.recomputes_activations = True
     attempt("activation checkpointing", recomputing, train)

@@ -22,7 +22,7 @@ from clippo_core.evaluation.sequence_length import sequence_lengths
 from clippo_core.modeling import Clippo, make_model, without_values
 from clippo_core.modeling.baselines import Baseline
 from clippo_core.rendering import TextRenderer
-from clippo_core.training.step import PairBatch, Shard, StepMemory, accumulate_gradients
+from clippo_core.training.step import PairBatch, StepMemory, StepOptions, accumulate_gradients
 from clippo_core.vocabulary import (
     END_ID,
     TokenTexts,
@@ -214,14 +214,7 @@ def test_cached_embeddings_give_the_gradients_of_the_whole_batch(
         model = baseline(text_input, vocabulary)
         for tower in model.towers:
             tower.recomputes_activations = memory.micro_batch_size is not None
-        accumulate_gradients(
-            model,
-            batch,
-            device=torch.device("cpu"),
-            precision="float32",
-            shard=Shard(),
-            memory=memory,
-        )
+        accumulate_gradients(model, batch, StepOptions(memory=memory))
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert len(model.towers) == 1 + (text_input == "tokens_two_towers")
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)

@@ -15,7 +15,7 @@ from clippo_core.checkpoints import (
 )
 from clippo_core.config import ClippoConfig, ImageConfig, OptimConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ClippoError, RenderError
-from clippo_core.modeling import Clippo
+from clippo_core.modeling import Clippo, make_model
 from clippo_core.training.state import TrainState
 
 TINY = VitConfig(width=32, depth=1, mlp_dim=64, num_heads=2, patch_size_px=16, embed_dim=16)
@@ -80,8 +80,9 @@ def test_what_is_no_checkpoint_is_not_replaced(tmp_path: Path):
 
 
 def test_training_state_comes_back_exactly(tmp_path: Path):
+    names = ("adafactor", "adamw")
     states = [
-        TrainState.create(CONFIG, OptimConfig(name=n), seed=0) for n in ("adafactor", "adamw")
+        TrainState.create(make_model(CONFIG, seed=0), OptimConfig(name=name)) for name in names
     ]
     for number, state in enumerate(states):
         for param in state.model.parameters():
@@ -89,7 +90,7 @@ def test_training_state_comes_back_exactly(tmp_path: Path):
         state.optimizer.step()
         state.step, state.samples_seen = 7, 70
         state.save(tmp_path / str(number), extra={"note": "kept"})
-        again = TrainState.create(CONFIG, OptimConfig(name=("adafactor", "adamw")[number]), seed=1)
+        again = TrainState.create(make_model(CONFIG, seed=1), OptimConfig(name=names[number]))
         assert again.restore(tmp_path / str(number))["note"] == "kept"
         assert (again.step, again.samples_seen) == (7, 70)
         for one, other in ((state, again), (again, state)):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clippo_core.contrastive import contrastive_loss, contrastive_loss_shard
+from clippo_core.contrastive import contrastive_loss
 from clippo_core.modeling.pair_model import normalize
 
 
@@ -39,18 +39,11 @@ def test_it_equals_the_formula_written_out():
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 12])
 def test_shards_add_up_to_the_whole_gradients_too(num_shards: int):
-    left, right, scale = inputs = pairs()
-    rows = len(left) // num_shards
+    inputs = pairs()
+    rows = len(inputs[0]) // num_shards
     parts = [
-        contrastive_loss_shard(
-            left[start : start + rows],
-            right[start : start + rows],
-            left,
-            right,
-            scale,
-            row_offset=start,
-        )
-        for start in range(0, len(left), rows)
+        contrastive_loss(*inputs, rows=slice(start, start + rows))
+        for start in range(0, len(inputs[0]), rows)
     ]
     whole = contrastive_loss(*inputs)
     torch.testing.assert_close(sum(parts), whole)
@@ -60,20 +53,12 @@ def test_shards_add_up_to_the_whole_gradients_too(num_shards: int):
 @pytest.mark.parametrize("rows", [1, 5, 12, 100])
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_in_blocks_of_rows_it_is_the_same_gradients_too(rows: int, num_shards: int):
-    left, right, scale = inputs = pairs()
-    size = len(left) // num_shards
+    inputs = pairs()
+    size = len(inputs[0]) // num_shards
     blockwise, whole = (
         sum(
-            contrastive_loss_shard(
-                left[start : start + size],
-                right[start : start + size],
-                left,
-                right,
-                scale,
-                row_offset=start,
-                rows_at_a_time=at_a_time,
-            )
-            for start in range(0, len(left), size)
+            contrastive_loss(*inputs, rows=slice(start, start + size), rows_at_a_time=at_a_time)
+            for start in range(0, len(inputs[0]), size)
         )
         * 3
         for at_a_time in (rows, None)

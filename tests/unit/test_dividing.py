@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
+from clippo_core.modeling import make_model
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, StepMemory, train_step
+from clippo_core.training.step import PairBatch, StepMemory, StepOptions, train_step
 from pipelines.training import parallel
 
 VIT = VitConfig(width=32, depth=2, mlp_dim=64, num_heads=2, embed_dim=16)
@@ -31,7 +32,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_divided_in_mid_training_a_state_goes_on_as_it_would_have(one_rank, name):
     schedule = ScheduleConfig(decay="constant", warmup_steps=0, cooldown_steps=0)
     optim = OptimConfig(name=name, schedule=schedule)
-    whole, divided = (TrainState.create(MODEL, optim, seed=0) for _ in range(2))
+    whole, divided = (TrainState.create(make_model(MODEL, seed=0), optim) for _ in range(2))
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     texts = whole.model.renderer.render_batch([f"text {n} " * (n % 3 + 1) for n in range(6)])
     batch = PairBatch(torch.from_numpy(images), texts)
@@ -39,16 +40,12 @@ def test_divided_in_mid_training_a_state_goes_on_as_it_would_have(one_rank, name
         if step == 2:
             divided.divide(optim, parallel.divide_weights, parallel.divided_like)
             assert isinstance(divided.model.encoder.head.kernel, DTensor)
-        is_divided = step >= 2
+        options = None
+        if step >= 2:
+            memory = StepMemory(micro_batch_size=4)
+            options = StepOptions(shard=parallel.this_shard(divided.model), memory=memory)
         train_step(whole, batch, optim, total_steps=9)
-        train_step(
-            divided,
-            batch,
-            optim,
-            total_steps=9,
-            shard=parallel.this_shard(divided.model) if is_divided else None,
-            memory=StepMemory(micro_batch_size=4) if is_divided else None,
-        )
+        train_step(divided, batch, optim, total_steps=9, options=options)
     ours = divided.snapshot(whole=parallel.whole_tensor)
     theirs = whole.snapshot()
     assert {n: t.shape for n, t in ours.saved.tensors.items()} == {

@@ -37,7 +37,7 @@ from clippo_core.training.fine_tuning import (
     loss_at_chance,
 )
 from clippo_core.training.state import TrainState
-from clippo_core.training.step import Shard
+from clippo_core.training.step import Shard, StepMemory, StepOptions
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.datasets.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
 from pipelines.datasets.manifest import RawSample
@@ -58,7 +58,7 @@ SCORES = ClassifierConfig(task="glue", glue_task="sts-b", score_mean=2.5, score_
 
 
 def state_of(classifier: ClassifierConfig, **changes) -> TrainState:
-    return TrainState.create(CONFIG, OPTIM, seed=0, classifier=classifier, **changes)
+    return TrainState.create(make_model(CONFIG, seed=0, classifier=classifier, **changes), OPTIM)
 
 
 def text_batch(state: TrainState, classifier: ClassifierConfig, count: int = 6) -> LabelledBatch:
@@ -124,7 +124,7 @@ def test_scores_come_out_in_the_unit_that_they_went_in():
 @pytest.mark.parametrize("classifier", [WORDS, SCORES])
 def test_steps_learn_and_leave_the_embedding_head_alone(classifier: ClassifierConfig, optimizer):
     optim = dataclasses.replace(OPTIM, name=optimizer)
-    state = TrainState.create(CONFIG, optim, seed=0, classifier=classifier)
+    state = TrainState.create(make_model(CONFIG, seed=0, classifier=classifier), optim)
     batch = text_batch(state, classifier, count=3)
     before = state.model.encoder.head.kernel.detach().clone()
     losses = [
@@ -140,8 +140,8 @@ def test_a_baseline_learns_by_what_reads_texts_alone(text_input, tmp_path: Path)
     words = ["apple", "tiger", "basalt"]
     vocabulary = Vocabulary(train_vocabulary(words * 20, size=300))
     config = dataclasses.replace(CONFIG, text_input=text_input, vocabulary_size=300, max_tokens=8)
-    state = TrainState.create(config, OPTIM, seed=0, vocabulary=vocabulary, classifier=WORDS)
-    model = state.model
+    model = make_model(config, seed=0, vocabulary=vocabulary, classifier=WORDS)
+    state = TrainState.create(model, OPTIM)
     assert isinstance(model, Classifier)
     no_images = torch.empty((0, 64, 64, 3), dtype=torch.uint8)
     batch = LabelledBatch(no_images, model.prepare_texts(words), torch.eye(3))
@@ -174,9 +174,10 @@ def test_a_baseline_learns_by_what_reads_texts_alone(text_input, tmp_path: Path)
 def test_micro_batches_and_shards_add_up_to_the_batch():
     whole, parts = state_of(WORDS), state_of(WORDS)
     batch = text_batch(whole, WORDS)
+    by_fours = StepOptions(memory=StepMemory(micro_batch_size=4))
     for _ in range(3):
         one = fine_tuning_step(whole, batch, OPTIM, total_steps=9)
-        other = fine_tuning_step(parts, batch, OPTIM, total_steps=9, micro_batch_size=4)
+        other = fine_tuning_step(parts, batch, OPTIM, total_steps=9, options=by_fours)
         for name, value in one.items():
             assert float(other[name]) == pytest.approx(float(value), rel=1e-4), name
     halves = [state_of(WORDS) for _ in range(2)]
@@ -189,7 +190,7 @@ def test_micro_batches_and_shards_add_up_to_the_batch():
                     batch.part(3 * number, 3 * number + 3),
                     OPTIM,
                     total_steps=9,
-                    shard=Shard(number, 2),
+                    options=StepOptions(shard=Shard(number, 2)),
                 )[name]
             )
             for number in range(2)

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
 from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import CheckpointError
+from clippo_core.modeling import make_model
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
     PairBatch,
     Shard,
     StepMemory,
+    StepOptions,
     accumulate_gradients,
     train_step,
 )
@@ -25,7 +27,7 @@ OPTIM = OptimConfig(schedule=ScheduleConfig(decay="constant", warmup_steps=0, co
 
 
 def make_state() -> TrainState:
-    return TrainState.create(CONFIG, OPTIM, seed=0)
+    return TrainState.create(make_model(CONFIG, seed=0), OPTIM)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def test_fitting_one_batch_brings_the_loss_down():
 @pytest.mark.parametrize("num_shards", [2, 4])
 def test_shards_with_gathered_embeddings_have_the_gradients_of_the_whole(num_shards: int):
     """What two or four ranks compute, in one process: the gather shows each of them all rows."""
-    batch = make_batch(make_state())
+    model = (state := make_state()).model
+    batch = make_batch(state)
     generator = torch.Generator().manual_seed(0)
     sides = [torch.randn(8, 16, generator=generator).requires_grad_() for _ in "lr"]
     scale = torch.tensor([3.0], requires_grad=True)
@@ -64,12 +67,12 @@ def test_shards_with_gathered_embeddings_have_the_gradients_of_the_whole(num_sha
         everything = iter(sides)
         losses.append(
             accumulate_gradients(
-                lambda *_, part=part: (sides[0][part], sides[1][part], scale),
+                model,
                 batch.part(part.start, part.stop),
-                device=torch.device("cpu"),
-                precision="float32",
-                shard=Shard(index, num_shards, gather=lambda _, e=everything: next(e)),
-                memory=StepMemory(),
+                StepOptions(
+                    forward=lambda *_, part=part: (sides[0][part], sides[1][part], scale),
+                    shard=Shard(index, num_shards, gather=lambda _, e=everything: next(e)),
+                ),
             )
         )
     torch.testing.assert_close(sum(losses), whole.detach())
@@ -102,16 +105,7 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_plain_step(
     losses, gradients = [], []
     for memory in memories:
         state.model.zero_grad()
-        losses.append(
-            accumulate_gradients(
-                state.model,
-                batch,
-                device=torch.device("cpu"),
-                precision="float32",
-                shard=Shard(),
-                memory=memory,
-            )
-        )
+        losses.append(accumulate_gradients(state.model, batch, StepOptions(memory=memory)))
         gradients.append({name: p.grad for name, p in state.model.named_parameters()})
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
     for name, gradient in gradients[0].items():
@@ -178,14 +172,7 @@ def test_recomputed_activations_give_the_same_gradients():
     for recomputes in (False, True):
         state.model.encoder.recomputes_activations = recomputes
         state.model.zero_grad()
-        accumulate_gradients(
-            state.model,
-            batch,
-            device=torch.device("cpu"),
-            precision="float32",
-            shard=Shard(),
-            memory=StepMemory(),
-        )
+        accumulate_gradients(state.model, batch, StepOptions())
         gradients.append([p.grad for p in state.model.parameters()])
     torch.testing.assert_close(*gradients)
 
@@ -204,12 +191,12 @@ def test_training_can_start_from_another_checkpoints_weights_at_another_resoluti
     source = make_state()
     source.save(tmp_path / "source")
     larger = ClippoConfig(vit=VIT, render=RenderConfig(image_size_px=96))
-    state = TrainState.create(larger, OPTIM, seed=1, init_from=tmp_path / "source")
+    state = TrainState.create(make_model(larger, seed=1), OPTIM, init_from=tmp_path / "source")
     assert state.step == 0
     assert torch.equal(state.model.encoder.head.kernel.data, source.model.encoder.head.kernel.data)
     wider = ClippoConfig(vit=VitConfig(**{**vars(VIT), "embed_dim": 8}), render=larger.render)
     with pytest.raises(CheckpointError, match="do not fit the model"):
-        TrainState.create(wider, OPTIM, seed=1, init_from=tmp_path / "source")
+        TrainState.create(make_model(wider, seed=1), OPTIM, init_from=tmp_path / "source")
 
 
 def test_a_snapshot_does_not_change_with_the_state(tmp_path):
