@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
+# Tests that start Ray follow each other in one process, files of the others share the rest.
+PARALLEL := -n logical --dist loadgroup
+
 .PHONY: install compat check test test-all demo bench docs
 
 install: $(VENV)/.installed
@@ -33,10 +36,10 @@ check: install
 
 # Minutes: all units, the comparisons with the authors' code, and one run as a person makes it.
 test: install
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow"
 
 test-all: install
-	$(RUN) -m pytest --durations=20
+	$(RUN) -m pytest $(PARALLEL) --durations=20
 
 demo: $(VENV)/.runtime
 	$(RUN) -m pipelines prepare fashion_mnist

@@ -172,6 +172,9 @@ class ClippoConfig(Config):
     max_tokens: int = 64
     """Length of every text in tokens; shorter ones are filled with end tokens. No effect with
     pixels."""
+    has_logit_bias: bool = False
+    """Learn a summand of the logits beside their scale, as the sigmoid loss needs; filled in from
+    train.loss."""
     vocabulary_sha256: str | None = None
     """Digest of the vocabulary; filled in when it is trained, and checked from then on."""
 

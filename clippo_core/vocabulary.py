@@ -32,6 +32,10 @@ class TokenTexts:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def content(self, text: int) -> bytes:
+        """Return the tokens of one text as bytes: the same for texts that have the same tokens."""
+        return self.ids[text].tobytes()
+
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TokenTexts:
         """Return the chosen texts, in the order given."""
         return TokenTexts(self.ids[texts], self.vocabulary_sha256)

@@ -46,6 +46,8 @@ _SINGLE_PARAMETERS = {
     "encoder.pooling.probe": "img/MAPHead_0/probe",
     "log_logit_scale": "t",
 }
+#: Name of the parameter that only models trained with the sigmoid loss have, here and there.
+_BIAS, _FLAX_BIAS = "logit_bias", "b"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class _Correspondence:
     is_stacked: bool
 
 
-def _correspondences(depth: int) -> Iterator[_Correspondence]:
+def _correspondences(depth: int, *, has_bias: bool) -> Iterator[_Correspondence]:
     layers = {
         f"encoder.{name}": (f"img/{flax}", parts) for name, (flax, parts) in _OUTER_LAYERS.items()
     }
@@ -75,6 +77,8 @@ def _correspondences(depth: int) -> Iterator[_Correspondence]:
             yield _Correspondence(f"{name}.{native}", keys, is_stacked=bool(parts))
     for name, key in _SINGLE_PARAMETERS.items():
         yield _Correspondence(name, (key,), is_stacked=False)
+    if has_bias:
+        yield _Correspondence(_BIAS, (_FLAX_BIAS,), is_stacked=False)
 
 
 def read_big_vision(path: str | Path) -> tuple[ClippoConfig, dict[str, Tensor]]:
@@ -95,8 +99,9 @@ def read_big_vision(path: str | Path) -> tuple[ClippoConfig, dict[str, Tensor]]:
             f"{path} is not a CLIPPO checkpoint of big_vision: {error}; expected keys such as "
             f"params/img/pos_embedding and params/t, found {sorted(arrays)[:4]}…"
         ) from None
-    state = {c.name: _stack(c, arrays, path) for c in _correspondences(config.vit.depth)}
-    used = {key for c in _correspondences(config.vit.depth) for key in c.keys}
+    expected = list(_correspondences(config.vit.depth, has_bias=config.has_logit_bias))
+    state = {c.name: _stack(c, arrays, path) for c in expected}
+    used = {key for c in expected for key in c.keys}
     if unknown := sorted(set(arrays) - used):
         raise CheckpointError(
             f"{path} holds {len(unknown)} arrays that CLIPPO has no place for: {unknown[:3]}…; "
@@ -128,7 +133,7 @@ def flax_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return arrays under the authors' names, made of tensors named as in `Clippo.state_dict()`."""
     blocks = {name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}
     arrays: dict[str, np.ndarray] = {}
-    for c in _correspondences(len(blocks)):
+    for c in _correspondences(len(blocks), has_bias=_BIAS in tensors):
         values = tensors[c.name].detach().cpu()
         parts = values.unbind(_part_axis(values)) if c.is_stacked else (values,)
         for key, part in zip(c.keys, parts, strict=True):
@@ -191,7 +196,12 @@ def _infer_config(arrays: Arrays) -> ClippoConfig:
         embed_dim=arrays["img/head/kernel"].shape[1],
     )
     render = RenderConfig(image_size_px=grid_size * patch)
-    return ClippoConfig(vit=vit, render=render, image=ImageConfig(resize="bilinear"))
+    return ClippoConfig(
+        vit=vit,
+        render=render,
+        image=ImageConfig(resize="bilinear"),
+        has_logit_bias=_FLAX_BIAS in arrays,
+    )
 
 
 def _stack(correspondence: _Correspondence, arrays: Arrays, path: str | Path) -> Tensor:

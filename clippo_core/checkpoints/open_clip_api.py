@@ -118,6 +118,11 @@ class OpenClipModel(nn.Module):
         """Logarithm of the factor on similarities, as open_clip's `logit_scale` is."""
         return self.clippo.log_logit_scale
 
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """Summand of the logits of a model trained with the sigmoid loss."""
+        return self.clippo.logit_bias
+
     def encode_image(
         self, image: Shaped[Tensor, "image 3 height_px width_px"], normalize: bool = False
     ) -> Float[Tensor, "image embed"]:
@@ -152,13 +157,12 @@ class OpenClipModel(nn.Module):
         self,
         image: Shaped[Tensor, "image 3 height_px width_px"] | None = None,
         text: Int16[Tensor, "text text_row width_px"] | Int32[Tensor, "text token"] | None = None,
-    ) -> tuple[
-        Float[Tensor, "image embed"] | None, Float[Tensor, "text embed"] | None, Float[Tensor, "1"]
-    ]:
-        """Return embeddings of the given inputs, and the positive logit scale."""
+    ) -> tuple[Tensor | None, ...]:
+        """Return embeddings of the given inputs, the positive logit scale, and the bias if any."""
         images = None if image is None else self.encode_image(image)
         texts = None if text is None else self.encode_text(text)
-        return images, texts, self.clippo.logit_scale
+        learned = (self.clippo.logit_scale, self.logit_bias)
+        return images, texts, *(value for value in learned if value is not None)
 
 
 def unpack_rows(rows: Int16[Tensor, "text text_row width_px"], config: RenderConfig) -> TextRasters:

@@ -197,3 +197,15 @@ def pooled_features(
         tokens = model.encoder.encode(torch.from_numpy(pixels).to(model.device))
         parts.append(model.encoder.pool(tokens).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+@torch.no_grad()
+def pooled_text_features(
+    model: PairModel, texts: Sequence[str], *, batch_size: int = 256
+) -> Float32[np.ndarray, "text width"]:
+    """Return features of texts before the head, which linear classifiers are fitted to."""
+    prepared, parts = model.prepare_texts(texts), []
+    for start in range(0, len(texts), batch_size):
+        batch = prepared.take(np.arange(start, min(start + batch_size, len(texts))))
+        parts.append(model.text_features(batch).float().cpu().numpy())
+    return np.concatenate(parts)

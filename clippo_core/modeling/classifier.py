@@ -64,7 +64,8 @@ class Classifier(PairModel):
         """Add a fresh head; the `unused` parameters stay as they are."""
         self.classifier_config = classifier
         self.classifier = ClassifierHead(self.config.vit.width, classifier)
-        for parameter in (*unused, *self.encoder.head.parameters(), self.log_logit_scale):
+        of_logits = [p for p in (self.log_logit_scale, self.logit_bias) if p is not None]
+        for parameter in (*unused, *self.encoder.head.parameters(), *of_logits):
             parameter.requires_grad = False
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - other inputs and outputs

@@ -21,11 +21,16 @@ from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
 from clippo_core.vocabulary import PreparedTexts, TokenTexts, Vocabulary
 
 INITIAL_LOGIT_SCALE = 10.0
+#: Source: SigLIP (arXiv:2303.15343, section 3.2), which starts from the same scale.
+INITIAL_LOGIT_BIAS = -10.0
 NORM_EPSILON = 1e-8
 
 
 #: A batch of texts on the device, ready for the encoder: patches, or token numbers.
 DeviceTexts = PatchSets | Int[Tensor, "_ _"]
+#: Embeddings of the left and of the right sides of pairs, the logit scale, and the logit bias of a
+#: model that has one.
+Embeddings = tuple[Tensor, ...]
 
 
 def normalize(features: Float[Tensor, "batch embed"]) -> Float[Tensor, "batch embed"]:
@@ -47,9 +52,12 @@ class PairModel(nn.Module, ABC):
         renderer: draws text on the model's canvas.
         vocabulary: vocabulary of a model that reads tokens; None where it reads pixels.
         encoder: tower of the pictures.
+        logit_bias: learned summand of the logits; None where the softmax loss, to which it makes no
+            difference, is trained with.
     """
 
     vocabulary: Vocabulary | None = None
+    logit_bias: nn.Parameter | None
 
     def __init__(self, config: ClippoConfig, *, font: GlyphTable | None = None):
         """Make a model with fresh weights.
@@ -66,6 +74,8 @@ class PairModel(nn.Module, ABC):
         self.config = dataclasses.replace(config, render=self.renderer.config)
         self.encoder = VisionTransformer(config.vit, grid_size=config.grid_size)
         self.log_logit_scale = nn.Parameter(torch.tensor([math.log(INITIAL_LOGIT_SCALE)]))
+        bias = nn.Parameter(torch.tensor([INITIAL_LOGIT_BIAS])) if config.has_logit_bias else None
+        self.register_parameter("logit_bias", bias)
 
     @property
     def device(self) -> torch.device:
@@ -114,10 +124,11 @@ class PairModel(nn.Module, ABC):
         texts: PreparedTexts | DeviceTexts,
         left_texts: PreparedTexts | DeviceTexts | None = None,
         kept_patches: Int64[Tensor, "image kept"] | None = None,
-    ) -> tuple[Float[Tensor, "pair embed"], Float[Tensor, "pair embed"], Float[Tensor, "1"]]:
-        """Return unit-length embeddings of both sides of the pairs, and the logit scale.
+    ) -> Embeddings:
+        """Return unit-length embeddings of both sides of the pairs, and what the logits have.
 
-        Everything goes through the encoder at once.
+        That is the logit scale and, where the model has one, the logit bias. Everything goes
+        through the encoder at once.
 
         Args:
             images: left sides of the first pairs.
@@ -139,7 +150,11 @@ class PairModel(nn.Module, ABC):
             pictures = [self.encoder.whole(images)]
         features = self._embed(pictures, both)
         of_left, of_right = features.split([len(images) + num_left, len(right)])
-        return normalize(of_left), normalize(of_right), self.logit_scale
+        learned = [self.logit_scale]
+        if self.logit_bias is not None:
+            # Not the parameter itself, whose gradients wrappers watch.
+            learned.append(self.logit_bias.clone())
+        return normalize(of_left), normalize(of_right), *learned
 
     def embed_texts(self, texts: PreparedTexts) -> Float[Tensor, "text embed"]:
         """Return unit-length embeddings of prepared texts, with gradients.

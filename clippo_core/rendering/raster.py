@@ -75,6 +75,10 @@ class TextRasters:
         of_canvas = rows.reshape(len(self), rows.shape[1] * GLYPH_PX, side)[:, :size]
         return np.any(of_canvas.reshape(len(self), side, patch_size_px, side), axis=2)
 
+    def content(self, text: int) -> bytes:
+        """Return the rows of one text as bytes: the same for texts that look the same."""
+        return self.columns[self.row_offsets[text] : self.row_offsets[text + 1]].tobytes()
+
     def take(self, texts: Int[np.ndarray, " chosen"]) -> TextRasters:
         """Return the chosen texts, in the order given."""
         counts = self.occupied_rows[texts]

@@ -23,6 +23,8 @@ from clippo_core.modeling import PairModel, make_model, without_values
 from clippo_core.modeling.classifier import HEAD_PREFIX, Classifier
 from clippo_core.optim import make_optimizer
 
+#: Name of the parameter that models trained with the sigmoid loss have.
+BIAS = "logit_bias"
 Whole = Callable[[Tensor], Tensor]
 Divide = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,17 +68,20 @@ class TrainState:
             optim_config: settings of the optimizer.
             device: device to train on.
             init_from: checkpoint whose weights to start from; its position grid is resized. A head
-                that is fine-tuned stays fresh, whatever `init_from` was trained for.
+                that is fine-tuned stays fresh, whatever `init_from` was trained for, and so does a
+                logit bias that it lacks.
 
         Raises:
             CheckpointError: if the checkpoint `init_from` does not fit the architecture.
         """
         if init_from is not None:
-            weights = load_checkpoint(init_from).state_dict()
+            weights, fresh = load_checkpoint(init_from).state_dict(), model.state_dict()
             if isinstance(model, Classifier):
                 weights = {n: w for n, w in weights.items() if not n.startswith(HEAD_PREFIX)}
-                fresh = model.state_dict()
                 weights |= {n: fresh[n] for n in fresh if n.startswith(HEAD_PREFIX)}
+            # It belongs to the loss, which may be another one than the checkpoint's.
+            bias = weights.pop(BIAS, fresh.get(BIAS))
+            weights |= {BIAS: bias} if BIAS in fresh else {}
             load_weights(model, weights, where=init_from)
         model = model.to(device)
         return TrainState(model=model, optimizer=make_optimizer(model, optim_config))

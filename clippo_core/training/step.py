@@ -14,17 +14,16 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from clippo_core.config import OptimConfig, Precision
-from clippo_core.contrastive import contrastive_loss
-from clippo_core.modeling.pair_model import DeviceTexts, PairModel
+from clippo_core.contrastive import contrastive_loss, sigmoid_loss
+from clippo_core.modeling.pair_model import DeviceTexts, Embeddings, PairModel
 from clippo_core.modeling.patch_sets import PatchSets
 from clippo_core.optim import clip_gradients, schedule_multiplier, set_multiplier
 from clippo_core.training.precision import autocast
 from clippo_core.training.state import TrainState
 from clippo_core.vocabulary import PreparedTexts
 
-#: Embeddings of the left and of the right sides of pairs, and the logit scale.
-Embeddings = tuple[Tensor, Tensor, Tensor]
-#: A differentiable function from the rows of this shard to those of all shards in order.
+#: A function from the rows of this shard to those of all shards in order, which is differentiable
+#: where the rows are embeddings.
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -61,6 +60,9 @@ class PairBatch:
     """Left sides of the other pairs."""
     kept_patches: Int64[Tensor, "image kept"] | None = None
     """The patches of each image that are encoded; None encodes all."""
+    groups: Int64[Tensor, " pair"] | None = None
+    """Number of each pair's group, whose pairs are positives of each other; None: no two pairs of
+    the batch are equal."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -68,6 +70,7 @@ class PairBatch:
     def part(self, start: int, stop: int) -> PairBatch:
         """Return the pairs from `start` to before `stop`, in the same order."""
         num_images, kept, left = len(self.images), self.kept_patches, self.left_texts
+        groups = self.groups
         if left is not None:
             left = part_of_texts(left, *(max(i - num_images, 0) for i in (start, stop)))
         return PairBatch(
@@ -75,6 +78,7 @@ class PairBatch:
             part_of_texts(self.texts, start, stop),
             left,
             None if kept is None else kept[start:stop],
+            None if groups is None else groups[start:stop],
         )
 
 
@@ -172,7 +176,7 @@ def accumulate_gradients(
     size = options.memory.micro_batch_size
     if size is not None and size < len(batch):
         return _accumulate_cached(encode, batch, size, options)
-    loss = _loss(*encode(batch), options)
+    loss = _loss(encode(batch), batch.groups, options)
     # Wrappers average gradients over shards; the loss of the global batch is the sum.
     (loss * options.shard.count).backward()
     return loss.detach()
@@ -191,12 +195,14 @@ def _accumulate_cached(
     """
     parts = list(_micro_batches(batch, size))
     with torch.no_grad():
-        sides = [encode(part) for part in parts]
-    left, right, scale = (torch.cat(side).requires_grad_() for side in zip(*sides, strict=True))
+        sides = zip(*(encode(part) for part in parts), strict=True)
+        left, right, *of_logits = (torch.cat(side) for side in sides)
+    for tensor in (left, right, *of_logits):
+        tensor.requires_grad_()
     # The scale is the same in every part: one stands for all, and the others' gradients are 0.
-    loss = _loss(left, right, scale[:1], options)
+    loss = _loss((left, right, *(value[:1] for value in of_logits)), batch.groups, options)
     (loss * options.shard.count).backward()
-    wanted = cast("list[Tensor]", [left.grad, right.grad, scale.grad])
+    wanted = [cast(Tensor, value.grad) for value in (left, right, *of_logits)]
     start = 0
     for number, part in enumerate(parts):
         rows = slice(start, start + len(part))
@@ -204,7 +210,8 @@ def _accumulate_cached(
         is_last = number == len(parts) - 1
         with nullcontext() if is_last else options.shard.without_exchange():
             embeddings = encode(part)
-            of_part = (wanted[0][rows], wanted[1][rows], wanted[2][number : number + 1])
+            of_part = [gradient[rows] for gradient in wanted[:2]]
+            of_part += [gradient[number : number + 1] for gradient in wanted[2:]]
             torch.autograd.backward(embeddings, of_part)
     return loss.detach()
 
@@ -223,17 +230,17 @@ def _encode(
 
 
 def _loss(
-    left: Float[Tensor, "pair embed"],
-    right: Float[Tensor, "pair embed"],
-    logit_scale: Float[Tensor, "1"],
-    options: StepOptions,
+    embeddings: Embeddings, groups: Int64[Tensor, " pair"] | None, options: StepOptions
 ) -> Float[Tensor, ""]:
     """Return the shard's part of the global batch's contrastive loss, with gradients."""
+    left, right, *of_logits = embeddings
     shard, first = options.shard, options.shard.index * len(left)
-    return contrastive_loss(
+    loss = contrastive_loss if len(of_logits) == 1 else sigmoid_loss
+    return loss(
         shard.gather(left),
         shard.gather(right),
-        logit_scale,
+        *of_logits,
+        groups=None if groups is None else shard.gather(groups.to(left.device)),
         rows=slice(first, first + len(left)),
         rows_at_a_time=options.memory.logit_rows,
     )

@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": "go on with a run",
     "finetune": "learn labels of texts, or answers to questions, on top of a checkpoint",
     "evaluate": "evaluate a checkpoint, each benchmark a Ray task",
+    "study": "test the paper's claims by small runs, and write what came out",
     "report": "results of checkpoints side by side, with the paper's numbers",
     "embed": "embed pictures and texts into Parquet",
     "convert": "convert a checkpoint between formats",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.config.derived import derive
+from pipelines.config.derived import derive, seldom_seen
 from pipelines.config.resolution import ResolvedRun, validate
 from pipelines.reporting.stored import file_name, result_lines
 from pipelines.training.run import RunSummary
@@ -37,7 +37,10 @@ def print_plan(resolved: ResolvedRun) -> None:
         ClippoError: if the run could not be made.
     """
     rejected = validate(resolved)
-    for key, value in derive(resolved).items():
+    derived = derive(resolved)
+    for key, value in derived.items():
         print(f"{key}: {value}")
+    for line in seldom_seen(derived):
+        print(f"warning: {line}")
     print(f"rejected among the first samples: {rejected}")
     print(f"would train in {resolved.run.uri}")

@@ -11,7 +11,13 @@ import tyro
 
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.cli.arguments import load_base, parse, take_first
-from pipelines.config.derived import derive, derive_without_data, flatten, parameters_side_by_side
+from pipelines.config.derived import (
+    derive,
+    derive_without_data,
+    flatten,
+    parameters_side_by_side,
+    seldom_seen,
+)
 from pipelines.config.presets import PRESETS
 from pipelines.config.resolution import resolve
 from pipelines.config.settings import RunConfig
@@ -45,6 +51,8 @@ def run(argv: list[str]) -> None:
     _print_table(flatten(config))
     print("\nderived")
     _print_table(derived)
+    for line in seldom_seen(derived):
+        print(f"\nwarning: {line}")
     if missing:
         print(f"\nwithout the numbers that depend on the data: {missing}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,12 @@ from clippo_core.training.memory import (
 from clippo_core.training.step import StepMemory
 from pipelines.config.resolution import VALIDATED_SAMPLES, ResolvedRun
 from pipelines.config.settings import RunConfig
+from pipelines.datasets.sources import Source
+
+#: Rows of a set whose captions are counted.
+_COUNTED_ROWS = 50_000
+#: Visits of a text form from which on models learned it (EXPERIMENTS.md); below ten they did not.
+ENOUGH_VISITS = 50
 
 
 class TextLengths(NamedTuple):
@@ -49,6 +56,11 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
         **derive_without_data(config, text_lengths(resolved)),
         "rows_per_source": dict(zip(names, rows, strict=True)),
         "passes_per_source": dict(zip(names, passes, strict=True)),
+        "visits_per_text_form": {
+            source.name: round(rows_drawn / text_forms(source), 1)
+            for source, rows_drawn in zip(resolved.sources, drawn, strict=True)
+            if source.manifest.kind == "image-text" and resolved.classifier is None
+        },
         "loss_at_chance": round(chance_of(resolved.classifier, config), 4),
         "data_digests": {s.name: s.manifest.digest for s in resolved.sources},
     }
@@ -73,7 +85,11 @@ def chance_of(classifier: ClassifierConfig | None, config: RunConfig) -> float:
     """Return the loss of a model that knows nothing."""
     if classifier is not None:
         return loss_at_chance(classifier)
-    return math.log(config.train.global_batch_size)
+    pairs = config.train.global_batch_size
+    if config.train.loss == "sigmoid" and pairs > 1:
+        # Each pairing is right with probability 1 / pairs, for all that such a model can tell.
+        return math.log(pairs) - (pairs - 1) * math.log1p(-1 / pairs)
+    return math.log(pairs)
 
 
 def count_parameters(config: ClippoConfig) -> int:
@@ -125,6 +141,39 @@ def text_lengths(resolved: ResolvedRun) -> TextLengths:
         longest = max(longest, int(patches.max()))
     mean = round(float(np.average(means, weights=resolved.config.data.weights)))
     return TextLengths(max(mean, 1), longest)
+
+
+def text_forms(source: Source) -> int:
+    """Return how many different captions a set has, letter case aside.
+
+    In large sets the first `_COUNTED_ROWS` rows stand for all.
+
+    Raises:
+        SampleError: if a shard is missing or not what the manifest says.
+    """
+    manifest = source.manifest
+    if manifest.class_captions:
+        names = (name for row in manifest.class_captions.values() for name in row)
+        return max(len({name.casefold() for name in names if name}), 1)
+    rows = min(_COUNTED_ROWS, source.num_rows)
+    samples = source.read_texts(range(rows))
+    forms = {text.casefold() for sample in samples for text in sample.captions or () if text}
+    return max(round(len(forms) * source.num_rows / rows), 1)
+
+
+def seldom_seen(derived: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each set whose captions a run sees too seldom to learn them.
+
+    Args:
+        derived: the numbers of `derive`.
+    """
+    visited: Mapping[str, float] = derived.get("visits_per_text_form", {})
+    return [
+        f"{name}: each caption will be seen {visits:g} times; below {ENOUGH_VISITS} a model learns "
+        "little of single words: train longer, or on fewer texts (EXPERIMENTS.md)"
+        for name, visits in visited.items()
+        if visits < ENOUGH_VISITS
+    ]
 
 
 def step_load(

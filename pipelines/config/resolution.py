@@ -119,6 +119,8 @@ def resolve(config: RunConfig) -> ResolvedRun:
     own_font = None if renderer.font.is_bundled else (root / run / FONT_FILE).uri
     render = dataclasses.replace(renderer.config, font=own_font)
     model = dataclasses.replace(config.model, render=render)
+    if config.finetune.task is None:
+        model = dataclasses.replace(model, has_logit_bias=config.train.loss == "sigmoid")
     uris = tuple(source.folder.uri for source in sources)
     resolved = dataclasses.replace(
         config,

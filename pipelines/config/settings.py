@@ -77,6 +77,13 @@ class TrainConfig(Config):
     """Pairs in a batch, over all ranks; each is contrasted with all others in it."""
     seed: int = 0
     """Seed of the fresh weights and of the sample plan."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Contrastive loss: "softmax" is CLIP's, and the paper's; "sigmoid" is SigLIP's
+    (arXiv:2303.15343), which judges each pairing by itself."""
+    positives: Literal["pair", "equal"] = "pair"
+    """Positives of a pair: "pair" is the pair alone, the paper's way; "equal" adds the pairs of the
+    batch that mean the same: of the same class where the set has classes, else with captions that
+    look the same as drawn (UniCL, arXiv:2204.03610)."""
     precision: PrecisionSetting = "auto"
     """Precision of the matrix products; weights, moments and the loss are float32. "auto" is
     bfloat16 where each rank has a GPU that supports it, else float32."""

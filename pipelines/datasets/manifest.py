@@ -12,14 +12,14 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clippo_core.config import Config, from_json, to_json
+from clippo_core.config import Config, from_json, require, to_json
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.runtime.storage import Location
 
@@ -139,7 +139,8 @@ class Manifest(Config):
     num_rows: int = 0
     """Number of samples in all shards; filled in as the manifest is written."""
     digest: str = ""
-    """Short digest of the content: the same shards in the same order give the same one."""
+    """Short digest of the content: the same shards in the same order, with the same class captions,
+    give the same one."""
     evaluation_only: bool = False
     """True if the set must not be trained on."""
     columns: Columns = field(default_factory=Columns)
@@ -150,12 +151,31 @@ class Manifest(Config):
     """Folder or URI that the pictures' paths are relative to; None is the manifest's own."""
     class_names: tuple[str, ...] = ()
     """Name of each class_id; empty without classes."""
+    class_captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of each class in some languages (BCP 47), "" where a language has none. They are the
+    captions of all rows that have none of their own."""
+    held_out_languages: tuple[str, ...] = ()
+    """Languages of class_captions in which no set of this name is trained on."""
     licence: str = "unknown"
     """Licence of the content."""
     origin: str = ""
     """Source of the content."""
     num_rejected: int = 0
     """Number of rows that prepare could not use; listed in rejects.jsonl beside this file."""
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names)
+        for language, names in self.class_captions.items():
+            require(
+                len(names) == count,
+                f"class_captions has {len(names)} names in {language!r} for {count} classes; "
+                "expected one for each",
+            )
+
+    @property
+    def captions_json(self) -> str:
+        """Class captions as JSON, which is the same for equal ones; "" where there are none."""
+        return json.dumps(self.class_captions, sort_keys=True) if self.class_captions else ""
 
 
 class Shard(NamedTuple):
@@ -202,6 +222,17 @@ def read_manifest(folder: Location) -> Manifest:
     return manifest
 
 
+def digest_of(shards: Iterable[Shard | tuple[str, int, str]], *, captions: str = "") -> str:
+    """Return the `Manifest.digest` of a set.
+
+    Args:
+        shards: shards, given as such or as (path, num_rows, version).
+        captions: the set's class captions, as `Manifest.captions_json` has them.
+    """
+    rows = "".join(f"{num_rows}:{version}\n" for _, num_rows, version in shards)
+    return hashlib.sha256((rows + captions).encode()).hexdigest()[:16]
+
+
 def is_prepared(folder: Location) -> bool:
     """Return True if the folder holds a data set that this version reads."""
     try:
@@ -241,16 +272,12 @@ def write_manifest(folder: Location, shards: Sequence[Shard], manifest: Manifest
     pq.write_table(table, buffer, compression="zstd")
     (folder / SHARDS_FILE).write_bytes(buffer.getvalue())
     manifest = dataclasses.replace(
-        manifest, num_rows=sum(shard.num_rows for shard in shards), digest=digest_of(shards)
+        manifest,
+        num_rows=sum(shard.num_rows for shard in shards),
+        digest=digest_of(shards, captions=manifest.captions_json),
     )
     (folder / MANIFEST_FILE).write_bytes(to_json(manifest).encode())
     return manifest
-
-
-def digest_of(shards: Iterable[Shard | tuple[str, int, str]]) -> str:
-    """Return the `Manifest.digest` of shards, given as such or as (path, num_rows, version)."""
-    content = "".join(f"{num_rows}:{version}\n" for _, num_rows, version in shards)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -266,6 +293,8 @@ class ShardWriter:
     name: str
     kind: SampleKind = "image-text"
     class_names: Sequence[str] = ()
+    class_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    held_out_languages: Sequence[str] = ()
     licence: str = "unknown"
     origin: str = ""
     evaluation_only: bool = False
@@ -317,6 +346,8 @@ class ShardWriter:
                 evaluation_only=self.evaluation_only,
                 files_at=self.files_at,
                 class_names=tuple(self.class_names),
+                class_captions=dict(self.class_captions),
+                held_out_languages=tuple(self.held_out_languages),
                 licence=self.licence,
                 origin=self.origin,
             ),

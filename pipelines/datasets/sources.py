@@ -99,7 +99,21 @@ class Source:
     @property
     def shards(self) -> ShardTable:
         """Files of the set, whose list is read when first asked for."""
-        return _read_shards(self.folder.uri, self.manifest.digest)
+        return _read_shards(self.folder.uri, self.manifest.digest, self._captions_json)
+
+    @functools.cached_property
+    def _captions_json(self) -> str:
+        return self.manifest.captions_json
+
+    @functools.cached_property
+    def captions_of_class(self) -> list[tuple[list[str], list[str | None]]]:
+        """Languages and captions of each class, for rows that have none of their own."""
+        found: list[tuple[list[str], list[str | None]]] = []
+        for number in range(len(self.manifest.class_names)):
+            named = [(c, names[number]) for c, names in self.manifest.class_captions.items()]
+            named = [(language, name) for language, name in named if name]
+            found.append(([language for language, _ in named], [name for _, name in named]))
+        return found
 
     def read(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
         """Return the samples in the given rows, in that order; each row group is read once.
@@ -226,14 +240,23 @@ class Source:
 
         keys = values(names.key) if names.key else [f"{shard.path}:{row}" for row in rows]
         places = map(values, (names.image_path, names.image_offset, names.image_size))
+        class_ids = list(map(self._class_id, values(names.class_id)))
+        captions = _captions([values(name) for name in names.captions], count)
+        languages = values(names.languages)
+        if self.manifest.class_captions:
+            of_class = dict(enumerate(self.captions_of_class))
+            for row, number in enumerate(class_ids):
+                if not captions[row] and number in of_class:
+                    languages[row], captions[row] = of_class[number]
         return list(
             map(
                 RawSample,
                 map(str, keys),
                 map(_image, values(names.image)),
-                _captions([values(name) for name in names.captions], count),
-                map(self._class_id, values(names.class_id)),
-                *map(values, (names.languages, names.question, names.score)),
+                captions,
+                class_ids,
+                languages,
+                *map(values, (names.question, names.score)),
                 [
                     ImageReference(*place) if place[0] else None
                     for place in zip(*places, strict=True)
@@ -269,7 +292,7 @@ def open_source(uri: str) -> Source:
 
 
 @functools.lru_cache(maxsize=16)
-def _read_shards(folder: str, digest: str) -> ShardTable:
+def _read_shards(folder: str, digest: str, captions: str) -> ShardTable:
     """Return the shards of a data set, which are read once per process.
 
     Raises:
@@ -284,7 +307,8 @@ def _read_shards(folder: str, digest: str) -> ShardTable:
             f"{place.uri} cannot be read ({error}); prepare the data set again"
         ) from None
     shards = ShardTable(paths, versions, np.cumsum(rows.to_numpy(), dtype=np.int64))
-    if digest_of(zip(*(c.to_pylist() for c in (paths, rows, versions)), strict=True)) != digest:
+    listed = zip(*(column.to_pylist() for column in (paths, rows, versions)), strict=True)
+    if digest_of(listed, captions=captions) != digest:
         raise SampleError(
             f"{place.uri} is not the one that {MANIFEST_FILE} was written with; prepare the data "
             "set again"

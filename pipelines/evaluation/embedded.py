@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clippo_core.encoding import BATCH_SIZE, Canvases, Encode, encode_pictures
+from clippo_core.encoding import BATCH_SIZE, Canvases, Encode, decoded_batches, encode_pictures
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.modeling import PairModel
@@ -39,6 +39,15 @@ class EmbeddedSource:
     images: Float32[np.ndarray, "image feature"]
     num_rejected: int
     shown: Canvases
+
+    def decoded_again(self, model: PairModel, chosen: Int[np.ndarray, " chosen"]) -> Canvases:
+        """Return some of the pictures on the model's canvas; their files are read once more."""
+        size = model.config.render.image_size_px
+        pixels = np.zeros((len(chosen), size, size, 3), np.uint8)
+        files = [sample.image for sample in self.source.read(self.rows[chosen])]
+        for batch in decoded_batches(model, enumerate(files)):
+            pixels[batch.names] = batch.canvases
+        return pixels
 
 
 def embed_source(

@@ -9,15 +9,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clippo_core.encoding import BATCH_SIZE, decoded_batches
-from clippo_core.errors import SampleError
 from clippo_core.evaluation.few_shot import FewShotResult, choose_shots, few_shot, pooled_features
 from clippo_core.evaluation.scores import class_floors, proportion_interval
 from clippo_core.evaluation.typographic import AttackResult, typographic_attack
 from clippo_core.evaluation.zero_shot import classify, embed_classes
 from clippo_core.modeling import PairModel
 from pipelines.config.settings import EvaluationOptions
-from pipelines.datasets.manifest import is_prepared
-from pipelines.datasets.sources import Source, open_source
+from pipelines.datasets.sources import Source
 from pipelines.evaluation.embedded import (
     IMAGES_IN_PICTURE,
     embed_source,
@@ -31,13 +29,12 @@ from pipelines.evaluation.results import (
     classified,
     labels_of,
     require_kind,
+    training_set_beside,
 )
 from pipelines.figures.sheets import label_sheet
 
 #: Examples of each class, as in the paper; drawn several times, since the score depends on them.
 SHOTS, NUM_DRAWS = 10, 3
-#: Name of the data set beside the test set from which examples are drawn.
-SHOTS_FROM = "train"
 #: Photos that an attack holds in memory at a time, each in three versions.
 _ATTACKED_AT_A_TIME = 512
 
@@ -77,7 +74,7 @@ def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions
         SampleError: if there is no such set, it has other classes, or a class has too few pictures.
     """
     names = class_names_of(source, "few_shot")
-    training = _training_set(source, names)
+    training = training_set_beside(source, names, task="few_shot")
     labels = labels_of(training, training.class_ids())
     chosen = [
         choose_shots(labels, shots=SHOTS, num_classes=len(names), seed=seed)
@@ -117,20 +114,6 @@ def few_shot_linear(model: PairModel, source: Source, options: EvaluationOptions
         },
         also_read={training.folder.uri: training.manifest.digest},
     )
-
-
-def _training_set(source: Source, names: Sequence[str]) -> Source:
-    place = source.folder.parent / SHOTS_FROM
-    if place == source.folder or not is_prepared(place):
-        raise SampleError(
-            f"{source.name} has no set beside it to draw shots from: {place.uri} is "
-            f"{'the set itself' if place == source.folder else 'none'}; name a test set, e.g. "
-            "few_shot:fashion_mnist/test"
-        )
-    training = open_source(place.uri)
-    if training.manifest.class_names != tuple(names):
-        raise SampleError(f"{training.name} has other classes than {source.name}")
-    return training
 
 
 def typographic(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:

@@ -12,13 +12,15 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.scores import Interval, mean_interval
 from clippo_core.evaluation.zero_shot import ZeroShotResult
-from pipelines.datasets.manifest import SampleKind
-from pipelines.datasets.sources import Source
+from pipelines.datasets.manifest import SampleKind, is_prepared
+from pipelines.datasets.sources import Source, open_source
 from pipelines.figures.sheets import confusion_matrix
 
 #: Scores of answering without any knowledge, by metric: {"accuracy": {"chance": 0.1}}.
 Floors = dict[str, dict[str, float]]
 Pictures = Mapping[str, UInt8[np.ndarray, "height_px width_px 3"]]
+#: Name of the data set beside a test set from which evaluations learn.
+TRAINING_SET = "train"
 #: Kinds of data sets that have pictures.
 WITH_PICTURES: Sequence[SampleKind] = ("image-text", "image-question")
 
@@ -114,6 +116,30 @@ def require_kind(source: Source, task: str, kinds: Sequence[SampleKind]) -> None
     kind = source.manifest.kind
     if kind not in kinds:
         raise SampleError(f"{source.name} holds {kind} samples; {task} needs {' or '.join(kinds)}")
+
+
+def training_set_beside(source: Source, names: Sequence[str], *, task: str) -> Source:
+    """Return the training set beside a test set, which has the same classes.
+
+    Args:
+        source: the test set.
+        names: names of its classes.
+        task: the evaluation that needs it.
+
+    Raises:
+        SampleError: if there is no such set, or it has other classes.
+    """
+    place = source.folder.parent / TRAINING_SET
+    if place == source.folder or not is_prepared(place):
+        raise SampleError(
+            f"{source.name} has no training set beside it, which {task} learns from: {place.uri} "
+            f"is {'the set itself' if place == source.folder else 'none'}; name a test set, e.g. "
+            f"{task}:NAME/test"
+        )
+    training = open_source(place.uri)
+    if training.manifest.class_names != tuple(names):
+        raise SampleError(f"{training.name} has other classes than {source.name}")
+    return training
 
 
 def class_names_of(source: Source, task: str) -> tuple[str, ...]:

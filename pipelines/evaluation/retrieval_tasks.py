@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from clippo_core.encoding import BATCH_SIZE, decoded_batches
+from clippo_core.encoding import BATCH_SIZE
 from clippo_core.errors import SampleError
 from clippo_core.evaluation.behaviour import changed_captions
 from clippo_core.evaluation.retrieval import retrieval_chance, retrieval_recall
@@ -67,11 +67,7 @@ def _draw_gallery(
     """Draw texts with the pictures nearest to them, and mark the one that each text describes."""
     similarity = texts @ embedded.images.T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_FOUND_IN_PICTURE]
-    size = model.config.render.image_size_px
-    pixels = np.zeros((nearest.size, size, size, 3), np.uint8)
-    files = [sample.image for sample in embedded.source.read(embedded.rows[nearest.ravel()])]
-    for batch in decoded_batches(model, enumerate(files)):
-        pixels[batch.names] = batch.canvases
+    pixels = embedded.decoded_again(model, nearest.ravel())
     return gallery(
         queries,
         pixels.reshape(*nearest.shape, *pixels.shape[1:]),

@@ -22,6 +22,7 @@ from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.sources import Source, locate_source, open_source
 from pipelines.evaluation.fine_tuned_tasks import glue, text_classification, vqa
 from pipelines.evaluation.model_tasks import modality_gap_of_pairs, patch_filters_of
+from pipelines.evaluation.multilingual_tasks import multilingual_zero_shot
 from pipelines.evaluation.picture_tasks import few_shot_linear, typographic, zero_shot
 from pipelines.evaluation.results import TaskResult
 from pipelines.evaluation.retrieval_tasks import (
@@ -30,7 +31,12 @@ from pipelines.evaluation.retrieval_tasks import (
     multilingual_retrieval,
     retrieval,
 )
-from pipelines.evaluation.text_tasks import sequence_length, text_similarity, text_zero_shot
+from pipelines.evaluation.text_tasks import (
+    sequence_length,
+    text_probe,
+    text_similarity,
+    text_zero_shot,
+)
 from pipelines.figures.sheets import encode_pngs
 from pipelines.reporting.reports import (
     RESULT_FORMAT,
@@ -52,11 +58,13 @@ EVALUATIONS: dict[str, Evaluation] = {
     "few_shot": few_shot_linear,
     "typographic": typographic,
     "retrieval": retrieval,
+    "multilingual_zero_shot": multilingual_zero_shot,
     "multilingual_retrieval": multilingual_retrieval,
     "behaviour": behaviour,
     "modality_gap": modality_gap_of_pairs,
     "bitext_retrieval": bitext_retrieval,
     "text_zero_shot": text_zero_shot,
+    "text_probe": text_probe,
     "text_similarity": text_similarity,
     "sequence_length": sequence_length,
     "text_classification": text_classification,

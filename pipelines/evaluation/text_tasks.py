@@ -6,12 +6,16 @@ import importlib.util
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from clippo_core.encoding import BATCH_SIZE
 from clippo_core.errors import SampleError
+from clippo_core.evaluation.few_shot import pooled_text_features
 from clippo_core.evaluation.glue_metrics import GlueTask, pearson, score_texts, spearman
+from clippo_core.evaluation.scores import class_floors, proportion_interval
 from clippo_core.evaluation.sequence_length import CountTokens, SequenceLengths, sequence_lengths
 from clippo_core.evaluation.zero_shot import classify, embed_classes, named_templates
 from clippo_core.modeling import PairModel
@@ -28,6 +32,7 @@ from pipelines.evaluation.results import (
     language_means,
     require_kind,
     scores_of,
+    training_set_beside,
 )
 from pipelines.figures.charts import bars
 
@@ -54,6 +59,60 @@ def text_zero_shot(model: PairModel, source: Source, options: EvaluationOptions)
     templates = list(named_templates(options.text_templates))
     details = {"templates": templates, **full_texts(model, texts)}
     return classified(result, source, names, details=details)
+
+
+def text_probe(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:
+    """Classify texts by their frozen features: a linear classifier, and the nearest neighbour.
+
+    Both are fitted to the set `train` beside the test set. `options.limit` limits the test texts.
+    The linear classifier reads the pooled features, the neighbour is that of the embeddings.
+
+    Raises:
+        SampleError: if there is no such set, it has other classes, or a sample is not one text.
+    """
+    # Imported here: scikit-learn takes a second, which other tasks need not wait for.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    require_kind(source, "text_probe", ("labelled-text",))
+    names = class_names_of(source, "text_probe")
+    training = training_set_beside(source, names, task="text_probe")
+    train, test = _features(model, training, None), _features(model, source, options.limit)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    neighbour = KNeighborsClassifier(n_neighbors=1, metric="cosine")
+    metrics = {
+        "probe_accuracy": probe.fit(train.pooled, train.labels).score(test.pooled, test.labels),
+        "neighbour_accuracy": neighbour.fit(train.embedded, train.labels).score(
+            test.embedded, test.labels
+        ),
+    }
+    count, floors = len(test.labels), class_floors(test.labels, len(names))
+    return TaskResult(
+        metrics=metrics,
+        num_samples=count,
+        floors=dict.fromkeys(metrics, floors),
+        intervals={name: proportion_interval(value, count) for name, value in metrics.items()},
+        details={"trained_on": training.name, "training_texts": len(train.labels)},
+        also_read={training.folder.uri: training.manifest.digest},
+    )
+
+
+class _TextFeatures(NamedTuple):
+    """Texts as a frozen model sees them, with their classes."""
+
+    pooled: Float32[np.ndarray, "text width"]
+    embedded: Float32[np.ndarray, "text embed"]
+    labels: Int64[np.ndarray, " text"]
+
+
+def _features(model: PairModel, source: Source, limit: int | None) -> _TextFeatures:
+    samples = list(itertools.islice(source, limit))
+    texts = [text for (text,) in _texts(source, samples, number=1)]
+    labels = labels_of(source, [sample.class_id for sample in samples])
+    pooled = pooled_text_features(model, texts, batch_size=BATCH_SIZE)
+    return _TextFeatures(pooled, model.encode_texts(texts, batch_size=BATCH_SIZE), labels)
 
 
 def text_similarity(model: PairModel, source: Source, options: EvaluationOptions) -> TaskResult:

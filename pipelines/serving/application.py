@@ -7,7 +7,7 @@ import base64
 import functools
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from starlette.routing import Route
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.checkpoints.native import STATE_FILE
 from clippo_core.errors import ConfigError, Rejected, StorageError
+from clippo_core.evaluation.scripts import languages_by_script
 from clippo_core.evaluation.sequence_length import share_full
 from clippo_core.images import decode_image, decode_thumbnail
 from clippo_core.modeling import PairModel
@@ -54,7 +55,10 @@ _RESULTS = 24
 _THUMBNAIL_PX = 320
 #: Pictures that are decoded at a time; the largest that is allowed takes 300 MB.
 _DECODED_AT_A_TIME = 2
-_EXAMPLES = 6
+_EXAMPLES = 8
+#: Texts of the collection that a query's best score is compared with, the fewest that will do, and
+#: the share of them that may score lower than a usual query.
+_TEXTS_COMPARED, _LEAST_TEXTS, _UNUSUAL_SHARE = 1000, 8, 0.02
 _PAGE = Path(__file__).parent / "page"
 _FILES = {"/": "index.html", **{f"/{n}": n for n in ("page.css", "page.js", "icon.svg")}}
 
@@ -105,6 +109,7 @@ class SearchPage:
             self._model = load_checkpoint(path)
             about = _about_model(path, self._model, settings)
         self._about = about | _about_collection(self._collection)
+        self._usual_score = usual_score(self._model, self._collection)
         self._decoding = asyncio.Semaphore(_DECODED_AT_A_TIME)
         # A method's cache would be shared by all instances, and keep them.
         self._thumbnail = functools.lru_cache(maxsize=2048)(self._make_thumbnail)
@@ -138,7 +143,7 @@ class SearchPage:
         if not isinstance(prepared, TextRasters):
             # A model that reads tokens sees nothing that could be shown.
             query = {"kind": "text", "seen": None, "is_cut": share_full(prepared) > 0}
-            return self._answer(request, query, await self._embed(prepared))
+            return self._answer(request, query, await self._embed(prepared), is_text=True)
         if not prepared.occupied_rows[0]:
             raise RequestError(
                 422,
@@ -150,7 +155,7 @@ class SearchPage:
         shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
         is_cut = np.array_equal(shorter.columns, prepared.columns)
         query = {"kind": "text", "seen": _as_data(prepared.to_pixels()[0]), "is_cut": is_cut}
-        return self._answer(request, query, await self._embed(prepared))
+        return self._answer(request, query, await self._embed(prepared), is_text=True)
 
     async def search_by_picture(self, request: Request) -> Response:
         """Search by an uploaded picture."""
@@ -219,6 +224,7 @@ class SearchPage:
         embedding: Float32[np.ndarray, " embed"],
         *,
         but: int | None = None,
+        is_text: bool = False,
     ) -> Response:
         """Answer with the pictures nearest to the query, as many as the request asks for."""
         count = request.query_params.get("count", str(_RESULTS))
@@ -233,6 +239,10 @@ class SearchPage:
             {"score": round(match.score, 4), **_shown(self._collection, match.picture)}
             for match in self._collection.nearest(embedding, count=int(count), but=but)
         ]
+        usual = self._usual_score
+        if is_text and usual is not None and results[0]["score"] < usual:
+            # Whatever is asked for, something is nearest.
+            query["usual_score"] = round(usual, 4)
         return JSONResponse({"query": query, "results": results})
 
 
@@ -268,6 +278,21 @@ def served(settings: PageSettings, collection: Collection) -> Iterator[None]:
 
 async def _file(request: Request) -> Response:
     return FileResponse(_PAGE / _FILES[request.url.path])
+
+
+def usual_score(model: PairModel, collection: Collection) -> float | None:
+    """Return the cosine that nearly all of the collection's own texts reach with some picture.
+
+    A text below it is unlike all that the model has learned to find here. None where the
+    collection has too few texts to tell.
+    """
+    texts = {name for row in collection.class_captions.values() for name in row}
+    texts |= set(collection.pictures.captions)
+    found = sorted(text for text in texts if text)[:_TEXTS_COMPARED]
+    if len(found) < _LEAST_TEXTS:
+        return None
+    best = (model.encode_texts(found) @ collection.pictures.embeddings.T).max(axis=1)
+    return float(np.quantile(best, _UNUSUAL_SHARE))
 
 
 def embed_queries(
@@ -341,12 +366,23 @@ def _about_collection(collection: Collection) -> dict[str, Any]:
     pictures = [_shown(collection, picture) for picture in spread]
     captions = dict.fromkeys(picture["caption"] for picture in pictures if picture["caption"])
     short = [caption for caption in captions if len(caption) <= 60]
+    in_scripts = _in_many_scripts(collection.class_captions)[: _EXAMPLES - 2]
     return {
         "collection": {
             "name": collection.name,
             "num_pictures": count,
             "rejected": collection.rejected,
         },
-        "examples": short[:_EXAMPLES],
+        "examples": [*short[: _EXAMPLES - len(in_scripts)], *in_scripts],
         "pictures": pictures,
     }
+
+
+def _in_many_scripts(class_captions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return names of classes, each in another script, those of most languages first."""
+    by_script = languages_by_script(class_captions)
+    names: list[str] = []
+    for turn, languages in enumerate(by_script.values()):
+        of_language = [name for name in class_captions[languages[len(languages) // 2]] if name]
+        names.append(of_language[turn % len(of_language)])
+    return names

@@ -35,7 +35,7 @@ class EmbeddedPictures:
     Attributes:
         rows: number of each picture in the data set, or in the folder's list.
         keys: name of each picture in the data set, or its path in the folder.
-        captions: the first caption of each that is not blank; "" where there is none.
+        captions: a caption of each, an English one if there is one; "" where there is none.
         embeddings: vectors of unit length.
         rejected: the reason for each picture that could not be decoded.
     """
@@ -94,6 +94,12 @@ class Collection:
         except FileNotFoundError:
             return None
         return sample.image
+
+    @property
+    def class_captions(self) -> dict[str, tuple[str, ...]]:
+        """Names of the data set's classes in many languages; {} where it has none."""
+        is_data_set = self.kind == "data set"
+        return open_source(self.place).manifest.class_captions if is_data_set else {}
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -165,7 +171,12 @@ def _embed_unit(
 
 
 def _caption(sample: RawSample) -> str:
-    return next((text for text in sample.captions or () if text and text.strip()), "")
+    """Return the first caption that is not blank, an English one where languages are known."""
+    texts = [text or "" for text in sample.captions or ()]
+    languages = sample.languages or [""] * len(texts)
+    is_other = [language != "en" for language in languages]
+    ordered = sorted(zip(is_other, texts, strict=False), key=lambda pair: pair[0])
+    return next((text for _, text in ordered if text.strip()), "")
 
 
 def _joined(parts: Sequence[EmbeddedPictures]) -> EmbeddedPictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 
 from clippo_core.config import ImageConfig, RenderConfig
 from clippo_core.errors import ConfigError, Rejected, RejectReason, RenderError, SampleError
@@ -143,6 +144,7 @@ class PreparedBatch:
         images: left sides of the first pairs, on the canvas.
         left_texts: left sides of the other pairs, rendered or as tokens.
         texts: right sides of all pairs, rendered or as tokens.
+        groups: number of each pair's group, the same for pairs that mean the same.
         rejected: samples that were replaced.
         effort: the time that the batch took to prepare.
         targets: one row for each labelled sample; None: the samples are pairs.
@@ -154,6 +156,7 @@ class PreparedBatch:
     images: UInt8[np.ndarray, "image height_px width_px 3"]
     left_texts: PreparedTexts
     texts: PreparedTexts
+    groups: Int64[np.ndarray, " pair"]
     rejected: list[RejectedRow]
     effort: Effort
     targets: Float32[np.ndarray, "sample output"] | None = None
@@ -186,8 +189,30 @@ def prepare_batch(spec: StreamSpec, planned: PlannedSamples, *, step: int) -> Pr
     keys = [sample.key for sample in usable]
     found = [sample.target for sample in usable if sample.target is not None]
     targets = np.stack(found) if found else None
-    effort = clock.effort()
-    return PreparedBatch(step, keys, images, left_texts, texts, chosen.rejected, effort, targets)
+    return PreparedBatch(
+        step=step,
+        keys=keys,
+        images=images,
+        left_texts=left_texts,
+        texts=texts,
+        groups=_groups([sample.class_name for sample in usable], texts),
+        rejected=chosen.rejected,
+        effort=clock.effort(),
+        targets=targets,
+    )
+
+
+def _groups(class_names: Sequence[str | None], texts: PreparedTexts) -> Int64[np.ndarray, " pair"]:
+    """Return a number for each pair: its class's, else that of its text as the model reads it.
+
+    Classes of one name are one class, whatever set they are of.
+    """
+    named = [
+        texts.content(slot) if name is None else f"class {name.casefold()}".encode()
+        for slot, name in enumerate(class_names)
+    ]
+    digests = [hashlib.blake2b(name, digest_size=8).digest() for name in named]
+    return np.frombuffer(b"".join(digests), np.int64)
 
 
 def _prepare_texts(spec: StreamSpec, renderer: TextRenderer, texts: Sequence[str]) -> PreparedTexts:
@@ -257,6 +282,7 @@ class UsableSample(NamedTuple):
     left: UInt8[np.ndarray, "height_px width_px 3"] | str
     caption: str
     target: Float32[np.ndarray, " output"] | None = None
+    class_name: str | None = None
 
 
 class Visit(NamedTuple):
@@ -364,7 +390,15 @@ def _prepare_pair(
     pixels = decode_image(visit.sample.image, spec.image, image_size_px=size)
     if isinstance(pixels, Rejected):
         return pixels
-    return UsableSample(visit.sample.key, pixels, texts[0])
+    return UsableSample(visit.sample.key, pixels, texts[0], class_name=_class_name(spec, visit))
+
+
+def _class_name(spec: StreamSpec, visit: Visit) -> str | None:
+    names, number = (
+        _open_reference(spec.sources[visit.source]).manifest.class_names,
+        visit.sample.class_id,
+    )
+    return None if number is None or not 0 <= number < len(names) else names[number]
 
 
 def draw_texts(kind: SampleKind, count: int, draw: int) -> tuple[int, int]:

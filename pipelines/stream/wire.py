@@ -40,6 +40,7 @@ def to_block(batch: PreparedBatch) -> pa.Table:
             "image": _binary(image_ends, batch.images),
             "left_text": _binary(left_ends, left_content),
             "text": _binary(*_text_bytes(batch.texts)),
+            "group": batch.groups,
             "note": [json.dumps(notes)] + [""] * (count - 1),
         }
     )
@@ -78,6 +79,7 @@ def from_block(
         images=images,
         left_texts=left_texts,
         texts=texts,
+        groups=block.column("group").to_numpy(),
         rejected=rejected,
         effort=effort,
         targets=targets,

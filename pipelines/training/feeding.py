@@ -104,7 +104,10 @@ class DeviceFeed:
             return LabelledBatch(images, texts, to_device(batch.targets, device))
         left = self._model.on_device(batch.left_texts) if len(batch.left_texts) else None
         texts = self._model.on_device(batch.texts)
-        return PairBatch(images, texts, left, self._kept_patches(batch))
+        groups = None
+        if self._train.positives == "equal":
+            groups = to_device(batch.groups, device)
+        return PairBatch(images, texts, left, self._kept_patches(batch), groups)
 
     def _kept_patches(self, batch: PreparedBatch) -> Tensor | None:
         """Draw the image patches that the step encodes, the same for any number of ranks."""
@@ -134,7 +137,7 @@ def tensors_of(batch: PairBatch | LabelledBatch) -> Iterator[Tensor]:
     if isinstance(batch, LabelledBatch):
         parts.append(batch.targets)
     else:
-        parts += [batch.left_texts, batch.kept_patches]
+        parts += [batch.left_texts, batch.kept_patches, batch.groups]
     for part in parts:
         if isinstance(part, PatchSets):
             yield from (part.pixels, part.positions)

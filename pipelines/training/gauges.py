@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import psutil
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from clippo_core.config import Precision
@@ -101,13 +100,11 @@ class Gauges:
         self._flop_per_pair = flops / rows
         if is_labelled:
             return memory_gb(self._device)
-        left, right, all_right = self._tap.last()
         aligned = batch_alignment(
-            left,
-            right,
-            all_right,
+            *self._tap.last(),
             row_offset=shard.index * rows,
             num_images=len(prepared.images),
+            groups=self._tap.groups,
         )
         return {f"embedding/{k}": v for k, v in aligned.items()} | memory_gb(self._device)
 
@@ -123,14 +120,23 @@ class Gauges:
 
 
 class _GatherTap:
-    """Passes a step's embeddings on, and keeps the last: left sides first, then right ones."""
+    """Passes a step's embeddings on, and keeps the last: left sides first, then right ones.
+
+    Attributes:
+        gather: the function that gathers them.
+        groups: groups of all pairs of the step, where it has some.
+    """
 
     def __init__(self) -> None:
         self.gather: Gather = lambda rows: rows
+        self.groups: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    def __call__(self, rows: Float[Tensor, "row embed"]) -> Float[Tensor, "pair embed"]:
+    def __call__(self, rows: Tensor) -> Tensor:
         gathered = self.gather(rows)
+        if not rows.is_floating_point():
+            self.groups = gathered
+            return gathered
         self._seen = [*self._seen[-1:], (rows.detach(), gathered.detach())]
         return gathered
 

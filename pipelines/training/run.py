@@ -94,12 +94,25 @@ def train(
     resolved = with_vocabulary(resolved)
     row_s, lengths = _seconds_per_row(resolved), text_lengths(resolved)
     check_memory(resolved.config, lengths)
+    for line in said_of_groups(resolved):
+        tqdm.write(line)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
         device_bytes = _device_bytes(resolved.config, watch.placement)
         check_memory(resolved.config, lengths, device_bytes)
         driver = RunDriver(resolved, watch, row_s=row_s, lengths=lengths, device_bytes=device_bytes)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
+
+
+def said_of_groups(resolved: ResolvedRun) -> list[str]:
+    """Return a line for each set without classes whose equal captions are positives."""
+    if resolved.config.train.positives != "equal" or resolved.classifier is not None:
+        return []
+    return [
+        f"{source.name} has no classes: pairs whose captions look alike are positives of each other"
+        for source in resolved.sources
+        if not source.manifest.class_names
+    ]
 
 
 def _seconds_per_row(resolved: ResolvedRun) -> float:

@@ -1,43 +1,28 @@
 """Fine-tuning by several learning rates, compared on a held-out part of the training set.
 
-Ray Tune starts a trial for each learning rate, and the trial a run of `pipelines.training.run`. The
-trial takes hardly any CPU: the run's ranks, render tasks and evaluations ask for their own.
+Each learning rate is a run of `pipelines.training.run`; see `many_runs`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
-import ray.tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tqdm import tqdm
-
-from clippo_core.config import from_json, to_json
 from clippo_core.errors import ConfigError, StorageError
-from pipelines.config.resolution import RUN_FILE, read_run_config, resolve, tracking_uri, validate
+from pipelines.config.resolution import RUN_FILE, resolve, tracking_uri, validate
 from pipelines.config.settings import RunConfig, SweepSettings
 from pipelines.datasets.manifest import RawSample, ShardWriter, is_prepared
 from pipelines.datasets.prepare.rows import is_held_out
 from pipelines.datasets.sources import Source, locate_source, open_source
 from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.reporting.stored import stored_results
-from pipelines.runtime.ray_session import needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import SWEEP_FILE, whole_checkpoints
 from pipelines.runtime.storage import Location
-from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.tracking.mlflow_run import RunTracker
-from pipelines.training.run import StoppedError, train
+from pipelines.training.many_runs import EndedRun, make_runs
+from pipelines.training.run import StoppedError
 
-#: CPUs that Ray sets aside for a trial's actor; it cannot place an actor that takes nothing.
-_TRIAL_CPUS = 0.001
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -131,9 +116,9 @@ def sweep(config: RunConfig, settings: SweepSettings) -> SweepResult:
     parent = _open_parent(configs[0], folder, settings)
     status = "FAILED"
     try:
-        with ray_session(cpus=settings.concurrent * (needed_cpus(configs[0]) + _TRIAL_CPUS)):
-            found = _tune(configs, folder, settings, parent.run)
-        result = _result(found, configs, folder)
+        tags = {"mlflow.parentRunId": parent.run.run_id}
+        ended = make_runs(configs, folder, concurrent=settings.concurrent, tags=tags)
+        result = _result(ended, configs, folder)
         (folder / SWEEP_FILE).write_json(
             {
                 "best": Location.of(result.best.run).name,
@@ -235,112 +220,6 @@ def _open_parent(config: RunConfig, folder: Location, settings: SweepSettings) -
     return tracker
 
 
-def _tune(
-    configs: Sequence[RunConfig], folder: Location, settings: SweepSettings, parent: TrackedRun
-) -> dict[str, Trial]:
-    """Run all trials; return them by their run's name."""
-    # Tune would take Ctrl-C as a wish to end well; runs go on later from their checkpoints.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # And it would print its own tables, again and again.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    root, filesystem = folder.arrow_path()
-    by_name = {str(config.storage.run): to_json(config) for config in configs}
-    trainable = ray.tune.with_parameters(_tune_trial, configs=by_name, parent=parent.run_id)
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": _TRIAL_CPUS}),
-        param_space={"run": ray.tune.grid_search(list(by_name))},
-        tune_config=ray.tune.TuneConfig(max_concurrent_trials=settings.concurrent),
-        run_config=ray.tune.RunConfig(
-            # A new name for each attempt, so that Ray finds no state of an earlier one.
-            name=f"tune-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=f"{root}/ray",
-            storage_filesystem=filesystem,
-            verbose=0,
-            callbacks=[_Told(len(configs))],
-        ),
-    )
-    with _stopped_by_sigterm(folder):
-        found = tuner.fit()
-    trials: dict[str, Trial] = {}
-    for number in range(len(found)):
-        metrics: Mapping[str, Any] = found[number].metrics or {}
-        if "trial" in metrics:
-            trial = Trial(**metrics["trial"])
-            trials[Location.of(trial.run).name] = trial
-    return trials
-
-
-class _Told(ray.tune.Callback):
-    """Says on the terminal which runs have begun and ended."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._ended = count, 0
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        tqdm.write(f"{trial.config['run']} begins")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002
-        self._ended += 1
-        tqdm.write(f"{trial.config['run']} ended, {self._ended} of {self._count}")
-
-
-@contextmanager
-def _stopped_by_sigterm(folder: Location) -> Iterator[None]:
-    stopped: list[StoppedError] = []
-
-    def stop(_number: int, _frame: Any) -> None:
-        stopped.append(
-            StoppedError(
-                f"the sweep was stopped; the same command with --storage.run {folder.name} goes on "
-                "from the last checkpoints"
-            )
-        )
-        raise stopped[0]
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except SystemError:
-        # Ray's compiled code makes one of what a signal's handler raises meanwhile.
-        if stopped:
-            raise stopped[0] from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _tune_trial(config: Mapping[str, Any], *, configs: Mapping[str, str], parent: str) -> None:
-    """Run one trial, for Tune.
-
-    Tune has everything that a trial starts share the trial's own resources. The run is therefore
-    started by a task that is placed by hand, outside of them.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(run_trial).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-    found: Trial = ray.get(task.remote(configs[config["run"]], parent))
-    ray.tune.report({"score": found.score or 0.0, "trial": dataclasses.asdict(found)})
-
-
-def run_trial(config_json: str, parent: str) -> Trial:
-    """Train one of the runs to its end; one that is there already goes on.
-
-    Args:
-        config_json: the run's settings.
-        parent: MLflow's id of the sweep's run.
-    """
-    config = from_json(RunConfig, config_json, where="a trial's config")
-    run = Location.of(config.storage.root) / str(config.storage.run)
-    rate = config.optim.learning_rate
-    try:
-        is_there = (run / RUN_FILE).exists()
-        resolved = resolve(read_run_config(run) if is_there else config)
-        train(resolved, is_resumed=is_there, tags={"mlflow.parentRunId": parent})
-        score, _, _ = held_out_score(run, config)
-    except Exception as error:  # noqa: BLE001 - one learning rate that diverges is no reason to lose the others
-        return Trial(rate, run.uri, None, f"{type(error).__name__}: {error}")
-    return Trial(rate, run.uri, score)
-
-
 def held_out_score(run: Location, config: RunConfig) -> tuple[float, str, int]:
     """Return the first metric of a run's last checkpoint on the held-out part, its name and count.
 
@@ -364,15 +243,17 @@ def held_out_score(run: Location, config: RunConfig) -> tuple[float, str, int]:
 
 
 def _result(
-    found: Mapping[str, Trial], configs: Sequence[RunConfig], folder: Location
+    ended: Mapping[str, EndedRun], configs: Sequence[RunConfig], folder: Location
 ) -> SweepResult:
     trials: list[Trial] = []
-    for config in configs:
-        run = folder / str(config.storage.run)
-        lost = Trial(config.optim.learning_rate, run.uri, None, "Ray Tune lost it; see its logs")
-        trials.append(found.get(run.name, lost))
     metric, count = "score", 0
-    for config, trial in zip(configs, trials, strict=True):
-        if trial.score is not None:
-            _, metric, count = held_out_score(Location.of(trial.run), config)
+    for config in configs:
+        found, rate = ended[str(config.storage.run)], config.optim.learning_rate
+        score, message = None, found.message
+        if not message:
+            try:
+                score, metric, count = held_out_score(Location.of(found.run), config)
+            except StorageError as error:
+                message = str(error)
+        trials.append(Trial(rate, found.run, score, message))
     return SweepResult(trials, metric, count, folder)

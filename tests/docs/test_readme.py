@@ -20,11 +20,11 @@ import pytest
 from clippo_core.config import Config
 from pipelines.cli import main
 from pipelines.datasets.manifest import RawSample, ShardWriter
-from pipelines.datasets.prepare.registry.fashion_mnist import CLASS_NAMES, captions_of
 from pipelines.runtime.storage import Location
 from tests.benchmarks import rendering
 from tests.integration.colours import COLOURS, encoded_picture
 from tests.integration.conftest import ray_on_this_machine
+from tests.integration.fashion import write_fashion
 from tests.integration.serving import start_page
 
 ROOT = Path(__file__).parents[2]
@@ -82,14 +82,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     real one is shown by tests/integration/prepare where it can be had.
     """
     place = tmp_path_factory.mktemp("readme")
-    for split, count in (("train", 320), ("test", 40)):
-        folder = Location.of(place / "cache" / "fashion_mnist" / split)
-        writer = ShardWriter(folder, name=f"fashion_mnist-{split}", class_names=CLASS_NAMES)
-        for number in range(count):
-            class_id = number % len(CLASS_NAMES)
-            picture = encoded_picture((class_id * 25,) * 3, number)
-            writer.add(RawSample(f"{split}-{number}", picture, captions_of(class_id), class_id))
-        writer.close()
+    write_fashion(place / "cache")
     write_labelled_sets(place / "cache")
     own = place / "my_pictures"
     own.mkdir()
@@ -174,7 +167,7 @@ def check_command(line: str, place: Path, capsys: pytest.CaptureFixture[str]) ->
         assert main(words[3:]) == 0, f"{line}\n{capsys.readouterr()}"
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err, line
-        if words[3] not in ("presets", "show") and "--help" not in words:
+        if words[3] not in ("presets", "show") and not {"--help", "--list"} & {*words}:
             assert (place / printed.out.splitlines()[-1]).exists(), f"{line}\n{printed.out}"
 
 

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from clippo_core.checkpoints import load_checkpoint, read_state, save_checkpoint
 from clippo_core.checkpoints.open_clip_api import as_open_clip
@@ -14,12 +13,10 @@ from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ConfigError
 from clippo_core.modeling import Baseline, make_model
 from clippo_core.rendering import TextRasters
-from clippo_core.training.state import TrainState
-from clippo_core.training.step import PairBatch, train_step
 from clippo_core.vocabulary import TokenTexts, Vocabulary, train_vocabulary
 from pipelines.cli import main
 from pipelines.config.resolution import read_run_config, resolve, validate
-from pipelines.config.settings import EvaluationOptions, RunConfig
+from pipelines.config.settings import EvaluationOptions
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
 from pipelines.evaluation.model_tasks import patch_filters_of
@@ -31,6 +28,7 @@ from pipelines.stream.batch import open_vocabulary, prepare_batch
 from pipelines.stream.wire import from_block, to_block
 from pipelines.training.run import train
 from pipelines.training.token_vocabulary import with_vocabulary
+from tests.integration.plain_loop import losses_of_a_plain_loop
 from tests.integration.test_training import logged, planned_keys, resumed_keys
 
 pytestmark = pytest.mark.ray
@@ -100,22 +98,6 @@ def test_texts_travel_as_tokens_of_the_runs_own_vocabulary(make_config):
     named = dataclasses.replace(config.model, vocabulary_sha256="0" * 64)
     with pytest.raises(ConfigError, match="vocabulary-sha256 None"):
         with_vocabulary(resolve(dataclasses.replace(config, model=named, storage=moved)))
-
-
-def losses_of_a_plain_loop(config: RunConfig) -> dict[int, float]:
-    """By step: what one process learns from whole batches, without Ray."""
-    resolved = with_vocabulary(resolve(config))
-    spec, optim, length = resolved.stream, config.optim, config.train
-    vocabulary = open_vocabulary(spec.vocabulary)
-    model = make_model(resolved.config.model, seed=length.seed, vocabulary=vocabulary)
-    state = TrainState.create(model, optim)
-    losses = {}
-    for step in range(length.steps):
-        batch = prepare_batch(spec, spec.plan.batch(step), step=step)
-        pairs = PairBatch(torch.tensor(batch.images), batch.texts, batch.left_texts)
-        found = train_step(state, pairs, optim, total_steps=length.steps)
-        losses[step + 1] = float(found["loss"])
-    return losses
 
 
 @pytest.mark.slow

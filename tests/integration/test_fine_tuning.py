@@ -57,11 +57,11 @@ from pipelines.stream.batch import prepare_batch
 from pipelines.stream.wire import from_block, to_block
 from pipelines.tracking.mlflow_client import connect
 from pipelines.tracking.models import write_model
-from pipelines.training.run import RunSummary, StoppedError, train
+from pipelines.training.run import RunSummary, train
 from pipelines.training.sweep import sweep
 from tests.integration.colours import COLOURS, encoded_picture
 from tests.integration.processes import start_command, wait_for_checkpoint
-from tests.integration.test_training import keys_per_step, logged, sigterm_after_a_checkpoint
+from tests.integration.test_training import keys_per_step, logged
 
 pytestmark = pytest.mark.ray
 
@@ -188,21 +188,17 @@ def test_classes_of_texts_are_learned_and_measured_beside_training(undisturbed, 
 
 
 @pytest.mark.slow
-def test_two_ranks_that_are_stopped_and_go_on_see_and_learn_what_one_does(undisturbed, place):
-    config = config_of(place, "text_classification", "words", "stopped", checkpoint_every=10)
-    # Evaluations of every checkpoint would only take time.
+def test_two_ranks_see_and_learn_what_one_does(undisturbed, place):
+    config = config_of(place, "text_classification", "words", "two", checkpoint_every=STEPS)
+    # An evaluation would only take time.
     config = dataclasses.replace(
         config,
         scaling=dataclasses.replace(config.scaling, num_ranks=2),
         evaluation=dataclasses.replace(config.evaluation, tasks=()),
     )
-    run = Location.of(config.storage.root) / "stopped"
-    with sigterm_after_a_checkpoint(run), pytest.raises(StoppedError, match="resume"):
-        train(resolve(config))
-    assert 0 < whole_checkpoints(run)[-1][0] < STEPS
-    resumed = train(resolve(read_run_config(run)), is_resumed=True)
-    assert keys_in_rank_order(run) == keys_per_step(undisturbed.run)
-    losses, expected = logged(resumed), logged(undisturbed)
+    found = train(resolve(config))
+    assert keys_in_rank_order(found.run) == keys_per_step(undisturbed.run)
+    losses, expected = logged(found), logged(undisturbed)
     assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
     for step in (1, 2, 10, 50):
         assert losses[step] == pytest.approx(expected[step], abs=1e-3)
@@ -276,49 +272,23 @@ def test_people_who_disagree_make_a_vqa_accuracy(answering, place, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_keeps_the_learning_rate_that_is_best_on_held_out_samples(
-    local_ray, place, tmp_path
+def test_a_stopped_sweep_goes_on_by_the_same_command_and_keeps_the_best(
+    local_ray, place, tmp_path, capsys
 ):
-    config = config_of(place, "text_classification", "words", "sweep", steps=60)
-    settings = SweepSettings(learning_rates=(1e-7, 3e-3), held_out_share=0.2)
-    result = sweep(config, settings)
-    worse, better = result.trials
-    assert result.best is better
-    assert better.score is not None
-    assert worse.score is not None
-    assert better.score > worse.score
-    assert "3e-03" in result.table() or "0.003" in result.table()
-    stored = (result.folder / "sweep.json").read_json()
-    assert [trial["learning_rate"] for trial in stored["trials"]] == [1e-7, 3e-3]
-    seen = {key for keys in keys_per_step(Location.of(better.run)).values() for key in keys}
-    data = result.folder / "data" / "0"
-    held_out = {sample.key for sample in open_source((data / "held_out").uri)}
-    assert len(held_out) == result.num_held_out
-    assert not seen & held_out
-    everything = {sample.key for sample in open_source(str(place / "words/train"))}
-    assert {s.key for s in open_source((data / "train").uri)} | held_out == everything
-    tracked = (Location.of(better.run) / "mlflow.json").read_json()
-    client = MlflowClient(tracked["uri"])
-    parent = client.get_run(tracked["run_id"]).data.tags["mlflow.parentRunId"]
-    assert client.get_run(parent).data.tags["clippo.best_run"] == better.run
-
-
-@pytest.mark.slow
-def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, tmp_path):
     words = ["finetune", "text_classification", "--checkpoint", str(place / "base")]
     words += ["--data.sources", str(place / "words/train"), "--data.record-keys"]
     words += ["--train.steps", "100", "--train.global-batch-size", "16"]
     words += ["--train.checkpoint-every", "50", "--tracking.no-pictures"]
     words += ["--storage.root", str(tmp_path), "--storage.run", "sweep"]
-    words += ["--sweep.learning-rates", "1e-3", "3e-3"]
+    words += ["--sweep.learning-rates", "1e-7", "3e-3", "--sweep.held-out-share", "0.2"]
     folder = Location.of(tmp_path) / "sweep"
-    run = folder / "learning-rate-0.001"
+    run = folder / "learning-rate-1e-07"
     process = start_command(*words)
     wait_for_checkpoint(run, process)
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == EXIT_INTERRUPTED, output
-    assert "the same command with --storage.run sweep goes on" in output
+    assert f"the same command goes on from the last checkpoints in {folder.uri}" in output
     assert not (folder / "sweep.json").exists()
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
@@ -327,8 +297,14 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, t
     stopped_at = whole_checkpoints(run)[-1][0]
 
     assert main(words) == 0
-    trials = (folder / "sweep.json").read_json()["trials"]
-    assert [trial["score"] is not None for trial in trials] == [True, True]
+    assert "0.003" in capsys.readouterr().out
+    stored = (folder / "sweep.json").read_json()
+    trials = stored["trials"]
+    assert [trial["learning_rate"] for trial in trials] == [1e-7, 3e-3]
+    worse, better = trials
+    assert better["score"] > worse["score"]
+    assert stored["best"] == "learning-rate-0.003"
+    check_held_out(folder, Location.of(better["run"]), stored["num_held_out"], place)
     for trial in trials:
         assert whole_checkpoints(Location.of(trial["run"]))[-1][0] == 100
     # The first run went on from its last checkpoint; what it had done after that was the same.
@@ -338,6 +314,21 @@ def test_a_sweep_that_is_stopped_goes_on_by_the_same_command(local_ray, place, t
     for row in read_json_lines(run / "samples"):
         assert keys.setdefault(row["step"], row["keys"]) == row["keys"]
     assert sorted(keys) == list(range(100))
+
+
+def check_held_out(sweep: Location, run: Location, count: int, place: Path) -> None:
+    """That a run saw nothing of what it is measured on, and MLflow knows it as the best."""
+    seen = {key for row in read_json_lines(run / "samples") for key in row["keys"]}
+    data = sweep / "data" / "0"
+    held_out = {sample.key for sample in open_source((data / "held_out").uri)}
+    assert len(held_out) == count
+    assert not seen & held_out
+    everything = {sample.key for sample in open_source(str(place / "words/train"))}
+    assert {s.key for s in open_source((data / "train").uri)} | held_out == everything
+    tracked = (run / "mlflow.json").read_json()
+    client = MlflowClient(tracked["uri"])
+    parent = client.get_run(tracked["run_id"]).data.tags["mlflow.parentRunId"]
+    assert client.get_run(parent).data.tags["clippo.best_run"] == run.uri
 
 
 def test_what_a_sweep_cannot_do_is_refused(place):

@@ -152,6 +152,8 @@ def test_a_mixed_batch_survives_its_block_and_its_slices(make_config, colours, d
         np.testing.assert_array_equal(found.to_pixels(), expected.to_pixels())
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_two_ranks_see_the_mixture_that_is_planned(
     local_ray, make_config, colours, documents, verses
 ):

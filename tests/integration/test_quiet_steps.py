@@ -19,7 +19,11 @@ OF_THE_LOSS = ["all_gather", "all_gather", "all_reduce", "all_reduce"]
     "train",
     [
         pytest.param({}, id="whole"),
-        pytest.param({"micro_batch_size": 3}, id="micro-batches", marks=pytest.mark.slow),
+        pytest.param(
+            {"micro_batch_size": 3, "positives": "equal"},
+            id="micro-batches",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"image_patch_drop": 0.5}, id="FLIP", marks=pytest.mark.slow),
     ],
 )
@@ -44,6 +48,8 @@ def test_a_step_that_is_not_looked_at_reads_nothing_back_and_exchanges_only_for_
     looked_at = [step["step"] for step in steps if step.get("is_looked_at")]
     # The first one says how long a step takes; then those that are logged, and the last.
     assert looked_at == [1, 5, 10, 12]
+    # The groups of all pairs, where equal ones are positives.
+    groups = ["all_gather"] * (train.get("positives") == "equal")
     for step in steps:
-        assert sorted(step["collectives"]) == OF_THE_LOSS
+        assert sorted(step["collectives"]) == [*groups, *OF_THE_LOSS]
         assert bool(step["read_back"]) == (step["step"] in looked_at), step

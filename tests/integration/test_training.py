@@ -35,6 +35,7 @@ from pipelines.runtime.storage import OWNER_FILE, Location, read_json_lines
 from pipelines.tracking.mlflow_client import TrackedRun
 from pipelines.training.run import RunSummary, train
 from tests.integration.colours import colour_samples, write_samples
+from tests.integration.plain_loop import losses_of_a_plain_loop
 
 pytestmark = pytest.mark.ray
 
@@ -66,7 +67,7 @@ def planned_keys(config: RunConfig) -> dict[int, list[str]]:
 
 @pytest.mark.slow
 def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_config):
-    """With some patches dropped; also with all that saves time or memory."""
+    """With patches dropped, and positives by class; also with all that saves time or memory."""
     parts = {"micro_batch_size": 3, "logit_rows": 5, "activation_checkpointing": True}
     cases = {
         "one": ({}, {"num_ranks": 1}),
@@ -77,7 +78,8 @@ def test_two_ranks_see_the_samples_of_one_and_learn_the_same(local_ray, make_con
     losses, norms, embeddings = {}, {}, {}
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     for name, (settings, scaling) in cases.items():
-        train = {"steps": 6, "image_patch_drop": 0.5, "unmasked_steps": 2, **settings}
+        train = {"steps": 6, "image_patch_drop": 0.5, "unmasked_steps": 2, "positives": "equal"}
+        train |= settings
         config = make_config(scaling=scaling, storage={"run": name}, train=train)
         summary = run(config)
         assert keys_per_step(summary.run) == planned_keys(config)
@@ -97,8 +99,8 @@ def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
 ):
     """SIGTERM, as a batch system sends it; tests/e2e/test_smoke.py has a driver killed instead."""
     length = {"steps": 100, "checkpoint_every": 10}
-    undisturbed = run(make_config(train=length, storage={"run": "undisturbed"}))
     config = make_config(train=length, storage={"run": "stopped"})
+    expected = losses_of_a_plain_loop(config)
     (tmp_path / "stopped.json").write_text(to_json(config))
     folder = Location.of(config.storage.root) / "stopped"
     with sigterm_after_a_checkpoint(folder):
@@ -117,11 +119,10 @@ def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
     assert client.get_run(tracked.run_id).info.status == "FINISHED"
     attempts = {name.partition("-rank")[0] for name in (folder / "samples").names()}
     assert len(attempts) == 2, "both attempts saw samples"
-    assert keys_per_step(undisturbed.run) == planned_keys(config)
     assert resumed_keys(folder) == planned_keys(config)
-    losses, expected = logged(resumed), logged(undisturbed)
+    losses = logged(resumed)
     assert losses.keys() == expected.keys() == set(range(1, 101))
-    assert losses[100] == pytest.approx(expected[100], abs=1e-5)
+    assert losses[100] == pytest.approx(expected[100], abs=1e-4)
 
 
 @contextlib.contextmanager
@@ -202,18 +203,18 @@ def test_evaluations_run_beside_training_and_their_failures_stay_theirs(
     nameless.close()
     tasks = (f"zero_shot:{colours}", f"retrieval:{colours}", f"zero_shot:{nameless.folder.uri}")
     config = make_config(
-        train={"steps": 40, "checkpoint_every": 10},
+        train={"steps": 40, "checkpoint_every": 20},
         evaluation={"tasks": tasks, "templates": ("a {} patch",), "cpus": 0.25, "limit": 40},
-        storage={"keep_checkpoints": 2},
+        storage={"keep_checkpoints": 1},
     )
     summary = run(config)
-    assert [step for step, _ in whole_checkpoints(summary.run)] == [30, 40]
+    assert [step for step, _ in whole_checkpoints(summary.run)] == [40]
     by_status = Counter((r.benchmark.task, r.status) for r in summary.evaluations)
-    assert by_status == {("zero_shot", "ok"): 4, ("retrieval", "ok"): 4, ("zero_shot", "failed"): 4}
+    assert by_status == {("zero_shot", "ok"): 2, ("retrieval", "ok"): 2, ("zero_shot", "failed"): 2}
     failed = next(report for report in summary.evaluations if report.status == "failed")
     assert "no class names" in failed.message
     accuracies = logged(summary, "eval/zero_shot/colours/accuracy")
-    assert accuracies.keys() == {10, 20, 30, 40}
+    assert accuracies.keys() == {20, 40}
     assert accuracies[40] > 0.9, "four colours are easy"
     results = summary.run / "evaluations" / summary.checkpoint.name / "zero_shot"
     stored = results / "colours-first-40.json"

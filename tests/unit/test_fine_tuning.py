@@ -58,7 +58,8 @@ SCORES = ClassifierConfig(task="glue", glue_task="sts-b", score_mean=2.5, score_
 
 
 def state_of(classifier: ClassifierConfig, **changes) -> TrainState:
-    return TrainState.create(make_model(CONFIG, seed=0, classifier=classifier, **changes), OPTIM)
+    model = make_model(CONFIG, seed=0, classifier=classifier)
+    return TrainState.create(model, OPTIM, **changes)
 
 
 def text_batch(state: TrainState, classifier: ClassifierConfig, count: int = 6) -> LabelledBatch:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clippo_core.checkpoints import load_checkpoint
+from clippo_core.checkpoints.big_vision import write_big_vision
 from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, ScheduleConfig, VitConfig
 from clippo_core.contrastive import contrastive_loss
 from clippo_core.errors import CheckpointError
 from clippo_core.modeling import make_model
+from clippo_core.modeling.pair_model import INITIAL_LOGIT_BIAS
 from clippo_core.training.patch_dropping import draw_kept_patches
 from clippo_core.training.state import TrainState
 from clippo_core.training.step import (
@@ -210,3 +215,51 @@ def test_a_snapshot_does_not_change_with_the_state(tmp_path):
     assert torch.equal(snapshot.model.encoder.head.kernel, weights)
     for name, tensor in snapshot.saved.tensors.items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_the_sigmoid_loss_trains_in_micro_batches_too_and_its_bias_travels(tmp_path):
+    config = dataclasses.replace(CONFIG, has_logit_bias=True)
+    states = [TrainState.create(make_model(config, seed=0), OPTIM) for _ in range(2)]
+    batch = dataclasses.replace(make_batch(states[0]), groups=torch.arange(8) // 2)
+    small = StepOptions(memory=StepMemory(micro_batch_size=3, logit_rows=2))
+    losses = []
+    for _ in range(20):
+        one = train_step(states[0], batch, OPTIM, total_steps=99)
+        other = train_step(states[1], batch, OPTIM, total_steps=99, options=small)
+        torch.testing.assert_close(other["loss"], one["loss"], rtol=1e-3, atol=1e-3)
+        losses.append(float(one["loss"]))
+    assert losses[-1] < losses[0] / 2
+    bias = states[0].model.logit_bias
+    assert bias is not None
+    assert bias.item() != INITIAL_LOGIT_BIAS
+    states[0].save(tmp_path / "native")
+    write_big_vision(tmp_path / "b.npz", states[0].model.state_dict())
+    for place in ("native", "b.npz"):
+        again = load_checkpoint(tmp_path / place)
+        assert again.config.has_logit_bias
+        assert torch.equal(again.logit_bias.data, bias.data)  # pyright: ignore
+    # The other loss starts from the same weights: the bias is left out, or fresh.
+    plain = TrainState.create(make_model(CONFIG, seed=1), OPTIM, init_from=tmp_path / "native")
+    assert plain.model.logit_bias is None
+    plain.save(tmp_path / "plain")
+    fresh = TrainState.create(make_model(config, seed=1), OPTIM, init_from=tmp_path / "plain")
+    assert fresh.model.logit_bias is not None
+    assert fresh.model.logit_bias.item() == INITIAL_LOGIT_BIAS
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_groups_reach_the_loss_of_whole_batches_and_micro_batches(state: TrainState, size):
+    groups = torch.tensor([0, 1, 0, 2, 2, 2, 3, 0])
+    batch = dataclasses.replace(make_batch(state), groups=groups)
+    memory = StepMemory(micro_batch_size=size)
+    state.model.zero_grad()
+    loss = accumulate_gradients(state.model, batch, StepOptions(memory=memory))
+    found = [p.grad.clone() for p in state.model.parameters() if p.grad is not None]
+    state.model.zero_grad()
+    embeddings = state.model(batch.images, batch.texts)
+    expected = contrastive_loss(*embeddings, groups=groups)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    assert loss < contrastive_loss(*(tensor.detach() for tensor in embeddings))
+    theirs = [p.grad for p in state.model.parameters() if p.grad is not None]
+    torch.testing.assert_close(found, theirs, rtol=1e-3, atol=1e-5)

@@ -23,6 +23,7 @@ from tests.integration.colours import colour_samples, write_samples
 COUNTS = {
     "fashion_mnist/train": ("image-text", 60_000, 0),
     "fashion_mnist/test": ("image-text", 10_000, 0),
+    "fashion_mnist/names/train": ("image-text", 48_000, 0),
     "emoji/google/train": ("image-text", 3_411, 0),
     "emoji/google/test": ("image-text", 373, 2),
     "emoji/fluent/train": ("image-text", 3_018, 13),

@@ -15,6 +15,7 @@ from pipelines.datasets.prepare.registry.emoji import EMOJI
 from pipelines.datasets.prepare.registry.fashion_mnist import FASHION_MNIST
 from pipelines.datasets.prepare.registry.flags import FLAGS
 from pipelines.datasets.prepare.registry.gcompris import GCOMPRIS
+from pipelines.datasets.prepare.registry.icons import ICONS
 from pipelines.datasets.prepare.registry.movie_reviews import MOVIE_REVIEWS
 from pipelines.datasets.prepare.registry.packages import RegistrySet
 from pipelines.datasets.prepare.registry.similarity import SIMILARITY
@@ -23,7 +24,7 @@ from pipelines.datasets.prepare.registry.tuxpaint import TUXPAINT
 from pipelines.datasets.prepare.registry.udhr import UDHR
 from pipelines.datasets.sources import data_cache, locate_source
 
-_IMAGES = (FASHION_MNIST, EMOJI, CLIPART, FLAGS, GCOMPRIS, TUXPAINT)
+_IMAGES = (FASHION_MNIST, ICONS, EMOJI, CLIPART, FLAGS, GCOMPRIS, TUXPAINT)
 _TEXTS = (MOVIE_REVIEWS, UDHR, BIBLE, TOPICS, SIMILARITY, EASY_VQA)
 REGISTRY: dict[str, RegistrySet] = {found.name: found for found in (*_IMAGES, *_TEXTS)}
 

@@ -21,9 +21,11 @@ from pipelines.runtime.storage import Location
 
 TEST_SHARE = 0.1
 _CAPTIONS_VERSION = "48.2.0"
+#: Package of the names of single characters: name and exact version.
+CLDR_ANNOTATIONS = ("cldr-annotations-full", _CAPTIONS_VERSION)
 #: Packages of captions, by the folder and key that hold their annotations.
 _CAPTION_PACKAGES = {
-    "annotations": ("cldr-annotations-full", _CAPTIONS_VERSION),
+    "annotations": CLDR_ANNOTATIONS,
     "annotationsDerived": ("cldr-annotations-derived-full", _CAPTIONS_VERSION),
 }
 _CODE_POINTS = re.compile(r"[0-9a-f]{2,5}(-[0-9a-f]{2,5})*")

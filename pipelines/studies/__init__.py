@@ -1,0 +1,1 @@
+"""The paper in miniature: claims, the runs that test them, and what came out."""
