@@ -76,7 +76,7 @@ def _begun_run(words: list[str]) -> RunConfig | None:
         return with_own_start(config, str(tuning.checkpoint))
     if words[:1] != ["train"] or len(words) < 2:
         return None
-    default = TrainArguments(load_base(words[1]))
+    default = TrainArguments(load_base(words[1], words[2:]))
     arguments = parse(TrainArguments, words[2:], command="train", default=default)
     is_begun = not arguments.dry_run and _has_begun(arguments.config)
     return arguments.config if is_begun else None

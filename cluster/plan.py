@@ -90,7 +90,7 @@ def name_job(plan: JobPlan, package_digest: str) -> JobPlan:
 
 def _plan_train(words: Sequence[str], is_here: bool) -> JobPlan:
     base, files = words[1], dict[str, Path]()
-    default = TrainArguments(load_base(base))
+    default = TrainArguments(load_base(base, words[2:]))
     arguments = parse(TrainArguments, words[2:], command="train", default=default)
     config, packed = arguments.config, list(words)
     if base.endswith(".json"):

@@ -230,7 +230,7 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
 def _size(argv: list[str], aside: str) -> None:
     """Measure, predict and print; files that must be written go to the folder `aside`."""
     name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
-    default = SizingArguments(load_base(name))
+    default = SizingArguments(load_base(name, rest))
     arguments = parse(SizingArguments, rest, command="sizing", default=default)
     gpus, config = arguments.gpus, arguments.config
     if gpus < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +17,29 @@ from pipelines.config.settings import RunConfig
 T = TypeVar("T")
 
 
-def load_base(name: str) -> RunConfig:
+def load_base(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the config that overrides start from: a preset's, or a .json file's.
+
+    Args:
+        name: name of a preset, or path of a file.
+        overrides: the words that follow. Where they name other sources, those of the config take
+            their weights with them.
 
     Raises:
         ConfigError: if there is no such preset or file.
     """
     if not name.endswith(".json"):
-        return find_preset(name)
-    try:
-        text = Path(name).read_text()
-    except OSError as error:
-        raise ConfigError(f"{name} cannot be read: {error}") from None
-    return from_json(RunConfig, text, where=name)
+        config = find_preset(name)
+    else:
+        try:
+            text = Path(name).read_text()
+        except OSError as error:
+            raise ConfigError(f"{name} cannot be read: {error}") from None
+        config = from_json(RunConfig, text, where=name)
+    named = {word.partition("=")[0].replace("_", "-") for word in overrides}
+    if "--data.sources" in named and "--data.weights" not in named:
+        config = replace(config, data=replace(config.data, weights=()))
+    return config
 
 
 def take_first(argv: Sequence[str], *, command: str, what: str) -> tuple[str, list[str]]:

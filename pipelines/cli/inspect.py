@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
         arguments = parse(RejectArguments, rest, command="inspect RUN --rejects")
         show_rejects(Location.of(name), arguments)
         return
-    default = InspectArguments(load_base(name))
+    default = InspectArguments(load_base(name, rest))
     show_pairs(parse(InspectArguments, rest, command="inspect", default=default))
 
 

@@ -38,7 +38,9 @@ class ShowArguments:
 def run(argv: list[str]) -> None:
     """Print the config."""
     name, rest = take_first(argv, command="show", what="a preset or a .json file")
-    arguments = parse(ShowArguments, rest, command="show", default=ShowArguments(load_base(name)))
+    arguments = parse(
+        ShowArguments, rest, command="show", default=ShowArguments(load_base(name, rest))
+    )
     if arguments.diff is not None:
         _print_difference(flatten(arguments.config), flatten(load_base(arguments.diff)))
         return

@@ -25,7 +25,7 @@ class TrainArguments:
 def run(argv: list[str]) -> None:
     """Train a model; the last line is the checkpoint."""
     name, rest = take_first(argv, command="train", what="a preset or a .json file")
-    default = TrainArguments(load_base(name))
+    default = TrainArguments(load_base(name, rest))
     arguments = parse(TrainArguments, rest, command="train", default=default)
     evaluated = [task.partition(":")[2] for task in arguments.config.evaluation.tasks]
     prepare_missing([*arguments.config.data.sources, *evaluated])

@@ -31,22 +31,20 @@ from pipelines.config.settings import (
 def demo() -> RunConfig:
     """2.4 M parameters read the names of clothes in 108 languages: 3 minutes on two cores."""
     vit = VitConfig(width=192, depth=4, mlp_dim=768, num_heads=3, patch_size_px=16, embed_dim=128)
-    schedule = ScheduleConfig(decay="rsqrt", warmup_steps=None, cooldown_steps=None)
+    schedule = ScheduleConfig(decay="linear", warmup_steps=None, cooldown_steps=0)
     return RunConfig(
         preset="demo",
         model=ClippoConfig(vit=vit, render=RenderConfig(image_size_px=64), text_patches="occupied"),
         optim=OptimConfig(name="adafactor", learning_rate=1e-3, schedule=schedule),
         data=DataConfig(
-            sources=("fashion_mnist/train", "fashion_mnist/names/train"),
-            weights=(0.4, 0.6),
-            run_length=16,
+            sources=("fashion_mnist/train", "fashion_mnist/names/train"), run_length=16
         ),
         train=TrainConfig(
-            steps=400,
+            steps=500,
             global_batch_size=128,
             # Batches are full of photos of one class, and of names that are drawn alike.
             positives="equal",
-            checkpoint_every=200,
+            checkpoint_every=250,
             log_every=10,
         ),
         # Two cores: one is declared to be the trainer's, the rest is shared by the light work.

@@ -113,7 +113,7 @@ def _with_texts(share: float) -> dict[str, dict[str, Any]]:
     return {
         "data": {
             "sources": (*data.sources, *texts),
-            "weights": (*data.weights, 0.3, 0.7),
+            "weights": (0.55, 0.45, 0.3, 0.7),
             "text_share": share,
         }
     }

@@ -24,6 +24,12 @@ COUNTS = {
     "fashion_mnist/train": ("image-text", 60_000, 0),
     "fashion_mnist/test": ("image-text", 10_000, 0),
     "fashion_mnist/names/train": ("image-text", 48_000, 0),
+    "icons/small/train": ("image-text", 13_019, 4),
+    "icons/small/heldout": ("image-text", 1_484, 0),
+    "icons/small/novel": ("image-text", 695, 0),
+    "icons/full/train": ("image-text", 28_524, 6),
+    "icons/full/heldout": ("image-text", 4_322, 0),
+    "icons/full/novel": ("image-text", 2_660, 0),
     "emoji/google/train": ("image-text", 3_411, 0),
     "emoji/google/test": ("image-text", 373, 2),
     "emoji/fluent/train": ("image-text", 3_018, 13),
@@ -51,6 +57,9 @@ COUNTS = {
     "easy_vqa/test": ("image-question", 9_673, 0),
     "topics/newsgroups/train": ("labelled-text", 11_293, 0),
     "topics/newsgroups/test": ("labelled-text", 7_528, 0),
+    "topics/newsgroups/windows": ("parallel-texts", 11_257, 36),
+    "topics/r8/windows": ("parallel-texts", 5_440, 45),
+    "topics/r52/windows": ("parallel-texts", 6_484, 48),
     "topics/r8/train": ("labelled-text", 5_485, 0),
     "topics/r8/test": ("labelled-text", 2_189, 0),
     "topics/r52/train": ("labelled-text", 6_532, 0),
@@ -67,7 +76,7 @@ CAPTIONS = {
     "tuxpaint": (61_797, 78),
 }
 #: Sets to train on; the others are for evaluation only.
-TRAINED_ON = ("train", "imdb", "paragraphs", "articles", "captions")
+TRAINED_ON = ("train", "imdb", "paragraphs", "articles", "captions", "windows")
 
 
 def test_only_what_the_registry_knows_and_the_cache_lacks_is_prepared(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from clippo_core.errors import Rejected, SampleError
 from pipelines.datasets.manifest import REJECTS_FILE, RawSample
-from pipelines.datasets.prepare.registry import clipart, emoji, flags, gcompris, tuxpaint
+from pipelines.datasets.prepare.registry import clipart, emoji, flags, gcompris, icons, tuxpaint
 from pipelines.datasets.prepare.rows import is_held_out
 from pipelines.datasets.sources import open_source
 from pipelines.runtime.storage import Location
@@ -627,3 +627,107 @@ def test_a_package_without_the_resources_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(gcompris, "unpack_debian_package", lambda name, scratch: tmp_path)
     with pytest.raises(SampleError, match=r"lang\.rcc"):
         gcompris.GCOMPRIS.prepare(Location.of(tmp_path / "out"))
+
+
+CIRCLE = '<circle cx="8" cy="8" r="{r}" fill="currentColor"/>'
+SQUARE = '<rect x="{at}" y="2" width="8" height="8" fill="currentColor"/>'
+
+
+class TestIcons:
+    @pytest.fixture
+    def packages(self, tmp_path: Path) -> tuple[Path, Path]:
+        """Twenty sets that draw a bell, one that is held out, and sets that are left out."""
+        names = {"🔔": {"en": "bell", "de": "Glocke", "sv": "klocka"}, "⭐": {"en": "star"}}
+        for locale in ("en", "de", "sv"):
+            found = {c: {"tts": [of[locale]]} for c, of in names.items() if locale in of}
+            path = f"cldr/annotations/{locale}/annotations.json"
+            write(tmp_path / path, {"annotations": {"annotations": found}})
+        licences = {f"set{n:02d}": "MIT" for n in range(20)}
+        licences |= {"tabler": "MIT", "logos": "MIT", "bought": "CC-BY-NC-4.0"}
+        collections = {name: {"license": {"spdx": spdx}} for name, spdx in licences.items()}
+        write(tmp_path / "icons/collections.json", collections)
+        for number, name in enumerate(licences):
+            bodies = {
+                "bell-outline": CIRCLE.format(r=4 + number % 3),
+                "filled-bell": SQUARE.format(at=2 + number % 5),
+                "star": CIRCLE.format(r=2),
+            }
+            drawn = {icon: {"body": body} for icon, body in bodies.items()}
+            if name == "set00":
+                drawn["bell-bold"] = {"body": "<path d="}
+                drawn["bell-thin"] = {"body": ""}
+            elif name != "tabler":
+                del drawn["star"]
+            write(tmp_path / f"icons/json/{name}.json", {"icons": drawn, "height": 16})
+        return tmp_path / "icons", tmp_path / "cldr"
+
+    def test_names_without_words_for_style_are_concepts(self):
+        concepts = {"bell", "left arrow", "bell with slash"}
+        for icon, concept in (
+            ("bell", "bell"),
+            ("Bell_Outline", "bell"),
+            ("bxs-bell-24", "bell"),
+            ("arrow-left-bold", "left arrow"),
+            ("bell-off", "bell with slash"),
+            ("doorbell", None),
+            ("outline", None),
+        ):
+            assert icons.concept_of(icon, concepts) == concept, icon
+
+    def test_whole_sets_are_held_out_and_borrowed_drawings_are_not_novel(
+        self, packages: tuple[Path, Path], tmp_path: Path
+    ):
+        out = Location.of(tmp_path / "out")
+        content = icons.read_icons(*packages)
+        # Too few sets draw stars; logos and what may not be used freely are left out.
+        assert {icon.concept for icon in content.icons} == {"bell"}
+        assert {icon.set for icon in content.icons} == {
+            *(f"set{n:02d}" for n in range(20)),
+            "tabler",
+        }
+        novel = packages[0] / "json/tabler.json"
+        drawn = json.loads(novel.read_text())
+        drawn["icons"]["bell-thin"] = {"body": '<path d="M2 14L14 2" stroke="#000"/>'}
+        write(novel, drawn)
+        content = icons.read_icons(*packages)
+        folders = icons.write_icons(content, out)
+        sources = {f.uri.removeprefix(f"{out.uri}/"): open_source(f.uri) for f in folders}
+        sizes = ("small", "full")
+        assert list(sources) == [f"{size}/{split}" for size in sizes for split in icons.SPLITS]
+        for size in sizes:
+            train, heldout, new = (sources[f"{size}/{split}"] for split in icons.SPLITS)
+            assert train.num_rows == 40
+            assert {sample.key for sample in heldout} == {
+                f"tabler:{name}" for name in ("bell-outline", "filled-bell", "bell-thin")
+            }
+            assert [sample.key for sample in new] == ["tabler:bell-thin"]
+            assert train.manifest.class_captions == {"de": ("Glocke",), "en": ("bell",)}
+            assert heldout.manifest.class_captions["sv"] == ("klocka",)
+            assert heldout.manifest.held_out_languages == ("sv",)
+            assert heldout.manifest.evaluation_only
+            rejects = (train.folder / REJECTS_FILE).read_bytes().decode().splitlines()
+            found = {row["key"]: row["detail"] for row in map(json.loads, rejects)}
+            assert found.keys() == {"set00:bell-bold", "set00:bell-thin"}
+            assert found["set00:bell-thin"] == "the drawing is blank"
+        sample = next(iter(sources["small/train"]))
+        assert sample.captions == ["Glocke", "bell"]
+        pixels = np.asarray(Image.open(io.BytesIO(sample.image or b"")).convert("L"))
+        assert pixels.shape == (128, 128)
+        assert pixels.min() == 0
+        assert pixels[0, 0] == 255
+
+    def test_at_most_six_drawings_of_a_concept_are_taken_from_a_set(
+        self, packages: tuple[Path, Path]
+    ):
+        file = packages[0] / "json/set01.json"
+        content = json.loads(file.read_text())
+        styles = ("bold", "thin", "light", "duotone", "fill", "line", "round", "sharp")
+        content["icons"] = {f"bell-{style}": {"body": CIRCLE.format(r=3)} for style in styles}
+        write(file, content)
+        found = icons.read_icons(*packages).icons
+        assert sum(icon.set == "set01" for icon in found) == 6
+
+    def test_another_layout_is_named(self, packages: tuple[Path, Path]):
+        write(packages[0] / "json/set03.json", {"glyphs": {}})
+        with pytest.raises(SampleError, match="package @iconify/json cannot be read"):
+            icons.read_icons(*packages)

