@@ -63,9 +63,9 @@ def _section(finding: Finding, command: str) -> list[str]:
         of = f"{about}: {comparison.ours} against {target}{margin}"
         lines.append(f"| {of} | {found.text if np.isfinite(found.mean) else ''} | {verdict} |")
     lines += [f"\nMissing: {name}: {why}" for name, why in finding.missing.items()]
-    head, _, options = command.partition(" study")
-    flags = " ".join(word for word in options.split() if word.startswith("--"))
-    return [*lines, "", f"`{head} study {claim.name} {flags}`".replace(" `", "`")]
+    flags = [word for word in command.split() if word.startswith("--") and word != "--all"]
+    own = " ".join(["python -m pipelines study", claim.name, *flags])
+    return [*lines, "", f"`{own}`"]
 
 
 def _chart(finding: Finding):

@@ -91,10 +91,10 @@ def test_few_shot_draws_from_the_training_set_beside_the_test_set(trained, named
     training = open_source(str(Path(named.folder.uri).parent / "train"))
     assert result.also_read == {training.folder.uri: training.manifest.digest}
     assert training.class_ids() == [sample.class_id for sample in training]
-    with pytest.raises(SampleError, match=r"draw shots from: .*is the set itself"):
+    with pytest.raises(SampleError, match=r"few_shot learns from: .*is the set itself"):
         EVALUATIONS["few_shot"](trained, training, OPTIONS)
     alone = write_samples(tmp_path / "alone" / "test", colour_samples(8))
-    with pytest.raises(SampleError, match=r"draw shots from: .*is none"):
+    with pytest.raises(SampleError, match=r"few_shot learns from: .*is none"):
         EVALUATIONS["few_shot"](trained, open_source(str(alone)), OPTIONS)
     write_samples(tmp_path / "alone" / "train", colour_samples(20))
     with pytest.raises(SampleError, match="class 0 has 5 samples; expected at least 10"):
@@ -169,6 +169,26 @@ def test_texts_get_the_class_that_they_name(trained, tmp_path):
     source = text_set(tmp_path / "pairs", pairs, "labelled-text", tuple(NAMES))
     with pytest.raises(SampleError, match=r"20 samples are not 1 text each, e\.g\. t0"):
         EVALUATIONS["text_zero_shot"](trained, source, OPTIONS)
+
+
+def test_frozen_features_tell_texts_of_the_training_set_beside(trained, tmp_path):
+    for split, count in (("train", 40), ("test", 20)):
+        samples = [
+            RawSample(f"t{n}", None, [f"{NAMES[n % 4]} {n // 4}"], n % 4) for n in range(count)
+        ]
+        text_set(tmp_path / "topics" / split, samples, "labelled-text", tuple(NAMES))
+    source = open_source(str(tmp_path / "topics" / "test"))
+    result = check(EVALUATIONS["text_probe"](trained, source, OPTIONS))
+    assert result.metrics["probe_accuracy"] > 0.9
+    assert result.metrics["neighbour_accuracy"] > 0.9
+    assert set(result.intervals) == set(result.metrics)
+    assert result.floors["probe_accuracy"] == {"chance": 0.25, "most frequent class": 0.25}
+    assert len(result.also_read) == 1
+    alone = text_set(
+        tmp_path / "alone", [RawSample("t", None, ["red"], 0)], "labelled-text", ("a",)
+    )
+    with pytest.raises(SampleError, match="which text_probe learns from"):
+        EVALUATIONS["text_probe"](trained, alone, OPTIONS)
 
 
 def test_similarity_is_held_against_common_letters(trained, tmp_path):

@@ -27,6 +27,8 @@ from pipelines.datasets.prepare.registry.fashion_names import (
 )
 from pipelines.datasets.sources import Source, open_source
 from pipelines.evaluation.multilingual_tasks import READ_FROM, multilingual_zero_shot
+from pipelines.serving.application import _about_collection, usual_score
+from pipelines.serving.collection import Collection, EmbeddedPictures
 from pipelines.stream.batch import prepare_batch
 from pipelines.training.run import said_of_groups
 from tests.integration.colours import COLOURS, colour_samples, write_samples
@@ -215,3 +217,36 @@ def test_visits_of_a_text_form_are_counted_and_few_are_warned_of(fashion: Path, 
     derived = derive(resolve(config_of(place)))
     assert derived["visits_per_text_form"] == {"colours": 50 * 32 / 20}
     assert seldom_seen(derived) == []
+
+
+def collection_of(source: Source, model: Clippo) -> Collection:
+    rows = list(source)
+    images = [Image.open(io.BytesIO(row.image or b"")).convert("RGB") for row in rows]
+    pictures = EmbeddedPictures(
+        rows=tuple(range(len(rows))),
+        keys=tuple(row.key for row in rows),
+        captions=tuple((row.captions or [""])[0] or "" for row in rows),
+        embeddings=model.encode_images(images),
+    )
+    return Collection(source.name, "data set", source.folder.uri, pictures)
+
+
+def test_the_page_offers_queries_in_several_scripts(fashion: Path, tiny_model: Clippo):
+    collection = collection_of(open_source(str(fashion / "test")), tiny_model)
+    examples = _about_collection(collection)["examples"]
+    assert len(examples) == 8
+    scripts = {script_of(text) for text in examples}
+    assert {"Latin", "Cyrillic", "Arabic"} <= scripts
+    assert len(scripts) >= 5
+
+
+def test_a_text_is_far_where_nearly_all_known_ones_are_nearer(fashion: Path, tiny_model: Clippo):
+    collection = collection_of(open_source(str(fashion / "test")), tiny_model)
+    usual = usual_score(tiny_model, collection)
+    assert usual is not None
+    known = [name for names in class_names_by_locale().values() for name in names.values()]
+    best = (tiny_model.encode_texts(known) @ collection.pictures.embeddings.T).max(axis=1)
+    assert 0.9 < (best >= usual).mean() < 1
+    few = dataclasses.replace(collection.pictures, captions=("a",) * len(collection))
+    bare = dataclasses.replace(collection, kind="pictures", pictures=few)
+    assert usual_score(tiny_model, bare) is None
