@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# Tests that start Ray follow each other in one process, files of the others share the rest.
-PARALLEL := -n logical --dist loadgroup
+# A process for each core; the tests of a file stay together, and share what they start.
+PARALLEL := -n logical --dist loadfile
 
 .PHONY: install compat check test test-all demo bench docs
 

@@ -25,14 +25,6 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 REFERENCE = Path(__file__).parent / "parity" / "reference"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests that start Ray in one process, and those of each other file in another."""
-    for item in items:
-        is_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if is_ray else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Arrays made with the authors' code; tests/parity/reference/README.md says how."""
