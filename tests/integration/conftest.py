@@ -109,8 +109,8 @@ def ray_on_this_machine() -> Iterator[None]:
             ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests."""
+    """One Ray for all tests of a file, since some files start their own."""
     with ray_on_this_machine():
         yield
