@@ -85,7 +85,7 @@ def finetune_vqa(model: ClippoConfig) -> RunConfig:
 
 
 def icons_small() -> RunConfig:
-    """2.4 M parameters on icons of 64 concepts in 48 languages: half an hour on two cores."""
+    """2.4 M parameters on icons of 64 concepts in 48 languages, 6,000 steps of 128."""
     small = demo()
     return dataclasses.replace(
         small,
