@@ -35,7 +35,7 @@ from pipelines.datasets.sources import Source
 
 #: Rows of a set whose captions are counted.
 _COUNTED_ROWS = 50_000
-#: Visits of a text form from which on models learned it (EXPERIMENTS.md); below ten they did not.
+#: Visits of a text form below which a run is warned of: few forms of many were learned with less.
 ENOUGH_VISITS = 50
 
 
@@ -169,8 +169,8 @@ def seldom_seen(derived: Mapping[str, Any]) -> list[str]:
     """
     visited: Mapping[str, float] = derived.get("visits_per_text_form", {})
     return [
-        f"{name}: each caption will be seen {visits:g} times; below {ENOUGH_VISITS} a model learns "
-        "little of single words: train longer, or on fewer texts (EXPERIMENTS.md)"
+        f"{name}: each caption will be seen {visits:g} times; below {ENOUGH_VISITS} a model may "
+        "learn little of single words: train longer, or on fewer texts"
         for name, visits in visited.items()
         if visits < ENOUGH_VISITS
     ]

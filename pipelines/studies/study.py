@@ -137,10 +137,12 @@ def _evaluate_missing(run: Location, evaluation: EvaluationConfig) -> dict[str, 
     if not tasks:
         return {}
     try:
-        evaluate_checkpoint(checkpoint, dataclasses.replace(evaluation, tasks=tasks), folder)
+        wanted_now = dataclasses.replace(evaluation, tasks=tasks)
+        reports = evaluate_checkpoint(checkpoint, wanted_now, folder)
     except ClippoError as error:
         return {run.name: str(error)}
-    return {}
+    failed = [f"{report.name}: {report.message}" for report in reports if report.status != "ok"]
+    return {run.name: "; ".join(failed)} if failed else {}
 
 
 def _result_name(task: str) -> str:

@@ -15,7 +15,7 @@ from pipelines.studies import study as studies
 from pipelines.studies.claims import ARMS, CLAIMS, Arm
 from pipelines.studies.page import write_page
 from pipelines.studies.study import StudySettings, study
-from pipelines.studies.verdicts import Comparison, Estimate, estimate, together
+from pipelines.studies.verdicts import Comparison, estimate, together
 from pipelines.training.many_runs import EndedRun
 
 
@@ -63,11 +63,9 @@ def test_each_run_of_a_claim_measures_what_it_compares(name: str):
         task, source, _ = comparison.metric.split("/")
         for arm in (comparison.ours, comparison.theirs):
             if isinstance(arm, str):
-                tasks = dict(text.split(":") for text in ARMS[arm].config.evaluation.tasks)
                 of_task = [
                     text for text in ARMS[arm].config.evaluation.tasks if text.startswith(task)
                 ]
-                assert tasks, arm
                 assert any(
                     "-".join(text.partition(":")[2].split("/")).endswith(source) for text in of_task
                 ), (arm, comparison.metric)
@@ -151,7 +149,3 @@ def test_runs_that_are_there_are_not_made_again_and_failures_are_named(two_arms,
     assert "0.910 ± 0.025" in text
     assert "`python -m pipelines study made-up --quick`" in text
     assert [Path(file).exists() for file in files] == [True, True]
-
-
-def test_one_seed_is_no_verdict():
-    assert Estimate(0.3, float("inf")).text == "0.300"
