@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,19 +10,15 @@ import tyro
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
+from pipelines.checkpoint_evaluation import Evaluated, evaluate
 from pipelines.cli.arguments import parse, take_first
-from pipelines.config.resolution import RUN_FILE, read_run_config
+from pipelines.config.resolution import read_run_config, run_of
 from pipelines.config.settings import Blank, EvaluationConfig, EvaluationOptions
-from pipelines.evaluation.tasks import EvaluationTasks, parse_benchmark
+from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.reporting.reports import Benchmark, EvaluationReport
-from pipelines.reporting.stored import file_name, result_lines, stored_report, write_report
-from pipelines.runtime.progress import progress
-from pipelines.runtime.ray_session import ray_session
-from pipelines.runtime.run_checkpoints import checkpoint_step, fetched
+from pipelines.reporting.stored import file_name, result_lines, stored_report
+from pipelines.runtime.run_checkpoints import fetched
 from pipelines.runtime.storage import Location
-from pipelines.tracking.evaluation_runs import log_evaluation
-from pipelines.tracking.mlflow_client import TrackedRun
-from pipelines.tracking.mlflow_run import TRACKED_FILE, RunTracker
 from pipelines.tracking.models import find_model, is_registered, model_name
 
 
@@ -59,25 +54,17 @@ def run(argv: list[str]) -> None:
         _require_questions(benchmarks)
     results = results_folder(name, checkpoint)
     folder = results if arguments.out is None else Location.of(arguments.out)
-    evaluated = _Evaluated(checkpoint, config, options, folder)
+    evaluated = Evaluated(checkpoint, config, options, folder)
     stored = {} if arguments.again else _stored(evaluated, benchmarks)
     for report in stored.values():
         print("\n".join([*result_lines(report), "  as stored; --again measures anew"]))
     missing = [benchmark for benchmark in benchmarks if benchmark not in stored]
-    measured = _evaluate(evaluated, missing) if missing else []
+    measured = evaluate(evaluated, missing) if missing else []
     reports = [*stored.values(), *measured]
     failures = [f"{r.name}: {r.status}: {r.message}" for r in reports if r.status != "ok"]
     if failures:
         raise SampleError("\n".join(failures))
     print("\n".join((folder / f"{file_name(report)}.json").uri for report in reports))
-
-
-def evaluate_checkpoint(
-    checkpoint: Location, config: EvaluationConfig, folder: Location
-) -> list[EvaluationReport]:
-    """Run a config's benchmarks on a checkpoint; results are written to a folder and printed."""
-    evaluated = _Evaluated(checkpoint, config, EvaluationOptions.of(config), folder)
-    return _evaluate(evaluated, [parse_benchmark(text) for text in config.tasks])
 
 
 def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
@@ -87,51 +74,6 @@ def _require_questions(benchmarks: Sequence[Benchmark]) -> None:
             f"--blank is for vqa, but {', '.join(others)} is to be measured as well; name the "
             "tasks: --tasks vqa:DATA_SET"
         )
-
-
-@dataclass(frozen=True)
-class _Evaluated:
-    """A checkpoint, how it is evaluated, and the folder of its results."""
-
-    checkpoint: Location
-    config: EvaluationConfig
-    options: EvaluationOptions
-    folder: Location
-
-
-def _evaluate(evaluated: _Evaluated, benchmarks: Sequence[Benchmark]) -> list[EvaluationReport]:
-    """Run benchmarks; each is written, printed and told to MLflow as it ends."""
-    reports: list[EvaluationReport] = []
-    checkpoint, config = evaluated.checkpoint, evaluated.config
-    cpus, gpus = config.cpus, config.gpus
-    with ray_session(cpus=cpus, gpus=gpus):
-        tasks = EvaluationTasks(
-            benchmarks, evaluated.options, cpus=cpus, gpus=gpus, timeout_s=config.timeout_s
-        )
-        tasks.start(checkpoint.uri)
-        # After the tasks were started: importing MLflow takes seconds.
-        tracker = _tracker_of(run_of(checkpoint))
-        with progress("evaluating", unit="task", total=len(benchmarks)) as bar:
-            while tasks.num_running:
-                for report in tasks.finished(wait_s=0.5):
-                    bar.update()
-                    reports.append(report)
-                    write_report(report, evaluated.folder)
-                    if tracker is not None:
-                        step = checkpoint_step(checkpoint.name) or 0
-                        log_evaluation(tracker, report, step=step)
-                    if report.status == "ok":
-                        print("\n".join(result_lines(report)))
-    for what in tracker.close() if tracker is not None else ():
-        print(f"MLflow did not take {what}", file=sys.stderr)
-    return reports
-
-
-def _tracker_of(run_folder: Location | None) -> RunTracker | None:
-    """Return the MLflow run that trained the checkpoint, below which the results are logged."""
-    if run_folder is None or not (run_folder / TRACKED_FILE).exists():
-        return None
-    return RunTracker(TrackedRun(**(run_folder / TRACKED_FILE).read_json()))
 
 
 def results_folder(name: str, checkpoint: Location) -> Location:
@@ -146,7 +88,7 @@ def results_folder(name: str, checkpoint: Location) -> Location:
 
 
 def _stored(
-    evaluated: _Evaluated, benchmarks: Sequence[Benchmark]
+    evaluated: Evaluated, benchmarks: Sequence[Benchmark]
 ) -> dict[Benchmark, EvaluationReport]:
     """Return the results that are there already."""
     checkpoint, options, folder = evaluated.checkpoint, evaluated.options, evaluated.folder
@@ -157,13 +99,6 @@ def _stored(
         identity = model_identity(load_checkpoint(path))
     found = {b: stored_report(checkpoint, identity, b, options, folder) for b in benchmarks}
     return {benchmark: report for benchmark, report in found.items() if report is not None}
-
-
-def run_of(checkpoint: Location) -> Location | None:
-    """Return the run that a checkpoint belongs to, if it is in one."""
-    run_folder = checkpoint.parent.parent
-    is_in_run = checkpoint.parent.name == "checkpoints" and (run_folder / RUN_FILE).exists()
-    return run_folder if is_in_run else None
 
 
 def _evaluation_of(run_folder: Location | None) -> EvaluationConfig:

@@ -12,8 +12,7 @@ import tyro
 
 from clippo_core.errors import ConfigError
 from pipelines.cli.arguments import parse
-from pipelines.cli.evaluate import run_of
-from pipelines.config.resolution import read_run_config
+from pipelines.config.resolution import read_run_config, run_of
 from pipelines.datasets.manifest import is_prepared, read_manifest
 from pipelines.datasets.sources import locate_source
 from pipelines.runtime.storage import Location

@@ -271,3 +271,10 @@ def check_labels(resolved: ResolvedRun) -> None:
             f"{len(after)} now (gone: {gone[:5]}, new: {new[:5]}), or they have another order, or "
             "scores another mean; put the old data back, or start a new run with finetune"
         )
+
+
+def run_of(checkpoint: Location) -> Location | None:
+    """Return the run that a checkpoint belongs to, if it is in one."""
+    run_folder = checkpoint.parent.parent
+    is_in_run = checkpoint.parent.name == "checkpoints" and (run_folder / RUN_FILE).exists()
+    return run_folder if is_in_run else None

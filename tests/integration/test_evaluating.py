@@ -142,7 +142,7 @@ def test_what_is_there_is_not_measured_again(local_ray, tmp_path, capsys, monkey
             asked.extend(benchmark.task for benchmark in wanted)
             return []
 
-        monkeypatch.setattr("pipelines.cli.evaluate._evaluate", note)
+        monkeypatch.setattr("pipelines.cli.evaluate.evaluate", note)
         assert main([*words, *more]) == 0
         return asked
 

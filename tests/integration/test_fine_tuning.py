@@ -28,13 +28,8 @@ from clippo_core.modeling.classifier import Classifier
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from cluster.job import _begun_run
 from pipelines.cli import EXIT_INTERRUPTED, main
-from pipelines.cli.finetune import (
-    base_config,
-    completed,
-    model_of,
-    read_arguments,
-    with_own_start,
-)
+from pipelines.cli.finetune import read_arguments, with_own_start
+from pipelines.config.fine_tuning import base_config, completed, model_of
 from pipelines.config.resolution import read_run_config, resolve, validate
 from pipelines.config.settings import (
     DataConfig,

@@ -705,6 +705,7 @@ class TestIcons:
             assert heldout.manifest.class_captions["sv"] == ("klocka",)
             assert heldout.manifest.held_out_languages == ("sv",)
             assert heldout.manifest.evaluation_only
+            assert f"only concepts that {size}/train draws" in heldout.manifest.origin
             rejects = (train.folder / REJECTS_FILE).read_bytes().decode().splitlines()
             found = {row["key"]: row["detail"] for row in map(json.loads, rejects)}
             assert found.keys() == {"set00:bell-bold", "set00:bell-thin"}

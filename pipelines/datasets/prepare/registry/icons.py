@@ -1,7 +1,8 @@
 """Icons of some two hundred sets, with the names that CLDR has for what they show.
 
 An icon is joined to a concept by its name: `arrow-left-outline` is CLDR's "left arrow". Whole sets
-are held out, and concepts that few sets draw are left out. The data come in two sizes: `small` has
+are held out. Concepts that few sets draw are left out, and so are those that only held-out sets
+draw. The data come in two sizes: `small` has
 the 64 most drawn concepts in 48 languages, `full` all concepts in all languages.
 
 Licences are those of the icon sets, named in the keys of the rows; sets whose licence forbids
@@ -120,7 +121,9 @@ def read_icons(package: Path, annotations: Path) -> Content:
     sets = defaultdict[str, set[str]](set)
     for icon in found:
         sets[icon.concept].add(icon.set)
-    kept = [icon for icon in found if len(sets[icon.concept]) >= MIN_SETS]
+    trained = {icon.concept for icon in found if not icon.is_held_out}
+    drawn_enough = {concept for concept, by in sets.items() if len(by) >= MIN_SETS}
+    kept = [icon for icon in found if icon.concept in trained & drawn_enough]
     return Content(kept, captions, character_of)
 
 
@@ -235,6 +238,7 @@ def write_icons(content: Content, out: Location) -> list[Location]:
         }
         for split, found in of_split.items():
             held_out = () if split == "train" else HELD_OUT_LOCALES
+            only = "" if split == "train" else f"; only concepts that {size}/train draws"
             about = Manifest(
                 name=f"icons-{size}",
                 class_names=concepts.names,
@@ -245,7 +249,7 @@ def write_icons(content: Content, out: Location) -> list[Location]:
                 },
                 held_out_languages=tuple(c for c in held_out if c in concepts.captions),
                 licence="of each icon set, see Iconify; names Unicode-3.0 (CLDR)",
-                origin=f"npm {' '.join(_PACKAGE)}; CLDR {CLDR_ANNOTATIONS[1]}",
+                origin=f"npm {' '.join(_PACKAGE)}; CLDR {CLDR_ANNOTATIONS[1]}{only}",
             )
             rows = (_row(icon, drawn[icon.key], number_of[icon.concept]) for icon in found)
             folders += write_splits(out / size, about, {split: rows}, shuffle=True)
