@@ -24,7 +24,8 @@ class StudyArguments:
     quick: bool = False
     """Make one short run of each kind: minutes each, for a first look."""
     seeds: int | None = None
-    """Number of runs of each kind; None makes 3, and 1 where --quick."""
+    """Number of runs of each kind, except for those that take half an hour and longer, of which one
+    is made; None makes 3, and 1 where --quick."""
     concurrent: int = 1
     """Number of parallel runs, on a cluster that has room for them."""
     root: str = "runs/study"
@@ -47,19 +48,23 @@ def run(argv: list[str]) -> None:
             f"name the claims to test, or --all of them; there are {', '.join(CLAIMS)}, and --list "
             "prints what they say and which runs they need"
         )
+    seeds = arguments.seeds or (1 if arguments.quick else 3)
     claims = [CLAIMS[name] for name in arguments.claims or CLAIMS]
     if arguments.list:
         for claim in claims:
             print(f"{claim.name}: {claim.says}")
             for arm in (ARMS[name] for name in claim.arms):
                 steps = arm.quick_steps if arguments.quick else arm.config.train.steps
-                print(f"  {arm.name}: {steps:,} steps of {arm.config.train.global_batch_size}")
+                runs = arm.num_seeds(seeds)
+                print(
+                    f"  {arm.name}: {steps:,} steps of {arm.config.train.global_batch_size}, "
+                    f"{runs} run{'s' if runs > 1 else ''}"
+                )
         return
     # Imported here, since Ray and torch take seconds and a wrong name should be told of at once.
     from pipelines.studies.page import write_page
     from pipelines.studies.study import StudySettings, study
 
-    seeds = arguments.seeds or (1 if arguments.quick else 3)
     root = f"{arguments.root}-quick" if arguments.quick else arguments.root
     findings = study(claims, StudySettings(root, seeds, arguments.quick, arguments.concurrent))
     for finding in findings:
@@ -72,7 +77,8 @@ def run(argv: list[str]) -> None:
         findings,
         Location.of(arguments.out),
         command=" ".join(["python -m pipelines study", *named]),
-        about=f"{seeds} {length} of each kind, which differ in their seed."
+        about=f"{seeds} {length} of each kind, which differ in their seed; one of those that take "
+        "half an hour and longer."
         if seeds > 1
         else f"One of the {length} of each kind.",
     )

@@ -29,7 +29,7 @@ _OF_GAP = "modality_gap/fashion_mnist-test"
 _OF_QUESTIONS = "vqa/easy_vqa-test"
 _OF_LENGTHS = "sequence_length/udhr-articles"
 #: Steps of the runs on names and on icons; a quick study makes a few of them.
-_STEPS, _QUICK_STEPS = {"names": 1200, "icons": 6000}, {"names": 200, "icons": 600}
+_STEPS, _QUICK_STEPS = {"names": 400, "icons": 6000}, {"names": 150, "icons": 600}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Arm:
         quick_steps: its steps in a quick study.
         after: the arm from whose last checkpoint, of the same seed, it starts; None: fresh weights.
         complete: completes the settings, given that checkpoint.
+        most_seeds: how many of its runs a study makes at most; None: as many as are asked for.
     """
 
     name: str
@@ -49,6 +50,11 @@ class Arm:
     quick_steps: int
     after: str | None = None
     complete: Callable[[RunConfig, str], RunConfig] | None = None
+    most_seeds: int | None = None
+
+    def num_seeds(self, asked: int) -> int:
+        """Return how many runs it has in a study of so many seeds."""
+        return asked if self.most_seeds is None else min(asked, self.most_seeds)
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def _on_icons(name: str, text_input: str) -> Arm:
         evaluation={"tasks": (_ICONS, "multilingual_zero_shot:icons/small/novel")},
         tracking={"registered_model": None, "pictures": False},
     )
-    return Arm(name, config, _QUICK_STEPS["icons"])
+    # On two cores each run takes half an hour or longer.
+    return Arm(name, config, _QUICK_STEPS["icons"], most_seeds=1)
 
 
 def _with_texts(share: float) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ def write_page(findings: list[Finding], page: Location, *, command: str, about: 
         "",
         f"Made by `{command}`. {about} ± is half of the 95 % interval over seeds. A claim is "
         "shown, or contradicted, where the interval of the difference lies on one side of what it "
-        "says.",
+        "says; where there is one run of each kind there is no interval, and nothing is decided.",
         "",
         "| claim | verdict |",
         "|---|---|",

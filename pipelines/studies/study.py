@@ -29,7 +29,7 @@ class StudySettings:
 
     Attributes:
         root: folder of the runs.
-        seeds: how many runs each arm has.
+        seeds: how many runs an arm has, unless it takes so long that fewer must do.
         is_quick: True for short runs.
         concurrent: number of parallel runs.
     """
@@ -70,11 +70,14 @@ def study(claims: Sequence[Claim], settings: StudySettings) -> list[Finding]:
         configs = {
             _run_name(arm, seed): _config(arm, seed, settings)
             for arm in wave
-            for seed in range(settings.seeds)
+            for seed in range(arm.num_seeds(settings.seeds))
         }
         failures |= _make(configs, settings)
     measured = {
-        arm.name: [_metrics(_last_results(arm, seed, settings)) for seed in range(settings.seeds)]
+        arm.name: [
+            _metrics(_last_results(arm, seed, settings))
+            for seed in range(arm.num_seeds(settings.seeds))
+        ]
         for arm in arms
     }
     return [_judge(claim, measured, failures) for claim in claims]

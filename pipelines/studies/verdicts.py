@@ -10,7 +10,8 @@ import numpy as np
 
 from clippo_core.evaluation.scores import CONFIDENCE
 
-Verdict = Literal["shown", "not shown", "contradicted"]
+#: Of a single run nothing is known of what another seed would give, so that it decides nothing.
+Verdict = Literal["shown", "not shown", "contradicted", "one run"]
 
 
 class Estimate(NamedTuple):
@@ -51,10 +52,12 @@ class Comparison:
         """Return the verdict, and by how much `ours` is better, from values in the order of seeds.
 
         It is shown, or contradicted, if the 95 % interval of the difference lies on one side of
-        the margin.
+        the margin. One run each decides nothing.
         """
         sign = -1 if self.is_less_better else 1
         found = estimate([sign * (a - b) for a, b in zip(ours, theirs, strict=True)])
+        if len(ours) == 1:
+            return "one run", found
         if found.mean - found.half_width > -self.margin:
             return "shown", found
         if found.mean + found.half_width < -self.margin:
@@ -75,7 +78,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def together(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict on a claim: each part must be shown, and none contradicted."""
-    if "contradicted" in verdicts:
+    """Return the verdict on a claim: each part that has several runs must be shown."""
+    decided = {verdict for verdict in verdicts if verdict != "one run"}
+    if "contradicted" in decided:
         return "contradicted"
-    return "shown" if verdicts and set(verdicts) == {"shown"} else "not shown"
+    if verdicts and not decided:
+        return "one run"
+    return "shown" if decided == {"shown"} else "not shown"

@@ -37,7 +37,7 @@ def test_the_interval_is_students():
         ([0.7, 0.71, 0.72], [0.8, 0.81, 0.82], 0.0, "contradicted"),
         ([0.7, 0.71, 0.72], [0.8, 0.81, 0.82], 0.2, "shown"),
         ([0.8, 0.7, 0.75], [0.7, 0.8, 0.74], 0.0, "not shown"),
-        ([0.9], [0.1], 0.0, "not shown"),
+        ([0.9], [0.1], 0.0, "one run"),
     ],
 )
 def test_a_verdict_needs_the_interval_on_one_side(ours, theirs, margin, verdict):
@@ -52,7 +52,15 @@ def test_a_claim_is_shown_by_all_its_parts():
     assert together(["shown", "shown"]) == "shown"
     assert together(["shown", "not shown"]) == "not shown"
     assert together(["contradicted", "shown"]) == "contradicted"
+    assert together(["one run", "shown"]) == "shown"
+    assert together(["one run", "contradicted"]) == "contradicted"
+    assert together(["one run", "one run"]) == "one run"
     assert together([]) == "not shown"
+
+
+def test_an_arm_that_takes_long_has_fewer_runs():
+    assert [ARMS["clippo"].num_seeds(asked) for asked in (1, 3)] == [1, 3]
+    assert [ARMS["icons-clippo"].num_seeds(asked) for asked in (1, 3)] == [1, 1]
 
 
 @pytest.mark.parametrize("name", CLAIMS)
