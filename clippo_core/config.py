@@ -85,9 +85,14 @@ class ImageConfig(Config):
     covers the canvas: twice as fast, and off by less than half a grey level on average."""
     max_pixels: int = 89_478_485
     """Larger pictures are rejected before they are decoded; the default is Pillow's own limit."""
+    max_decoded_mb: int = 512
+    """Pictures that take more memory while they are decoded are rejected before that."""
 
     def __post_init__(self) -> None:
         require(self.max_pixels > 0, f"max_pixels={self.max_pixels}; expected 1 or more")
+        require(
+            self.max_decoded_mb > 0, f"max_decoded_mb={self.max_decoded_mb}; expected 1 or more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

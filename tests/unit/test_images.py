@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from clippo_core.config import ImageConfig
 from clippo_core.errors import Rejected
@@ -117,6 +119,72 @@ def test_the_limit_of_pixels_is_a_setting():
     outcome = decode(encode(flat("RGB", 0)), ImageConfig(max_pixels=63))
     assert isinstance(outcome, Rejected)
     assert (outcome.reason, outcome.detail) == ("too_many_pixels", "8x8")
+
+
+def test_a_picture_that_takes_much_memory_is_refused_before_it_is_decoded():
+    encoded = encode(flat("I;16", 0, (1200, 1000)))
+    outcome = decode(encoded, ImageConfig(max_decoded_mb=7))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "too_many_pixels"
+    assert outcome.detail == "1200x1000 I;16 takes 7 MB to decode; max_decoded_mb is 7"
+    assert isinstance(decode(encoded, ImageConfig(max_decoded_mb=8)), np.ndarray)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+def test_a_large_picture_is_decoded_in_no_more_memory_than_is_counted(mode: str):
+    """Of 12 million pixels: what Pillow holds cannot be counted here, the rest can."""
+    encoded = encode(flat(mode, 0, (4000, 3000)))
+    decode(encode(flat(mode, 0)))
+    tracemalloc.start()
+    decode(encoded, ImageConfig(resize="bilinear_antialias"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    in_numpy = 1 if mode in ("L", "I;16") else 3
+    assert peak < in_numpy * 12e6 + 8e6
+
+
+def test_a_strip_of_a_picture_is_turned_into_what_the_whole_is(monkeypatch: pytest.MonkeyPatch):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 50, 4), np.uint8)
+    pictures = [
+        *(Image.fromarray(noise).convert(mode) for mode in ("RGBA", "LA", "L", "P", "CMYK")),
+        Image.fromarray(noise.view(np.uint16)[..., 0]),
+        Image.fromarray(noise.view(np.int32)[..., 0] % 70_000),
+        Image.fromarray((noise[..., 0] / 300).astype(np.float32)),
+    ]
+    whole = [fit_image(picture, CONFIG, image_size_px=SIZE) for picture in pictures]
+    monkeypatch.setattr("clippo_core.images._STRIP_PIXELS", 350)
+    for picture, expected in zip(pictures, whole, strict=True):
+        found = fit_image(picture, CONFIG, image_size_px=SIZE)
+        np.testing.assert_array_equal(found, expected, err_msg=picture.mode)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_each_orientation_is_what_pillow_makes_of_it(orientation: int):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(noise, "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    found = decode(encoded)
+    np.testing.assert_array_equal(found, fit_image(upright, CONFIG, image_size_px=SIZE))
+
+
+def test_any_exception_of_a_decoder_is_a_reject(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_args, **_more):
+        raise RuntimeError("Failed to decode frame 0: Decoding of color planes failed")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    outcome = decode(encode(flat("RGB", 0)))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason == "corrupt_image"
+    assert outcome.detail.startswith("RuntimeError: Failed to decode frame 0")
+
+
+def test_long_notes_in_a_png_are_passed_over():
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("prompt", "a photo of a cat, " * 300_000, zip=True)
+    picture = flat("RGB", (10, 20, 30))
+    np.testing.assert_array_equal(decode(encode(picture, pnginfo=notes)), decode(encode(picture)))
 
 
 @settings(max_examples=300, deadline=None)
