@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
 import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -156,6 +160,19 @@ def _silence_pillow() -> None:
     """
     if list(warnings.filters[:1]) != [_SILENT_PILLOW]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
+    _silence_tiff()
+
+
+@cache
+def _silence_tiff() -> None:
+    """Keep TIFF readers from writing a line to stderr for each damaged file: it is a reject."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL + 1)
+    libraries = Path(Image.__file__).parents[1] / "pillow.libs"
+    for file in [*libraries.glob("libtiff*.so*"), *libraries.glob("libtiff*.dylib")]:
+        library = ctypes.CDLL(str(file))
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
 
 
 def fit_image(

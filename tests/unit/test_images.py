@@ -187,6 +187,15 @@ def test_long_notes_in_a_png_are_passed_over():
     np.testing.assert_array_equal(decode(encode(picture, pnginfo=notes)), decode(encode(picture)))
 
 
+def test_damaged_tiffs_write_nothing_to_stderr(capfd: pytest.CaptureFixture[str]):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    for compression in ("tiff_lzw", "tiff_deflate"):
+        encoded = bytearray(encode(noise, "TIFF", compression=compression))
+        encoded[20:60] = b"\xff" * 40
+        assert isinstance(decode(bytes(encoded)), Rejected)
+    assert capfd.readouterr().err == ""
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_files_never_raise(data):
