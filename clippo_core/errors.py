@@ -60,6 +60,7 @@ RejectReason = Literal[
     "too_many_pixels",  # above max_pixels: a decompression bomb, or a scan to be shrunk first
     "missing_caption",  # null, or an empty list of captions
     "missing_label",  # no class or score to train on
+    "invalid_unicode",  # a text has bytes that are not UTF-8
     "blank_caption",  # empty, white space, or characters that the font lacks: nothing to see
 ]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 import tyro
 
 from clippo_core.errors import ConfigError
+from pipelines.datasets.manifest import REJECTS_FILE, read_manifest
 from pipelines.datasets.prepare.index import IndexColumns, prepare_index
-from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder, summarize
+from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder
 from pipelines.datasets.prepare.public.cifar import prepare_cifar
 from pipelines.datasets.prepare.public.coco import prepare_coco
 from pipelines.datasets.prepare.public.flickr30k import prepare_flickr30k
@@ -22,6 +26,9 @@ from pipelines.datasets.prepare.registry import REGISTRY, RegistrySet
 from pipelines.datasets.prepare.texts import prepare_parallel, prepare_texts
 from pipelines.datasets.sources import data_cache
 from pipelines.runtime.storage import Location
+
+#: Reasons of rejects that stand for parts of files which cannot be read at all.
+_LOST = ("damaged_tar", "damaged_row")
 
 
 def folder(
@@ -235,7 +242,10 @@ DATASETS = {name: command for group in GROUPS.values() for name, command in grou
 
 
 def run(argv: list[str]) -> None:
-    """Prepare a data set; the last lines are the folders that were made."""
+    """Prepare a data set; the last lines are the folders that were made.
+
+    Where parts of files could not be read, a line on stderr behind them says so.
+    """
     if not argv or argv[0] not in DATASETS:
         if argv and argv[0] in ("-h", "--help"):
             print(_usage())
@@ -243,7 +253,35 @@ def run(argv: list[str]) -> None:
         raise ConfigError(f"prepare takes one of its data sets first:\n{_usage()}")
     prog = f"python -m pipelines prepare {argv[0]}"
     folders = tyro.cli(DATASETS[argv[0]], args=argv[1:], prog=prog)
-    print("\n".join([*summarize(folders), *(folder.uri for folder in folders)]))
+    rejects = {folder: _rejects(folder) for folder in folders}
+    print("\n".join(line for folder in folders for line in _summary(folder, rejects[folder])))
+    print("\n".join(folder.uri for folder in folders))
+    damaged = [row["key"] for rows in rejects.values() for row in rows if row["reason"] in _LOST]
+    if damaged:
+        print(
+            f"{len(damaged)} parts of files are damaged and lost, the first at {damaged[0]}",
+            file=sys.stderr,
+        )
+
+
+def _rejects(folder: Location) -> list[dict[str, str]]:
+    """Return the rows that a data set does without, as `prepare` noted them."""
+    place = folder / REJECTS_FILE
+    if not place.exists():
+        return []
+    return [json.loads(line) for line in place.read_bytes().decode().split("\n") if line]
+
+
+def _summary(folder: Location, rejects: Sequence[dict[str, str]]) -> list[str]:
+    """Return lines on how much a data set holds, and what was rejected for each reason."""
+    manifest = read_manifest(folder)
+    classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
+    rejected = f", {manifest.num_rejected} rejected" if manifest.num_rejected else ""
+    lines = [f"{manifest.name}: {manifest.num_rows} samples{classes}{rejected}"]
+    for reason, count in Counter(row["reason"] for row in rejects).most_common():
+        first = next(row for row in rejects if row["reason"] == reason)
+        lines.append(f"  {count} {reason}, e.g. {first['key']}: {first['detail'][:80]}")
+    return [*lines, f"  all in {(folder / REJECTS_FILE).uri}"] if rejects else lines
 
 
 def _usage() -> str:

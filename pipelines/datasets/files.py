@@ -67,7 +67,8 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
     """Return a Parquet file, opened once per process; `_version` tells it from its successors.
 
     Raises:
-        SampleError: if the file lacks a column.
+        SampleError: if the file lacks a column, has two of its name, or one of another type.
+        ArrowException: if it is damaged.
     """
     location = Location.of(uri)
     with storage_errors(location):
@@ -85,12 +86,79 @@ def open_shard(uri: str, _version: str, columns: Columns) -> ParquetShard:
         missing = [name for name in missing if name in ("key", "captions")]
     if missing:
         raise SampleError(f"{uri} has the columns {found}; expected {columns.names}")
+    if problem := problem_of_types(file.schema_arrow, columns):
+        raise SampleError(f"{uri} {problem}")
     metadata = file.metadata
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     present = [name for name in columns.names if name in found]
     empty = _empty_columns(metadata, present) - set(columns.captions)
     chosen = [name for name in present if name not in empty]
     return ParquetShard(file, chosen, np.cumsum(sizes, dtype=np.int64))
+
+
+def problem_of_types(schema: pa.Schema, columns: Columns) -> str:
+    """Return which column is there twice, or holds something else than is needed; "" if none."""
+    texts = dict.fromkeys(columns.captions, ("texts or lists of texts", holds_captions))
+    wanted: dict[str | None, tuple[str, Callable[[pa.DataType], bool]]] = {
+        columns.image: ("encoded pictures", holds_bytes),
+        columns.image_path: ("paths", _is_text),
+        columns.image_offset: ("offsets", pa.types.is_integer),
+        columns.image_size: ("sizes", pa.types.is_integer),
+        columns.languages: ("lists of languages", holds_captions),
+        columns.question: ("texts", _is_text),
+        columns.class_id: ("numbers or names", lambda t: pa.types.is_integer(t) or _is_text(t)),
+        columns.score: ("numbers", lambda t: pa.types.is_integer(t) or pa.types.is_floating(t)),
+        **texts,
+    }
+    for name in columns.names:
+        fields = [field for field in schema if field.name == name]
+        if len(fields) > 1:
+            return f"has {len(fields)} columns called {name!r}; rename all but one"
+        what, fits = wanted.get(name, ("", None))
+        if fields and fits and not (fits(fields[0].type) or pa.types.is_null(fields[0].type)):
+            return f"has the column {name!r} of type {fields[0].type}; expected {what}"
+    return ""
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Return True if a column of this type can hold pictures, as they are or in a struct."""
+    if pa.types.is_struct(kind):
+        return any(
+            kind.field(number).name == "bytes" and holds_bytes(kind.field(number).type)
+            for number in range(kind.num_fields)
+        )
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def holds_captions(kind: pa.DataType) -> bool:
+    """Return True if a column of this type can hold texts or lists of texts."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return _is_text(kind.value_type if is_list else kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def python_values(column: pa.ChunkedArray) -> list[Any]:
+    """Return a column's values. Bytes that are not UTF-8 stay in a text as lone surrogates."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(value) for value in column.cast(_with_bytes(column.type)).to_pylist()]
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_with_bytes(kind.value_type))
+    return pa.binary() if _is_text(kind) else kind
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def _empty_columns(metadata: pq.FileMetaData, names: Sequence[str]) -> set[str]:
@@ -157,13 +225,12 @@ def for_each(
 
 
 def _read_local(place: Location, reference: ImageReference) -> bytes | None:
-    try:
-        with storage_errors(place), Path(place.uri).open("rb") as file:
-            if reference.offset is not None:
-                file.seek(reference.offset)
-            return file.read(-1 if reference.size is None else reference.size)
-    except FileNotFoundError:
+    if not place.is_regular_file():
         return None
+    with storage_errors(place), Path(place.uri).open("rb") as file:
+        if reference.offset is not None:
+            file.seek(reference.offset)
+        return file.read(-1 if reference.size is None else reference.size)
 
 
 @dataclass

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from clippo_core.config import Config, from_json, require, to_json
 from clippo_core.errors import ConfigError, SampleError
+from clippo_core.unicode import is_unicode, readable
 from pipelines.runtime.storage import Location
 
 MANIFEST_FILE = "manifest.json"
@@ -309,7 +310,13 @@ class ShardWriter:
     _rejects: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, sample: RawSample) -> None:
-        """Add one sample."""
+        """Add one sample; one with a text that is not Unicode is recorded as a reject."""
+        path = sample.image_at.path if sample.image_at is not None else None
+        texts = [*(sample.captions or ()), *(sample.languages or ()), sample.question, path]
+        if wrong := [text for text in texts if text is not None and not is_unicode(text)]:
+            self.reject(sample.key, "invalid_unicode", wrong[0][:80])
+            return
+        sample = sample._replace(key=readable(sample.key))
         if self.shuffle:
             self._held.append(sample)
         else:
@@ -317,7 +324,7 @@ class ShardWriter:
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
         """Record a row that cannot be used."""
-        self._rejects.append({"key": key, "reason": reason, "detail": detail})
+        self._rejects.append({"key": readable(key), "reason": reason, "detail": readable(detail)})
 
     def close(self) -> Manifest:
         """Write the remaining samples, the rejects, and the manifest.
@@ -419,6 +426,6 @@ def _format_version(content: bytes) -> object:
     """Return the format version that a manifest states; None where it is no JSON object."""
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found.get("format_version") if isinstance(found, dict) else None

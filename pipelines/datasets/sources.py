@@ -23,6 +23,7 @@ from pipelines.datasets.files import (
     fetch_files,
     for_each,
     open_shard,
+    python_values,
 )
 from pipelines.datasets.manifest import (
     MANIFEST_FILE,
@@ -157,7 +158,8 @@ class Source:
             if file.num_rows != shard.num_rows:
                 raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
             for group in range(len(file.ends)):
-                yield self._to_samples(shard, file.read(group), file.group_rows(group))
+                table = self._read_group(shard, file, group)
+                yield self._to_samples(shard, table, file.group_rows(group))
 
     def read_texts(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> list[RawSample]:
         """Return the samples of `read` without pictures, which are not fetched."""
@@ -180,10 +182,9 @@ class Source:
         for number in range(len(self.shards)):
             file = self._open(number)
             for group in range(len(file.ends)):
-                with storage_errors(self.folder):
-                    table = file.read(group, only=column)
+                table = self._read_group(self.shards[number], file, group, only=column)
                 if column in table.column_names:
-                    found += map(self._class_id, table.column(column).to_pylist())
+                    found += map(self._class_id, python_values(table.column(column)))
                 else:
                     found += [None] * len(file.group_rows(group))
         return found
@@ -202,11 +203,7 @@ class Source:
             if group >= len(file.ends):
                 raise self._wrong_shard(shard, f"it has {file.num_rows} rows")
             positions = np.flatnonzero(group_of_row == group)
-            try:
-                with storage_errors(self.folder):
-                    table = file.read(group)
-            except pa.ArrowException as error:
-                raise self._wrong_shard(shard, str(error)) from None
+            table = self._read_group(shard, file, group)
             numbers = rows[positions]
             within = numbers - file.group_rows(group).start
             samples = self._to_samples(shard, table.take(within), numbers)
@@ -219,6 +216,15 @@ class Source:
             return open_shard(place.uri, shard.version, self.manifest.columns)
         except FileNotFoundError:
             raise self._wrong_shard(shard, "the file does not exist") from None
+        except pa.ArrowException as error:
+            raise self._wrong_shard(shard, str(error)) from None
+
+    def _read_group(
+        self, shard: Shard, file: ParquetShard, group: int, *, only: str | None = None
+    ) -> pa.Table:
+        try:
+            with storage_errors(self.folder):
+                return file.read(group, only=only)
         except pa.ArrowException as error:
             raise self._wrong_shard(shard, str(error)) from None
 
@@ -236,7 +242,7 @@ class Source:
 
         def values(name: str | None) -> list[Any]:
             is_there = name is not None and name in table.column_names
-            return table.column(name).to_pylist() if is_there else [None] * count
+            return python_values(table.column(name)) if is_there else [None] * count
 
         keys = values(names.key) if names.key else [f"{shard.path}:{row}" for row in rows]
         places = map(values, (names.image_path, names.image_offset, names.image_size))
@@ -302,7 +308,7 @@ def _read_shards(folder: str, digest: str, captions: str) -> ShardTable:
     try:
         table = pq.read_table(io.BytesIO(place.read_bytes())).combine_chunks()
         paths, rows, versions = (table.column(n).chunk(0) for n in ("path", "num_rows", "version"))
-    except (FileNotFoundError, KeyError, pa.ArrowException) as error:
+    except (FileNotFoundError, KeyError, OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise SampleError(
             f"{place.uri} cannot be read ({error}); prepare the data set again"
         ) from None

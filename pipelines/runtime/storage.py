@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,6 +114,16 @@ class Location:
         with storage_errors(self):
             return fs.isdir(path)
 
+    def is_regular_file(self) -> bool:
+        """Return True if there is a file on a disk that can be read to its end.
+
+        Pipes and devices are none, and no file has a name that a disk does not take.
+        """
+        try:
+            return stat.S_ISREG(Path(self.uri).stat().st_mode)
+        except (OSError, ValueError):
+            return False
+
     def read_bytes(self) -> bytes:
         """Return the content of the file.
 
@@ -148,7 +159,7 @@ class Location:
         """
         try:
             return json.loads(self.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{self.uri} is not valid JSON: {error}") from None
 
     def names(self) -> list[str]:
@@ -163,14 +174,17 @@ class Location:
             )
 
     def files(self) -> list[str]:
-        """Return the sorted relative paths of all files in the folder and below."""
+        """Return the sorted relative paths of all files in the folder and below.
+
+        On a disk, links are followed, except for those that lead back to a folder around them;
+        pipes and devices are left out.
+        """
         fs, path = self.open_fs()
         with storage_errors(self):
             if self.is_local:
                 # fsspec does not follow links, which class folders often are.
-                walked = os.walk(path, followlinks=True)
-                found = [Path(folder) / name for folder, _, names in walked for name in names]
-                return sorted(file.relative_to(path).as_posix() for file in found)
+                root = Path(path)
+                return sorted(_walk(root, "", frozenset())) if root.is_dir() else []
             fs.invalidate_cache()
             if not fs.isdir(path):
                 return []
@@ -190,6 +204,19 @@ class Location:
         fs, path = self.open_fs()
         with storage_errors(self):
             fs.rm(path, recursive=True)
+
+
+def _walk(folder: Path, prefix: str, around: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yield the paths of regular files below a folder, given the folders around it by inode."""
+    status = folder.stat()
+    if (inode := (status.st_dev, status.st_ino)) in around:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", around | {inode})
+            elif entry.is_file():
+                yield f"{prefix}{entry.name}"
 
 
 @functools.cache
@@ -214,13 +241,22 @@ def _make_s3_patient() -> None:
 
 @contextmanager
 def storage_errors(location: Location) -> Iterator[None]:
-    """Turn errors of a file system into a `StorageError` that names the place."""
+    """Turn errors of a file system into a `StorageError` that names the place.
+
+    Raises:
+        StorageError: if the storage does not answer as it should.
+        ArrowInvalid: if it does, and Arrow cannot read what the file holds.
+        FileNotFoundError: if there is no such file.
+    """
     try:
         yield
-    except (FileNotFoundError, ArrowInvalid):
-        # The storage works: there is no such file, or it is no Parquet.
+    except (FileNotFoundError, ArrowInvalid, UnicodeDecodeError):
+        # The storage works: what it holds is the problem.
         raise
     except Exception as error:
+        if type(error) is OSError and error.errno is None:
+            # So Arrow calls damage that it finds while it unpacks.
+            raise ArrowInvalid(str(error).strip()) from None
         # Compared by name: botocore takes long to import, and most runs have no bucket.
         is_botos = any(kind.__module__.startswith("botocore.") for kind in type(error).__mro__)
         if not is_botos and not isinstance(error, _STORAGE_FAILURES):
@@ -272,7 +308,10 @@ class JsonLines:
 
 
 def read_json_lines(folder: Location) -> Iterator[Any]:
-    """Yield the rows of all parts in a folder, in the order of their names."""
-    for name in folder.names():
+    """Yield the rows of all parts in a folder, in the order of their names.
+
+    Other files, such as what a full disk left half-written, are passed over.
+    """
+    for name in filter(lambda name: name.endswith(".jsonl"), folder.names()):
         for line in (folder / name).read_bytes().decode().splitlines():
             yield json.loads(line)

@@ -22,6 +22,7 @@ from clippo_core.images import decode_image
 from clippo_core.rendering import TextRasters, TextRenderer
 from clippo_core.rendering.unifont import parse_font
 from clippo_core.sample_plan import PlannedSamples, SamplePlan
+from clippo_core.unicode import is_unicode, readable
 from clippo_core.vocabulary import PreparedTexts, Vocabulary
 from pipelines.datasets.labels import Labels, LabelSpec, digest_of_labels, target_of, text_of
 from pipelines.datasets.manifest import RawSample, SampleKind
@@ -346,13 +347,17 @@ def _read_labelled(spec: StreamSpec, labels: LabelSpec, visit: Visit) -> UsableS
     target = target_of(sample, labels, _labels_of(spec.sources, visit.source, labels.digest))
     if isinstance(target, Rejected):
         return target
+    text = (sample.question or "") if labels.task == "vqa" else text_of(sample)
+    if isinstance(text, Rejected):
+        return text
+    if not is_unicode(text):
+        return Rejected("invalid_unicode", readable(text[:80]))
     if labels.task != "vqa":
-        text = text_of(sample)
-        return text if isinstance(text, Rejected) else UsableSample(sample.key, "", text, target)
+        return UsableSample(sample.key, "", text, target)
     pixels = decode_image(sample.image, spec.image, image_size_px=spec.render.image_size_px)
     if isinstance(pixels, Rejected):
         return pixels
-    return UsableSample(sample.key, pixels, sample.question or "", target)
+    return UsableSample(sample.key, pixels, text, target)
 
 
 @functools.lru_cache(maxsize=64)
@@ -375,7 +380,10 @@ def draw_pair(visit: Visit) -> tuple[str, ...] | Rejected:
     wanted = 1 if visit.kind == "image-text" else 2
     if len(texts) < wanted:
         return Rejected("missing_caption", f"{len(texts)} texts, expected {wanted} or more")
-    return tuple(texts[n] for n in draw_texts(visit.kind, len(texts), visit.draw)[:wanted])
+    drawn = tuple(texts[n] for n in draw_texts(visit.kind, len(texts), visit.draw)[:wanted])
+    if wrong := [text for text in drawn if not is_unicode(text)]:
+        return Rejected("invalid_unicode", readable(wrong[0][:80]))
+    return drawn
 
 
 def _prepare_pair(

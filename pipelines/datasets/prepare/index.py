@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clippo_core.errors import SampleError
-from pipelines.datasets.files import CONCURRENT_REQUESTS, for_each
+from pipelines.datasets.files import (
+    CONCURRENT_REQUESTS,
+    for_each,
+    holds_bytes,
+    holds_captions,
+    problem_of_types,
+    python_values,
+)
 from pipelines.datasets.manifest import Columns, Manifest, Shard, refuse_prepared, write_manifest
 from pipelines.datasets.prepare.pictures import (
     PICTURE_SUFFIXES,
@@ -81,13 +88,16 @@ def index_parquet(
             raise SampleError(
                 f"{base.inside(path).uri} has no column {missing[0]!r}, which {paths[0]} has"
             )
+    shards = [shard for shard, _ in footers if shard.num_rows]
+    if not shards:
+        raise SampleError(f"{base.uri} holds {len(paths)} Parquet files, all without rows")
     names: tuple[str, ...] = ()
     if (column := found.class_id) is not None:
         labels = for_each(lambda path: _labels(base, path, column), paths, threads=threads)
         names = _class_names(set().union(*labels))
     write_manifest(
         out,
-        [shard for shard, _ in footers if shard.num_rows],
+        shards,
         Manifest(
             name=base.name,
             columns=found,
@@ -103,11 +113,11 @@ def index_parquet(
 @contextmanager
 def _open_parquet(place: Location) -> Iterator[pq.ParquetFile]:
     fs, file = place.open_fs()
-    with storage_errors(place), fs.open(file, "rb", cache_type="none") as stream:
-        try:
+    try:
+        with storage_errors(place), fs.open(file, "rb", cache_type="none") as stream:
             yield pq.ParquetFile(stream)
-        except pa.ArrowException as error:
-            raise SampleError(f"{place.uri} is no Parquet file: {error}") from None
+    except pa.ArrowException as error:
+        raise SampleError(f"{place.uri} is no Parquet file, or a damaged one: {error}") from None
 
 
 def _footer(base: Location, path: str) -> tuple[Shard, pa.Schema]:
@@ -130,16 +140,16 @@ def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
     def first(names: Sequence[str], fits: Callable[[pa.DataType], bool]) -> str | None:
         return next((name for name in names if name in kinds and fits(kinds[name])), None)
 
-    image = first([given.image] if given.image else _IMAGE_NAMES, _holds_bytes)
-    path = None if image else first([given.image] if given.image else _PATH_NAMES, _holds_text)
-    caption = first(_CAPTION_NAMES, _holds_text)
+    image = first([given.image] if given.image else _IMAGE_NAMES, holds_bytes)
+    path = None if image else first([given.image] if given.image else _PATH_NAMES, holds_captions)
+    caption = first(_CAPTION_NAMES, holds_captions)
     captions = given.captions or ((caption,) if caption else ())
     if not captions or not (image or path):
         raise SampleError(
             f"{where} has the columns {schema.names}; which of them are the picture and the "
             "captions? Name them with --image-column and --caption-columns"
         )
-    return Columns(
+    columns = Columns(
         key=given.key or first(_KEY_NAMES, lambda _: True),
         image=image,
         image_path=path,
@@ -151,23 +161,14 @@ def _columns(schema: pa.Schema, given: IndexColumns, *, where: str) -> Columns:
         class_id=given.class_name,
         score=None,
     )
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if problem := problem_of_types(schema, columns):
+        raise SampleError(f"{where} {problem}")
+    return columns
 
 
 def _labels(base: Location, path: str, column: str) -> set[int | str]:
     with _open_parquet(base.inside(path)) as parquet:
-        labels = parquet.read(columns=[column]).column(0).unique().to_pylist()
+        labels = python_values(parquet.read(columns=[column]).column(0).unique())
     return {label for label in labels if label is not None}
 
 

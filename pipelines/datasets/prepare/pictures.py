@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,23 +12,22 @@ from typing import Any
 from clippo_core.config import ImageConfig
 from clippo_core.errors import Rejected, SampleError
 from clippo_core.images import decode_image
+from clippo_core.unicode import is_unicode
 from pipelines.datasets.files import fetch_files
 from pipelines.datasets.manifest import (
     ImageReference,
     Manifest,
     RawSample,
-    read_manifest,
     shuffled_place,
 )
 from pipelines.datasets.prepare.rows import (
     RejectedRow,
     Row,
     is_held_out,
-    json_objects,
     new_splits,
-    require_columns,
     write_divided,
 )
+from pipelines.datasets.prepare.tables import DamagedRow, csv_rows, json_objects
 from pipelines.runtime.storage import Location
 
 PICTURE_SUFFIXES = frozenset(
@@ -231,33 +230,23 @@ def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any
     """Yield the rows of a CSV, TSV or JSONL file by column; None for what a JSON line lacks.
 
     Raises:
-        SampleError: if the file cannot be read, is not UTF-8, or lacks a column.
+        SampleError: if the file cannot be read, is not UTF-8 from its first line on, or lacks a
+            column.
     """
     try:
-        text = table.read_bytes().decode("utf-8-sig")
+        text = table.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except FileNotFoundError:
         raise SampleError(f"{table.uri} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise SampleError(f"{table.uri} is not UTF-8 ({error}); save it as UTF-8 first") from None
+    if not is_unicode(text.partition("\n")[0]):
+        raise SampleError(f"{table.uri} is not UTF-8; save it as UTF-8 first")
     if table.suffix == ".jsonl":
-        for number, row in json_objects(text.split("\n"), table, wanted, _ADVICE):
-            if isinstance(row, str):
-                yield RejectedRow(f"line {number}", "invalid_json", row)
-            else:
-                yield dict.fromkeys(wanted) | row
-        return
-    delimiter = "\t" if table.suffix == ".tsv" else ","
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, restval="")
-    require_columns(table, wanted, reader.fieldnames or (), _ADVICE)
-    yield from reader
-
-
-def summarize(folders: Iterable[Location]) -> list[str]:
-    """Return a line for each data set: how much it holds, and how much was rejected."""
-    lines = []
-    for folder in folders:
-        manifest = read_manifest(folder)
-        classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
-        rejected = f", {manifest.num_rejected} rejected" if manifest.num_rejected else ""
-        lines.append(f"{manifest.name}: {manifest.num_rows} samples{classes}{rejected}")
-    return lines
+        rows = json_objects(text.split("\n"), table, wanted, _ADVICE)
+    else:
+        delimiter = "\t" if table.suffix == ".tsv" else ","
+        lines = io.StringIO(text, newline="")
+        rows = csv_rows(lines, table, wanted, advice=_ADVICE, delimiter=delimiter)
+    for number, row in rows:
+        if isinstance(row, DamagedRow):
+            yield RejectedRow(f"line {number}", *row)
+        else:
+            yield dict.fromkeys(wanted) | row

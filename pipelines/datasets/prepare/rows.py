@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ConfigError
 from pipelines.datasets.manifest import Manifest, RawSample, ShardWriter, refuse_prepared
 from pipelines.runtime.progress import progress
 from pipelines.runtime.storage import Location
@@ -32,47 +31,6 @@ Row = RawSample | RejectedRow
 def tidy(text: str) -> str:
     """Return a text on one line, with single spaces."""
     return " ".join(text.split())
-
-
-def json_objects(
-    lines: Iterable[str], place: Location, columns: Sequence[str], advice: str = "name yours"
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield the number of each line that is not blank, and its JSON object or what is wrong.
-
-    Raises:
-        SampleError: if the first object lacks a column; see `require_columns`.
-    """
-    is_first = True
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, str(error)[:200]
-            continue
-        if not isinstance(row, dict):
-            yield number, f"expected an object, found {type(row).__name__}"
-            continue
-        if is_first:
-            require_columns(place, columns, row, advice)
-            is_first = False
-        yield number, row
-
-
-def require_columns(
-    place: Location, wanted: Iterable[str], found: Iterable[str], advice: str = "name yours"
-) -> None:
-    """Make sure that a table has all wanted columns.
-
-    Raises:
-        SampleError: if it lacks one; names the columns that it has, and ends in the advice.
-    """
-    for column in wanted:
-        if column not in found:
-            raise SampleError(
-                f"{place.uri} has no column {column!r}; it has {list(found)}; {advice}"
-            )
 
 
 def is_held_out(key: str, share: float) -> bool:

@@ -19,16 +19,21 @@ import pyarrow.parquet as pq
 import sentencex
 
 from clippo_core.errors import ConfigError, SampleError
+from pipelines.datasets.files import python_values
 from pipelines.datasets.manifest import Manifest, RawSample
 from pipelines.datasets.prepare.rows import (
     RejectedRow,
     Row,
     is_held_out,
-    json_objects,
     new_splits,
-    require_columns,
     tidy,
     write_divided,
+)
+from pipelines.datasets.prepare.tables import (
+    DamagedRow,
+    csv_rows,
+    json_objects,
+    require_columns,
 )
 from pipelines.runtime.storage import Location, storage_errors
 
@@ -41,10 +46,10 @@ _MAX_LINE_CHARS = 64 * 2**20
 #: Length at which a text file without blank lines is cut.
 _MAX_DOCUMENT_CHARS = 2**20
 _PARQUET_ROWS = 256
-_INVALID_UNICODE = ("invalid_unicode", "")
+_INVALID_UNICODE = DamagedRow("invalid_unicode", "")
 
-#: Values by column, or (reason, detail) where a row cannot be read.
-Values = Mapping[str, Any] | tuple[str, str]
+#: Values by column.
+Values = Mapping[str, Any] | DamagedRow
 
 
 @dataclass(frozen=True)
@@ -189,13 +194,12 @@ def read_rows(file: TextFile, columns: Sequence[str]) -> Iterator[tuple[str, Val
         StorageError: if the file cannot be read.
     """
     reader = _READERS[file.suffix]
-    with storage_errors(file.place):
-        try:
-            with _open(file) as stream:
-                for number, row in enumerate(reader(file, stream, columns)):
-                    yield f"{file.key}:{number}", row if _is_unicode(row) else _INVALID_UNICODE
-        except (pa.ArrowException, csv.Error) as error:
-            raise SampleError(f"{file.place.uri} is damaged: {error}") from None
+    try:
+        with storage_errors(file.place), _open(file) as stream:
+            for number, row in enumerate(reader(file, stream, columns)):
+                yield f"{file.key}:{number}", row if _is_unicode(row) else _INVALID_UNICODE
+    except pa.ArrowException as error:
+        raise SampleError(f"{file.place.uri} is damaged: {error}") from None
 
 
 def _read_documents(
@@ -217,26 +221,23 @@ def _read_documents(
 
 def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
     for _, row in json_objects(_lines(stream), file.place, columns):
-        if isinstance(row, str):
-            yield "invalid_json", row
-        else:
-            yield {name: row[name] for name in columns if name in row}
+        is_damaged = isinstance(row, DamagedRow)
+        yield row if is_damaged else {name: row[name] for name in columns if name in row}
 
 
-def _read_table(
-    file: TextFile, stream: BinaryIO, columns: Sequence[str]
-) -> Iterator[dict[str, str]]:
+def _read_table(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
     is_tsv = file.suffix == ".tsv"
     with _decoded(stream, newline="") as text:
-        reader = csv.DictReader(
-            text,
-            restval="",
+        rows = csv_rows(
+            iter(lambda: text.readline(_MAX_LINE_CHARS), ""),
+            file.place,
+            columns,
             delimiter="\t" if is_tsv else ",",
             quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
         )
-        require_columns(file.place, columns, reader.fieldnames or ())
-        for row in reader:
-            yield {name: row[name] for name in columns}
+        for _, row in rows:
+            is_damaged = isinstance(row, DamagedRow)
+            yield row if is_damaged else {name: row[name] for name in columns}
 
 
 def _read_parquet(
@@ -250,7 +251,10 @@ def _read_parquet(
         with pq.ParquetFile(stream) as parquet:
             require_columns(file.place, columns, parquet.schema_arrow.names)
             for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(columns)):
-                yield from batch.to_pylist()
+                values = [python_values(pa.chunked_array([column])) for column in batch.columns]
+                yield from (
+                    dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)
+                )
 
 
 #: Functions that yield the rows of an open file, by its format.

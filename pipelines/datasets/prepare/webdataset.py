@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.datasets.files import CONCURRENT_REQUESTS, for_each
 from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter
 from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.datasets.prepare.rows import RejectedRow, Row
+from pipelines.datasets.prepare.tars import Damage, tar_members
 from pipelines.runtime.progress import progress
 from pipelines.runtime.storage import Location, storage_errors
 
@@ -22,6 +22,11 @@ CAPTION_FIELDS = ("caption", "captions", "text")
 #: Rows of an index are short, so more of them are read at a time than rows with pictures.
 _ROWS_PER_SHARD, _ROW_GROUP_ROWS = 65_536, 512
 _READ_AHEAD_BYTES = 8 * 2**20
+#: Most bytes of a member with text or JSON.
+_MAX_TEXT_BYTES = 16 * 2**20
+#: First bytes of gzip, bzip2, xz and Zstandard.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+_LONGEST_MAGIC = max(map(len, _COMPRESSED))
 
 
 @dataclass
@@ -77,54 +82,47 @@ def index_webdataset(
 def scan_tar(base: Location, path: str, caption_fields: Sequence[str]) -> list[Row]:
     """Return the samples of a tar, and a reject for each part that cannot be used.
 
-    A tar that is compressed, or has a member whose name leads out of it, is refused as a whole; of
-    a truncated one, the part before the damage is used.
+    A tar that is compressed is refused as a whole. Of a damaged one, all that lies before and
+    behind the damage is used.
     """
-    place, found = base.inside(path), list[Row]()
+    place = base.inside(path)
     fs, file = place.open_fs()
     options = {} if place.is_local else {"block_size": _READ_AHEAD_BYTES}
     with storage_errors(place), fs.open(file, "rb", **options) as stream:
         size = fs.info(file)["size"]
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for group in _group(tar, path, size):
-                    is_whole = isinstance(group, Member)
-                    found.append(_row(group, caption_fields) if is_whole else group)
-        except UnsafeNameError as error:
-            return [RejectedRow(path, "unsafe_member_name", str(error))]
-        except (tarfile.TarError, EOFError) as error:
-            found.append(RejectedRow(path, "truncated_tar", str(error)))
-    return found
+        start = stream.read(_LONGEST_MAGIC)
+        if start.startswith(_COMPRESSED):
+            detail = "it is compressed, so that no member can be read by itself; unpack it first"
+            return [RejectedRow(path, "compressed_tar", detail)]
+        return [
+            _row(group, caption_fields) if isinstance(group, Member) else group
+            for group in _group(stream, path, size)
+        ]
 
 
-class UnsafeNameError(Exception):
-    """Raised when a member's name is absolute or leads upwards."""
-
-
-def _group(tar: tarfile.TarFile, path: str, size: int) -> Iterator[Member | RejectedRow]:
+def _group(stream: BinaryIO, path: str, size: int) -> Iterator[Member | RejectedRow]:
     """Yield consecutive members that share a name up to the first dot of its last part."""
     sample: Member | None = None
-    for info in tar:
-        if info.name.startswith("/") or ".." in info.name.split("/"):
-            raise UnsafeNameError(info.name)
-        if not info.isfile():
+    for found in tar_members(stream, size):
+        if isinstance(found, Damage):
+            detail = f"bytes {found.start} to {found.stop}: {found.why}"
+            yield RejectedRow(f"{path}@{found.start}", "damaged_tar", detail)
             continue
-        folder, _, name = info.name.rpartition("/")
+        folder, _, name = found.name.rpartition("/")
         stem, _, extension = name.partition(".")
         key = f"{path}/{folder}/{stem}" if folder else f"{path}/{stem}"
-        if info.offset_data + info.size > size:
-            yield RejectedRow(key, "truncated_tar", f"{info.name} is cut short")
-            break
+        if found.name.startswith("/") or ".." in found.name.split("/"):
+            yield RejectedRow(key, "unsafe_member_name", found.name)
+            continue
         if sample is not None and sample.key != key:
             yield sample
         if sample is None or sample.key != key:
             sample = Member(key)
         if f".{extension.lower().rpartition('.')[2]}" in PICTURE_SUFFIXES:
-            sample.image = ImageReference(path, info.offset_data, info.size)
+            sample.image = ImageReference(path, found.offset, found.size)
         elif extension in ("txt", "json", "cls"):
-            file = tar.extractfile(info)
-            assert file is not None, "a regular file has content"
-            sample.texts[extension] = file.read()
+            stream.seek(found.offset)
+            sample.texts[extension] = stream.read(min(found.size, _MAX_TEXT_BYTES))
     if sample is not None:
         yield sample
 
@@ -135,7 +133,7 @@ def _row(member: Member, caption_fields: Sequence[str]) -> Row:
         return RejectedRow(member.key, "missing_image", f"only {sorted(member.texts)}")
     try:
         captions = _captions(member.texts, caption_fields)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return RejectedRow(member.key, "invalid_json", str(error))
     if not captions:
         return RejectedRow(member.key, "missing_caption", f"only {sorted(member.texts)}")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clippo_core.errors import ConfigError, SampleError, StorageError
-from pipelines.datasets.manifest import RawSample
+from pipelines.datasets.manifest import REJECTS_FILE, RawSample
 from pipelines.datasets.prepare import texts
 from pipelines.datasets.prepare.registry import (
     bible,
@@ -318,10 +318,13 @@ class TestParallelTexts:
         with pytest.raises(SampleError, match=r"no column 'es'; it has \['de', 'en', 'fr'\]"):
             prepare_parallel(here / f"x{suffix}", here / "out", columns=["de", "es"])
 
-    def test_an_enormous_field_is_named_as_damage(self, here: Location):
-        (here / "x.csv").write_bytes(as_table([{"a": "x" * 200_000, "b": "y"}]))
-        with pytest.raises(SampleError, match="field larger than"):
-            prepare_parallel(here / "x.csv", here / "out", columns=["a", "b"])
+    def test_an_enormous_field_is_a_reject(self, here: Location):
+        rows = [{"a": "x" * 200_000, "b": "y"}, {"a": "one", "b": "eins"}]
+        (here / "x.csv").write_bytes(as_table(rows))
+        (folder,) = prepare_parallel(here / "x.csv", here / "out", columns=["a", "b"])
+        assert open_source(folder.uri).num_rows == 1
+        (reject,) = (folder / REJECTS_FILE).read_bytes().decode().splitlines()
+        assert json.loads(reject)["reason"] == "damaged_row"
 
     def test_a_folder_is_no_table(self, here: Location):
         with pytest.raises(SampleError, match="is no file of texts"):
