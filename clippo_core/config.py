@@ -18,6 +18,8 @@ TextPatches = Literal["all", "occupied"]
 TextInput = Literal["pixels", "tokens_one_tower", "tokens_two_towers"]
 Precision = Literal["float32", "bfloat16"]
 PrecisionSetting = Literal["auto", "float32", "bfloat16"]
+#: Most patches along a side of the canvas: those of 16 px on the largest one.
+_MAX_GRID = 256
 FineTuningTask = Literal["text_classification", "glue", "vqa"]
 
 
@@ -113,8 +115,11 @@ class VitConfig(Config):
     """Features of the final embedding."""
 
     def __post_init__(self) -> None:
+        # Far beyond any model: a damaged config must not ask for memory that no machine has.
+        limits = {"depth": 1024, "patch_size_px": 4096}
         for name in ("width", "depth", "mlp_dim", "num_heads", "patch_size_px", "embed_dim"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}; expected 1 or more")
+            value, most = getattr(self, name), limits.get(name, 2**17)
+            require(1 <= value <= most, f"{name}={value}; expected 1 to {most}")
         heads = self.num_heads
         require(self.width % heads == 0, f"num_heads={heads} does not divide width={self.width}")
 
@@ -188,6 +193,11 @@ class ClippoConfig(Config):
         tokens = self.vocabulary_size
         require(tokens >= 2, f"vocabulary_size={tokens}; expected 2 or more, some 32,000")
         size, patch = self.render.image_size_px, self.vit.patch_size_px
+        require(
+            size // patch <= _MAX_GRID,
+            f"patch_size_px={patch} makes {size // patch} patches on each side of the canvas; "
+            f"expected {_MAX_GRID} or fewer",
+        )
         nearest = size // patch * patch
         require(
             size % patch == 0,

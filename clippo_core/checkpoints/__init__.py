@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def load_weights(
     """
     state = dict(state)
     if _POSITIONS in state:
+        shape = tuple(state[_POSITIONS].shape)
+        if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1] or not shape[1]:
+            raise CheckpointError(
+                f"{where} has position embeddings of shape {shape}; expected [1, patches, width] "
+                "of a square grid"
+            )
         state[_POSITIONS] = resize_positions(state[_POSITIONS], grid_size=model.config.grid_size)
     try:
         model.load_state_dict(state, strict=True, assign=assign)

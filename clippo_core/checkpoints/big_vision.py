@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from clippo_core.config import ClippoConfig, ImageConfig, RenderConfig, VitConfig
 from clippo_core.errors import CheckpointError, ClippoError
+from clippo_core.npy import declared_bytes
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -48,6 +50,8 @@ _SINGLE_PARAMETERS = {
 }
 #: Name of the parameter that only models trained with the sigmoid loss have, here and there.
 _BIAS, _FLAX_BIAS = "logit_bias", "b"
+#: How many times the size of the file its arrays may have: weights hardly compress.
+_LARGEST_RATIO, _ALWAYS_ALLOWED_BYTES = 20, 2**26
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,34 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise CheckpointError(f"{path} is a single array; expected an .npz of many")
+            _require_plausible_sizes(file, path)
             return {key: file[key] for key in file.files if not key.startswith("opt/")}
     except ValueError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}. Checkpoints hold plain arrays; pickled objects are "
             "never loaded, because unpickling runs code"
         ) from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise CheckpointError(f"{path} is missing, damaged, or no .npz file: {error}") from None
+
+
+def _require_plausible_sizes(file: np.lib.npyio.NpzFile, path: Path) -> None:
+    """Make sure that arrays take no more memory than weights in a file of this size can.
+
+    Raises:
+        CheckpointError: if they would.
+    """
+    most = max(_LARGEST_RATIO * path.stat().st_size, _ALWAYS_ALLOWED_BYTES)
+    assert file.zip is not None, "the file is open"
+    declared = sum(member.file_size for member in file.zip.infolist())
+    for member in file.zip.infolist():
+        with file.zip.open(member) as content:
+            declared = max(declared, declared_bytes(content))
+    if declared > most:
+        raise CheckpointError(
+            f"{path} says that it holds {declared:,} bytes of arrays, which weights in a file of "
+            f"{path.stat().st_size:,} bytes never are: it is damaged, or no checkpoint"
+        )
 
 
 def _parameters_of(arrays: Arrays, path: str | Path) -> dict[str, np.ndarray]:

@@ -21,10 +21,13 @@ import numpy as np
 from jaxtyping import Int32, UInt16
 
 from clippo_core.errors import RenderError
+from clippo_core.npy import declared_bytes
 
 GLYPH_PX = 16
 NUM_CODEPOINTS = 0x110000
 BUNDLED_FONT = Path(__file__).parent / "assets" / "unifont-15.1.01.glyphs.xz"
+#: Most bytes of a font, unpacked: ten times all that Unicode needs.
+_MAX_FONT_BYTES = 2**28
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
 
@@ -102,7 +105,7 @@ def parse_font(content: bytes, *, name: str, is_bundled: bool = False) -> GlyphT
     try:
         if name.endswith(".glyphs.xz"):
             return _parse_compact(content, is_bundled=is_bundled)
-        plain = gzip.decompress(content) if name.endswith(".gz") else content
+        plain = _unzipped(content) if name.endswith(".gz") else content
         return _parse_hex(plain.decode("ascii").splitlines(), name=name)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         raise RenderError(
@@ -110,10 +113,37 @@ def parse_font(content: bytes, *, name: str, is_bundled: bool = False) -> GlyphT
         ) from None
 
 
+def _load_array(buffer: io.BytesIO) -> np.ndarray:
+    start = buffer.tell()
+    if declared_bytes(buffer) > buffer.getbuffer().nbytes - buffer.tell():
+        raise ValueError("an array is cut short")
+    buffer.seek(start)
+    array = np.load(buffer, allow_pickle=False)
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
+        raise ValueError(f"an array is of {array.dtype} and shape {array.shape}")
+    return array
+
+
+def _unzipped(content: bytes) -> bytes:
+    with gzip.open(io.BytesIO(content)) as file:
+        plain = file.read(_MAX_FONT_BYTES + 1)
+    if len(plain) > _MAX_FONT_BYTES:
+        raise ValueError(f"it is longer than {_MAX_FONT_BYTES} bytes")
+    return plain
+
+
 def _parse_compact(content: bytes, *, is_bundled: bool) -> GlyphTable:
-    buffer = io.BytesIO(lzma.decompress(content))
-    codepoints = np.cumsum(np.load(buffer, allow_pickle=False), dtype=np.int32)
-    columns = np.load(buffer, allow_pickle=False).astype(np.uint16)
+    decompressor = lzma.LZMADecompressor()
+    buffer = io.BytesIO(decompressor.decompress(content, _MAX_FONT_BYTES))
+    if not decompressor.eof:
+        raise EOFError(f"it is cut short, or longer than {_MAX_FONT_BYTES} bytes")
+    steps, columns = _load_array(buffer), _load_array(buffer).astype(np.uint16)
+    codepoints = np.cumsum(steps, dtype=np.int64).astype(np.int32)
+    is_ascending = len(steps) and (steps[1:] > 0).all() and codepoints[0] >= 0
+    if not is_ascending or codepoints[-1] >= NUM_CODEPOINTS:
+        raise ValueError("its code points do not ascend from 0 to 10FFFF")
+    if columns.shape != (len(codepoints), GLYPH_PX):
+        raise ValueError(f"its glyphs have the shape {columns.shape}")
     return glyph_table(codepoints, columns, is_bundled=is_bundled)
 
 

@@ -56,6 +56,8 @@ SCHEMA = pa.schema(
 _SHARDS_SCHEMA = pa.schema(
     [("path", pa.string()), ("num_rows", pa.int64()), ("version", pa.string())]
 )
+#: Most classes of a set: their names are held in memory.
+MAX_CLASSES = 1_000_000
 #: Size of a shard at which it is written, however few rows it has.
 _MAX_SHARD_BYTES = 256 * 2**20
 
@@ -403,7 +405,7 @@ def finish_data_set(
 
 def shuffled_place(key: str) -> bytes:
     """Return a sample's place in a shuffled set, which depends on its key alone."""
-    return hashlib.sha256(f"order of {key}".encode()).digest()
+    return hashlib.sha256(f"order of {key}".encode(errors="surrogatepass")).digest()
 
 
 def _write_rejects(folder: Location, rejects: Sequence[dict[str, str]]) -> None:

@@ -17,7 +17,14 @@ from pipelines.datasets.files import (
     problem_of_types,
     python_values,
 )
-from pipelines.datasets.manifest import Columns, Manifest, Shard, refuse_prepared, write_manifest
+from pipelines.datasets.manifest import (
+    MAX_CLASSES,
+    Columns,
+    Manifest,
+    Shard,
+    refuse_prepared,
+    write_manifest,
+)
 from pipelines.datasets.prepare.pictures import (
     PICTURE_SUFFIXES,
     TABLE_SUFFIXES,
@@ -175,6 +182,11 @@ def _labels(base: Location, path: str, column: str) -> set[int | str]:
 def _class_names(labels: set[int | str]) -> tuple[str, ...]:
     """Return the sorted names of classes; for numbers, digits up to the largest."""
     numbers = [label for label in labels if isinstance(label, int)]
+    if numbers and max(numbers) >= MAX_CLASSES:
+        raise SampleError(
+            f"the column of classes goes up to {max(numbers)}; expected numbers from 0 on, below "
+            f"{MAX_CLASSES}: is it an identifier?"
+        )
     if numbers:
         return tuple(str(number) for number in range(max(numbers) + 1))
     return tuple(sorted(str(label) for label in labels))

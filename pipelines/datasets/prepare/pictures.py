@@ -12,7 +12,7 @@ from typing import Any
 from clippo_core.config import ImageConfig
 from clippo_core.errors import Rejected, SampleError
 from clippo_core.images import decode_image
-from clippo_core.unicode import is_unicode
+from clippo_core.unicode import is_unicode, readable
 from pipelines.datasets.files import fetch_files
 from pipelines.datasets.manifest import (
     ImageReference,
@@ -93,7 +93,8 @@ def prepare_folder(
             picture.captions = [line.strip() for line in lines if line.strip()]
     elif all("/" in path for path in paths):
         for picture in pictures:
-            picture.class_name = PurePosixPath(picture.key).parts[0].replace("_", " ")
+            name = PurePosixPath(picture.key).parts[0].replace("_", " ")
+            picture.class_name = readable(name)
     else:
         raise SampleError(
             f"{folder.uri} has pictures without captions, e.g. {paths[0]}; expected a text file "
@@ -139,7 +140,8 @@ def prepare_csv(
         texts = itertools.chain(*(v if isinstance(v, list) else [v] for v in values))
         picture.captions += [str(text).strip() for text in texts if text and str(text).strip()]
         for column in class_column:
-            picture.class_name = str(row[column] or "").strip() or picture.class_name
+            name = readable(str(row[column] or "").strip())
+            picture.class_name = name or picture.class_name
     about = _about(table.parent, PurePosixPath(table.name).stem, copy=copy)
     return _write(list(pictures.values()), out, about, test_share=test_share, rejects=rejects)
 

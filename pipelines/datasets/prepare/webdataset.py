@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from pipelines.datasets.files import CONCURRENT_REQUESTS, for_each
-from pipelines.datasets.manifest import ImageReference, RawSample, ShardWriter
+from pipelines.datasets.manifest import MAX_CLASSES, ImageReference, RawSample, ShardWriter
 from pipelines.datasets.prepare.pictures import PICTURE_SUFFIXES
 from pipelines.datasets.prepare.rows import RejectedRow, Row
 from pipelines.datasets.prepare.tars import Damage, tar_members
@@ -139,6 +139,8 @@ def _row(member: Member, caption_fields: Sequence[str]) -> Row:
         return RejectedRow(member.key, "missing_caption", f"only {sorted(member.texts)}")
     label = member.texts.get("cls", b"").strip()
     class_id = int(label) if re.fullmatch(rb"\d{1,9}", label) else None
+    if class_id is not None and class_id >= MAX_CLASSES:
+        return RejectedRow(member.key, "invalid_class", f"{class_id}; expected below {MAX_CLASSES}")
     return RawSample(member.key, None, captions, class_id, image_at=member.image)
 
 
