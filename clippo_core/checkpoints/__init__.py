@@ -20,6 +20,7 @@ from clippo_core.checkpoints.native import (
     read_state,
     read_vocabulary,
     save_checkpoint,
+    verify_checkpoint,
 )
 from clippo_core.config import ClippoConfig, to_dict
 from clippo_core.errors import CheckpointError
@@ -36,6 +37,7 @@ __all__ = [
     "read_classifier",
     "read_state",
     "save_checkpoint",
+    "verify_checkpoint",
     "write_big_vision",
 ]
 

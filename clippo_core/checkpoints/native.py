@@ -1,7 +1,8 @@
 """The native checkpoint: a folder that holds everything, and nothing that has to be unpickled.
 
     config.json              what the model computes: architecture, rendering, image preprocessing;
-                             of a fine-tuned one also its head and the names of its labels
+                             of a fine-tuned one also its head and the names of its labels; and the
+                             SHA-256 of every other file
     model.safetensors        its weights
     font.glyphs.xz           the font, unless it is the bundled one
     vocabulary.model         of a baseline, which reads tokens
@@ -13,9 +14,10 @@ The last two are there when the checkpoint was made in training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,9 @@ def save_checkpoint(path: str | Path, model: PairModel, *, state: SavedState | N
     if target.exists() and not (target / CONFIG_FILE).is_file():
         raise CheckpointError(f"{target} exists and is no checkpoint; name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    # Not by `tempfile`, whose folders nobody else may read.
+    aside = target.parent / f".{target.name}-{uuid.uuid4().hex[:8]}"
+    aside.mkdir()
     try:
         _write_files(aside, model, state)
         if target.exists():
@@ -80,7 +84,6 @@ def _write_files(folder: Path, model: PairModel, state: SavedState | None) -> No
     }
     if isinstance(model, Classifier):
         config["classifier"] = to_dict(model.classifier_config)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     _save_tensors(folder / WEIGHTS_FILE, model.state_dict())
     if not model.renderer.font.is_bundled:
         (folder / FONT_FILE).write_bytes(model.renderer.font.to_bytes())
@@ -89,7 +92,56 @@ def _write_files(folder: Path, model: PairModel, state: SavedState | None) -> No
     if state is not None:
         _save_tensors(folder / MOMENTS_FILE, state.tensors)
         (folder / STATE_FILE).write_text(json.dumps(state.values, indent=2) + "\n")
-    folder.chmod(0o755)
+    config["sha256"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    # safetensors lets nobody else read its files.
+    for name in config["sha256"]:
+        (folder / name).chmod((folder / CONFIG_FILE).stat().st_mode)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def verify_checkpoint(path: str | Path) -> None:
+    """Make sure that a checkpoint folder is what was written: all files, each with its SHA-256.
+
+    Of checkpoints that older versions wrote, which do not name any, the files are read.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    folder = Path(path)
+    _read_config(folder)
+    digests = _digests(folder)
+    for name in digests:
+        _require_sound(folder / name, digests)
+    if not digests:
+        read_native(folder)
+        if (folder / STATE_FILE).is_file():
+            read_state(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the digests that the config names; none of checkpoints of older versions."""
+    found = _parse_json(folder / CONFIG_FILE).get("sha256", {})
+    is_valid = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    if not is_valid or any("/" in name for name in found):
+        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged: sha256 names no files")
+    return cast("dict[str, str]", found)
+
+
+def _require_sound(file: Path, digests: Mapping[str, str]) -> None:
+    """Make sure that a file is there, and has the digest that the config names, if it does."""
+    try:
+        is_sound = file.name not in digests or _sha256(file) == digests[file.name]
+    except OSError as error:
+        raise CheckpointError(f"{file} is missing or damaged: {error}") from None
+    if not is_sound:
+        raise CheckpointError(
+            f"{file} is missing or damaged: its SHA-256 is not the one that {CONFIG_FILE} names"
+        )
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -110,7 +162,10 @@ def read_native(
         CheckpointError: if a file is missing, damaged, or of a later format.
     """
     folder = Path(path)
-    config = _read_config(folder)
+    config, digests = _read_config(folder), _digests(folder)
+    for name in (WEIGHTS_FILE, FONT_FILE):
+        if (folder / name).exists():
+            _require_sound(folder / name, digests)
     state = _load_tensors(folder / WEIGHTS_FILE)
     stored_font = folder / FONT_FILE
     if font is None and not stored_font.is_file():
@@ -161,6 +216,9 @@ def read_state(path: str | Path) -> SavedState:
     folder = Path(path)
     if not (folder / STATE_FILE).is_file():
         raise CheckpointError(f"{folder} holds weights only; training cannot go on from it")
+    digests = _digests(folder)
+    for name in (STATE_FILE, MOMENTS_FILE):
+        _require_sound(folder / name, digests)
     values = _parse_json(folder / STATE_FILE)
     return SavedState(tensors=_load_tensors(folder / MOMENTS_FILE), values=values)
 

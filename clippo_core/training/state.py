@@ -145,6 +145,8 @@ class TrainState:
             CheckpointError: if it does not fit the model or the optimizer.
         """
         saved = read_state(path)
+        if missing := [n for n in ("step", "samples_seen") if type(saved.values.get(n)) is not int]:
+            raise CheckpointError(f"{path} has no number {missing[0]!r} in its train_state.json")
         load_weights(self.model, load_checkpoint(path).state_dict(), where=path)
         self._set_moments(saved.tensors, where=path)
         self.step = int(saved.values["step"])

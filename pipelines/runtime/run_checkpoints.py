@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from clippo_core.checkpoints.native import CONFIG_FILE
+from clippo_core.checkpoints.native import CONFIG_FILE, verify_checkpoint
 from clippo_core.errors import CheckpointError
 from pipelines.runtime.storage import Location, storage_errors
 
 #: Name of the file in a sweep's folder with the results and the best of its runs.
 SWEEP_FILE = "sweep.json"
+#: Beginning of the name of a checkpoint that was found to be damaged.
+_DAMAGED = "damaged_"
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -76,6 +78,39 @@ def remove_leftovers(run: Location) -> None:
         is_half = checkpoint_step(name) is not None and not (folder / name / CONFIG_FILE).exists()
         if name.startswith(".step_") or is_half:
             (folder / name).remove()
+
+
+def set_damaged_aside(run: Location) -> list[str]:
+    """Rename the newest checkpoints of a run that are damaged, up to the first that is sound.
+
+    Returns:
+        A line for each of them: its new name, and what is damaged.
+
+    Raises:
+        CheckpointError: if all of them are damaged.
+    """
+    lines: list[str] = []
+    for _, place in reversed(whole_checkpoints(run)):
+        try:
+            with fetched(place) as path:
+                verify_checkpoint(path)
+            return lines
+        except CheckpointError as error:
+            lines.append(f"passed over {place.name}, now {_DAMAGED}{place.name}: {error}")
+            fs, old = place.open_fs()
+            with storage_errors(place):
+                fs.mv(old, f"{old.rpartition('/')[0]}/{_DAMAGED}{place.name}", recursive=True)
+    if lines:
+        raise CheckpointError(
+            "\n".join(
+                [
+                    f"no checkpoint of {run.uri} is sound, so that it cannot go on; train anew, or "
+                    "put back a copy:",
+                    *lines,
+                ]
+            )
+        )
+    return lines
 
 
 def first_step(run: Location) -> int:

@@ -30,7 +30,12 @@ from pipelines.runtime.devices import gpu_memory_bytes
 from pipelines.runtime.placement import ClusterWatch, Placement, await_capacity
 from pipelines.runtime.progress import progress
 from pipelines.runtime.ray_session import needed_cpus, ray_session
-from pipelines.runtime.run_checkpoints import remove_checkpoint, remove_leftovers, whole_checkpoints
+from pipelines.runtime.run_checkpoints import (
+    remove_checkpoint,
+    remove_leftovers,
+    set_damaged_aside,
+    whole_checkpoints,
+)
 from pipelines.runtime.storage import Location, take_over
 from pipelines.stream.batch import prepare_batch
 from pipelines.stream.stream import batch_bytes
@@ -90,6 +95,8 @@ def train(
             f"{resolved.run.uri} is a run already; go on with it by\n"
             f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
         )
+    for line in set_damaged_aside(resolved.run):
+        tqdm.write(line)
     validate(resolved)
     resolved = with_vocabulary(resolved)
     row_s, lengths = _seconds_per_row(resolved), text_lengths(resolved)
@@ -385,8 +392,8 @@ def _open_tracker(
     resolved: ResolvedRun, *, is_resumed: bool, tags: Mapping[str, str]
 ) -> RunTracker:
     config, run = resolved.config, resolved.run
-    if is_resumed:
-        tracker = RunTracker(TrackedRun(**(run / TRACKED_FILE).read_json()))
+    if is_resumed and (known_run := _tracked_run(run)) is not None:
+        tracker = RunTracker(known_run)
         tracker.set_running()
         return tracker
     assert config.tracking.uri is not None
@@ -412,6 +419,17 @@ def _open_tracker(
     read = [DataSet(s.name, s.manifest.digest, s.folder.uri) for s in resolved.sources]
     tracker.log_inputs(read, context="training")
     return tracker
+
+
+def _tracked_run(run: Location) -> TrackedRun | None:
+    """Return the MLflow run that a run's folder names; None, after saying so, if none is named."""
+    try:
+        return TrackedRun(**(run / TRACKED_FILE).read_json())
+    except (FileNotFoundError, StorageError, TypeError) as error:
+        tqdm.write(
+            f"{(run / TRACKED_FILE).uri} cannot be read ({error}): a new MLflow run is begun"
+        )
+        return None
 
 
 def _command_of(config: RunConfig) -> str:

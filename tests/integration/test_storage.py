@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipelines.runtime.run_checkpoints import (
     find_checkpoint,
     remove_checkpoint,
     remove_leftovers,
+    set_damaged_aside,
     whole_checkpoints,
 )
 from pipelines.runtime.storage import (
@@ -74,6 +76,39 @@ def test_a_removed_checkpoint_is_gone(run: Location, model: Clippo):
     assert whole_checkpoints(run) == []
     with pytest.raises(CheckpointError):
         find_checkpoint(run.uri)
+
+
+def test_damaged_checkpoints_are_set_aside_up_to_the_newest_sound_one(run: Location, model: Clippo):
+    for step in (5, 10, 15):
+        commit(run, model, step)
+    weights = run / "checkpoints" / checkpoint_name(10) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert set_damaged_aside(run) == []
+    (run / "checkpoints" / checkpoint_name(15) / "model.safetensors").remove_file()
+    lines = set_damaged_aside(run)
+    assert [line.partition(":")[0] for line in lines] == [
+        f"passed over {name}, now damaged_{name}" for name in map(checkpoint_name, (15, 10))
+    ]
+    assert "No such file" in lines[0]
+    assert "its SHA-256 is not the one that config.json names" in lines[1]
+    assert [step for step, _ in whole_checkpoints(run)] == [5]
+    (run / "checkpoints" / checkpoint_name(5) / "config.json").write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is sound"):
+        set_damaged_aside(run)
+
+
+def test_all_files_of_a_checkpoint_can_be_read_by_those_the_umask_lets(
+    tmp_path: Path, model: Clippo
+):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "x", model)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "x").iterdir()} == {0o640}
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o750
 
 
 def test_only_the_last_attempt_may_write(run: Location):

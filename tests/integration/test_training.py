@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from clippo_core.checkpoints import load_checkpoint, read_state
@@ -123,6 +124,26 @@ def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
     losses = logged(resumed)
     assert losses.keys() == expected.keys() == set(range(1, 101))
     assert losses[100] == pytest.approx(expected[100], abs=1e-4)
+
+
+def test_a_damaged_checkpoint_is_passed_over(local_ray, make_config, capsys):
+    """Weights with a NaN in them, as a bad disk may make; and no word of the run in MLflow."""
+    config = make_config(train={"steps": 12, "checkpoint_every": 6})
+    first = run(config)
+    expected = load_checkpoint(first.checkpoint.uri).state_dict()
+    weights = Path(first.checkpoint.uri) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4:] = np.float32(np.nan).tobytes()
+    weights.write_bytes(bytes(content))
+    (first.run / "mlflow.json").remove_file()
+    assert main(["resume", first.run.uri]) == 0
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert f"passed over {first.checkpoint.name}, now damaged_{first.checkpoint.name}: " in said
+    assert "mlflow.json cannot be read" in said
+    assert (first.run / "checkpoints").names()[0] == f"damaged_{first.checkpoint.name}"
+    restored = load_checkpoint(first.checkpoint.uri).state_dict()
+    assert all(torch.equal(restored[name], tensor) for name, tensor in expected.items())
 
 
 @contextlib.contextmanager
