@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -252,7 +253,7 @@ def _scaling_to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image
     if image.mode.startswith("I;16"):
         factor, divisor = 1, 257
     else:
-        _, highest = image.getextrema()
+        highest = cast("float", image.getextrema()[1])
         factor = 255 if image.mode == "F" and highest <= 1 else 1
         divisor = 257 if image.mode == "I" and highest > 255 else 1
 

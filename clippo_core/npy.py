@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
+from typing import Any
 
 import numpy as np
 
 
-def declared_bytes(stream: io.BufferedIOBase) -> int:
+def declared_bytes(stream: Any) -> int:
     """Return the size of the array that a stream says it holds; it is read up to its first value.
+
+    Args:
+        stream: binary file, of any kind that Python has.
 
     Raises:
         ValueError: if it does not begin as an `.npy` file does.

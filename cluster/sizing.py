@@ -21,7 +21,7 @@ import tyro
 
 from clippo_core.errors import ConfigError
 from pipelines.cli import exit_code_of
-from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.cli.arguments import PRESET_OR_FILE, load_base, parse, take_subject
 from pipelines.config.resolution import ResolvedRun, resolve
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
@@ -229,9 +229,11 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
 
 def _size(argv: list[str], aside: str) -> None:
     """Measure, predict and print; files that must be written go to the folder `aside`."""
-    name, rest = take_first(argv, command="sizing", what="a preset or a .json file")
+    name, rest = take_subject(argv, command="sizing", subject=PRESET_OR_FILE)
     default = SizingArguments(load_base(name, rest))
-    arguments = parse(SizingArguments, rest, command="sizing", default=default)
+    arguments = parse(
+        SizingArguments, rest, command="sizing", default=default, subject=PRESET_OR_FILE
+    )
     gpus, config = arguments.gpus, arguments.config
     if gpus < 1:
         raise ConfigError(f"--gpus={gpus}; expected 1 or more")

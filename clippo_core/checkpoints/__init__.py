@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clippo_core.checkpoints.big_vision import read_big_vision, write_big_vision
 from clippo_core.checkpoints.native import (
+    CONFIG_FILE,
     SavedState,
     read_classifier,
     read_native,
@@ -50,7 +51,8 @@ def load_checkpoint(
     """Return a model, ready to encode.
 
     Args:
-        path: a native folder or a big_vision `.npz`, on this disk.
+        path: a native folder, a run's folder (its newest checkpoint) or a big_vision `.npz`, on
+            this disk.
         image_size_px: canvas to use instead of the stored one; the position grid is resized.
         font: font file that the texts of a `.npz` were drawn with (the published ones: Unifont
             9.0.06); for a native checkpoint, where its font is to be read from instead.
@@ -62,7 +64,8 @@ def load_checkpoint(
         CheckpointError: if it is missing, damaged, of another format, or does not fit its config.
         RenderError: if the font is not the one that it was trained with.
     """
-    config, state, glyphs = _read(Path(path), font)
+    path = _newest_of_run(Path(path))
+    config, state, glyphs = _read(path, font)
     if image_size_px is not None:
         render = dataclasses.replace(config.render, image_size_px=image_size_px)
         config = dataclasses.replace(config, render=render)
@@ -73,6 +76,20 @@ def load_checkpoint(
         model = make_model(config, font=glyphs, vocabulary=vocabulary, classifier=classifier)
     load_weights(model, state, where=path, assign=True)
     return model.eval()
+
+
+def _newest_of_run(path: Path) -> Path:
+    """Return the newest whole checkpoint in a run's folder; other paths as they are.
+
+    Raises:
+        CheckpointError: if the run has none yet.
+    """
+    if (path / CONFIG_FILE).is_file() or not (path / "checkpoints").is_dir():
+        return path
+    whole = [place.parent for place in (path / "checkpoints").glob(f"step_*/{CONFIG_FILE}")]
+    if not whole:
+        raise CheckpointError(f"{path} is a run without a checkpoint yet")
+    return max(whole)
 
 
 def load_weights(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clippo_core.config import ClippoConfig
-from clippo_core.images import fit_image
+from clippo_core.errors import Rejected, SampleError
+from clippo_core.images import decode_image, fit_image
 from clippo_core.modeling.patch_sets import PatchSets, drawn_patches
 from clippo_core.modeling.vit import Transformer, VisionTransformer
 from clippo_core.rendering import GlyphTable, TextRasters, TextRenderer
@@ -167,27 +169,43 @@ class PairModel(nn.Module, ABC):
     def encode_images(
         self,
         images: UInt8[np.ndarray, "image height_px width_px 3"]
-        | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image],
+        | Sequence[UInt8[np.ndarray, "_ _ 3"] | Image.Image | str | Path],
         *,
         batch_size: int = 256,
     ) -> Float32[np.ndarray, "image embed"]:
         """Return embeddings of pictures, resized to the canvas as the checkpoint says.
 
         Args:
-            images: RGB arrays, or PIL images of any mode; any size.
+            images: RGB arrays, PIL images of any mode, or paths of picture files; any size.
             batch_size: number of pictures that are encoded at a time.
 
         Returns:
             Unit-length embeddings.
+
+        Raises:
+            SampleError: if a file cannot be read or decoded.
         """
-        size = self.config.render.image_size_px
 
         def embed(batch: slice) -> Tensor:
-            fitted = [fit_image(i, self.config.image, image_size_px=size) for i in images[batch]]
+            fitted = [self._on_canvas(image) for image in images[batch]]
             return normalize(self.encoder(torch.from_numpy(np.stack(fitted)).to(self.device)))
 
         width = self.config.vit.embed_dim
         return self._in_batches(embed, len(images), batch_size, width=width)
+
+    def _on_canvas(
+        self, image: UInt8[np.ndarray, "_ _ 3"] | Image.Image | str | Path
+    ) -> UInt8[np.ndarray, "_ _ 3"]:
+        size = self.config.render.image_size_px
+        if not isinstance(image, str | Path):
+            return fit_image(image, self.config.image, image_size_px=size)
+        try:
+            pixels = decode_image(Path(image).read_bytes(), self.config.image, image_size_px=size)
+        except OSError as error:
+            raise SampleError(f"{image} cannot be read: {error}") from None
+        if isinstance(pixels, Rejected):
+            raise SampleError(f"{image} cannot be used: {pixels.reason}: {pixels.detail}")
+        return pixels
 
     def encode_texts(
         self, texts: Sequence[str | bytes] | PreparedTexts, *, batch_size: int = 256

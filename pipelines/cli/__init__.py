@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from clippo_core.errors import ClippoError
+from clippo_core.errors import ClippoError, did_you_mean
 
 #: The commands with a line about each, in the order in which a person meets them.
 COMMANDS = {
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        print(f"no command is called {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
+        near = did_you_mean(argv[0], COMMANDS)
+        print(f"no command is called {argv[0]!r}{near}\n\n{_usage()}", file=sys.stderr)
         return 2
     # `presets` and `show` are in one module.
     name, function = ("show", "run_presets") if argv[0] == "presets" else (argv[0], "run")

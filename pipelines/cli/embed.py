@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tyro
-
 from clippo_core.config import Precision, require
-from pipelines.cli.arguments import parse
+from pipelines.cli.arguments import CHECKPOINT, parse, take_checkpoint
 from pipelines.runtime.storage import Location
 from pipelines.tracking.models import find_model
 
@@ -16,8 +14,6 @@ from pipelines.tracking.models import find_model
 class EmbedArguments:
     """Embed a data set's pictures and captions, a folder of pictures, or a file of texts."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """A checkpoint, a big_vision .npz, or a run; a path or URI; or models:/NAME@ALIAS."""
     input: str
     """A prepared data set, a folder of pictures, or a .txt file of one text a line."""
     out: str
@@ -36,11 +32,12 @@ class EmbedArguments:
 
 def run(argv: list[str]) -> None:
     """Embed the input; the last line is the folder."""
-    arguments = parse(EmbedArguments, argv, command="embed")
+    name, rest = take_checkpoint(argv, command="embed")
+    arguments = parse(EmbedArguments, rest, command="embed", subject=CHECKPOINT)
     from pipelines.embedding import EmbeddingJob, embed, input_kind
     from pipelines.runtime.ray_session import ray_session
 
-    checkpoint = find_model(arguments.checkpoint)
+    checkpoint = find_model(name)
     kind, place = input_kind(arguments.input)
     out = Location.of(arguments.out)
     require(0 <= arguments.gpus <= 1, f"gpus={arguments.gpus}; expected 0 to 1")

@@ -11,7 +11,7 @@ import tyro
 from clippo_core.checkpoints import load_checkpoint, model_identity
 from clippo_core.errors import ConfigError, SampleError
 from pipelines.checkpoint_evaluation import Evaluated, evaluate
-from pipelines.cli.arguments import parse, take_first
+from pipelines.cli.arguments import CHECKPOINT, asks_for_help, parse, take_checkpoint
 from pipelines.config.resolution import read_run_config, run_of
 from pipelines.config.settings import Blank, EvaluationConfig, EvaluationOptions
 from pipelines.evaluation.tasks import parse_benchmark
@@ -39,12 +39,13 @@ class EvaluateArguments:
 
 def run(argv: list[str]) -> None:
     """Evaluate a checkpoint; the last lines are the result files."""
-    what = "a checkpoint, a run, a registered model or a big_vision .npz"
-    name, rest = take_first(argv, command="evaluate", what=what)
-    checkpoint = find_model(name)
-    run_folder = run_of(checkpoint)
-    default = EvaluateArguments(_evaluation_of(run_folder))
-    arguments = parse(EvaluateArguments, rest, command="evaluate", default=default)
+    name, rest = take_checkpoint(argv, command="evaluate")
+    is_help = asks_for_help(rest)
+    checkpoint = Location.of(name) if is_help else find_model(name)
+    default = EvaluateArguments(_evaluation_of(None if is_help else run_of(checkpoint)))
+    arguments = parse(
+        EvaluateArguments, rest, command="evaluate", default=default, subject=CHECKPOINT
+    )
     config = arguments.evaluation
     if not config.tasks:
         raise ConfigError("name what to evaluate: --tasks zero_shot:DATA_SET retrieval:DATA_SET")

@@ -14,15 +14,15 @@ from clippo_core.checkpoints.native import MOMENTS_FILE, STATE_FILE
 from clippo_core.config import ClippoConfig, FineTuningTask
 from clippo_core.errors import ConfigError
 from pipelines.checkpoint_evaluation import evaluate_checkpoint
-from pipelines.cli.arguments import parse, take_first
+from pipelines.cli.arguments import Subject, parse, take_subject
 from pipelines.cli.output import print_plan, print_summary
 from pipelines.config.fine_tuning import base_config, completed, model_of
-from pipelines.config.resolution import resolve
+from pipelines.config.resolution import check_benchmarks, resolve
 from pipelines.config.settings import RunConfig, SweepSettings
 from pipelines.runtime.run_checkpoints import whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.tracking.models import find_model, is_registered
-from pipelines.training.run import train
+from pipelines.training.run import check_start, train
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ def run(argv: list[str]) -> None:
         _sweep(config, arguments.sweep, reference)
         return
     resolved = resolve(config)
+    check_benchmarks(resolved)
     if arguments.dry_run:
         print_plan(resolved)
         return
+    check_start(resolved)
     print(f"run {resolved.run.uri}")
     config = with_own_start(resolved.config, reference)
     print_summary(train(dataclasses.replace(resolved, config=config)))
@@ -67,7 +69,8 @@ def read_arguments(argv: Sequence[str]) -> tuple[FinetuneArguments, RunConfig]:
         CheckpointError: if there is no such checkpoint.
     """
     tasks = get_args(FineTuningTask)
-    name, rest = take_first(argv, command="finetune", what=f"one of {', '.join(tasks)}")
+    subject = Subject(f"one of {', '.join(tasks)}", lambda word: word in tasks, tasks[0])
+    name, rest = take_subject(argv, command="finetune", subject=subject)
     if name not in tasks:
         raise ConfigError(f"no fine-tuning is called {name!r}; there are {', '.join(tasks)}")
     task: FineTuningTask = name  # pyright: ignore[reportAssignmentType] - just checked

@@ -14,7 +14,7 @@ import tyro
 from PIL import Image
 
 from clippo_core.errors import SampleError
-from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.cli.arguments import PRESET_OR_FILE, load_base, parse, take_subject
 from pipelines.config.resolution import read_run_config, resolve
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.manifest import RawSample
@@ -59,14 +59,17 @@ class RejectArguments:
 
 def run(argv: list[str]) -> None:
     """Write the contact sheet, or show a run's rejects."""
-    name, rest = take_first(argv, command="inspect", what="a preset or a .json file")
+    name, rest = take_subject(argv, command="inspect", subject=PRESET_OR_FILE)
     if "--rejects" in rest:
         rest.remove("--rejects")
         arguments = parse(RejectArguments, rest, command="inspect RUN --rejects")
         show_rejects(Location.of(name), arguments)
         return
     default = InspectArguments(load_base(name, rest))
-    show_pairs(parse(InspectArguments, rest, command="inspect", default=default))
+    arguments = parse(
+        InspectArguments, rest, command="inspect", default=default, subject=PRESET_OR_FILE
+    )
+    show_pairs(arguments)
 
 
 def show_pairs(arguments: InspectArguments) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.config.derived import derive, seldom_seen
+from pipelines.config.derived import derive, warnings_of
 from pipelines.config.resolution import ResolvedRun, validate
 from pipelines.reporting.stored import file_name, result_lines
 from pipelines.training.run import RunSummary
@@ -40,7 +40,7 @@ def print_plan(resolved: ResolvedRun) -> None:
     derived = derive(resolved)
     for key, value in derived.items():
         print(f"{key}: {value}")
-    for line in seldom_seen(derived):
+    for line in warnings_of(derived):
         print(f"warning: {line}")
     print(f"rejected among the first samples: {rejected}")
     print(f"would train in {resolved.run.uri}")

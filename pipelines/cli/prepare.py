@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, did_you_mean
 from pipelines.datasets.manifest import REJECTS_FILE, read_manifest
 from pipelines.datasets.prepare.index import IndexColumns, prepare_index
 from pipelines.datasets.prepare.pictures import prepare_csv, prepare_folder
@@ -250,7 +250,8 @@ def run(argv: list[str]) -> None:
         if argv and argv[0] in ("-h", "--help"):
             print(_usage())
             return
-        raise ConfigError(f"prepare takes one of its data sets first:\n{_usage()}")
+        near = did_you_mean(argv[0], DATASETS) if argv else ""
+        raise ConfigError(f"prepare takes one of its data sets first{near}\n{_usage()}")
     prog = f"python -m pipelines prepare {argv[0]}"
     folders = tyro.cli(DATASETS[argv[0]], args=argv[1:], prog=prog)
     rejects = {folder: _rejects(folder) for folder in folders}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import tyro
 
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import SampleError
 from pipelines.cli.arguments import parse
-from pipelines.config.resolution import RUN_FILE
+from pipelines.config.resolution import RUN_FILE, newest_run
 from pipelines.reporting.page import to_html
 from pipelines.reporting.stored import stored_results
 from pipelines.reporting.table import Evaluated, to_csv, to_markdown
@@ -20,9 +20,9 @@ from pipelines.tracking.models import is_registered, model_name
 class ReportArguments:
     """Show the results of any number of checkpoints side by side."""
 
-    of: tyro.conf.Positional[tuple[str, ...]]
+    of: tyro.conf.Positional[tuple[str, ...]] = ()
     """Runs (the newest checkpoint with results), checkpoints, big_vision .npz, models:/NAME@ALIAS,
-    or folders that evaluate was given as --out."""
+    or folders that evaluate was given as --out; none: the newest run."""
     out: str = "report"
     """Folder for report.md, report.csv and report.html."""
 
@@ -30,9 +30,10 @@ class ReportArguments:
 def run(argv: list[str]) -> None:
     """Print the table; the last lines are the files."""
     arguments = parse(ReportArguments, argv, command="report")
+    names = arguments.of or (newest_run().uri,)
     if not arguments.of:
-        raise ConfigError("name what to report on: python -m pipelines report RUN CHECKPOINT …")
-    evaluated = [find_results(reference) for reference in arguments.of]
+        print(f"of the newest run, {names[0]}")
+    evaluated = [find_results(reference) for reference in names]
     markdown, folder = to_markdown(evaluated), Location.of(arguments.out)
     files = {"md": markdown, "csv": to_csv(evaluated), "html": to_html(evaluated)}
     print(markdown)

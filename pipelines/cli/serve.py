@@ -8,10 +8,8 @@ import sys
 import threading
 from dataclasses import dataclass
 
-import tyro
-
 from clippo_core.errors import ConfigError
-from pipelines.cli.arguments import parse
+from pipelines.cli.arguments import CHECKPOINT, parse, take_checkpoint
 from pipelines.config.resolution import read_run_config, run_of
 from pipelines.datasets.manifest import is_prepared, read_manifest
 from pipelines.datasets.sources import locate_source
@@ -23,8 +21,6 @@ from pipelines.tracking.models import find_model, model_name
 class ServeArguments:
     """Serve a page that searches pictures by text in any script, or by another picture."""
 
-    model: tyro.conf.Positional[str]
-    """A checkpoint, a big_vision .npz, or a run; a path or URI; or models:/NAME@ALIAS."""
     collection: str | None = None
     """A prepared data set or a folder of pictures; None: the pictures the run is evaluated on."""
     limit: int | None = None
@@ -42,9 +38,10 @@ class ServeArguments:
 
 def run(argv: list[str]) -> None:
     """Serve until interrupted; the last line is the address."""
-    arguments = parse(ServeArguments, argv, command="serve")
+    name, rest = take_checkpoint(argv, command="serve")
+    arguments = parse(ServeArguments, rest, command="serve", subject=CHECKPOINT)
     _check(arguments)
-    checkpoint = find_model(arguments.model)
+    checkpoint = find_model(name)
     wanted = arguments.collection or _evaluated_on(checkpoint)
     # Imported here, since Ray takes seconds and a wrong flag should be told of at once.
     from pipelines.embedding import input_kind
@@ -58,7 +55,7 @@ def run(argv: list[str]) -> None:
     is_local = host in ("localhost", "::1") or host.startswith("127.")
     settings = PageSettings(
         checkpoint=checkpoint.uri,
-        model_name=model_name(arguments.model, checkpoint),
+        model_name=model_name(name, checkpoint),
         max_upload_bytes=round(arguments.max_upload_mb * 1e6),
         allowed_hosts=(*LOOPBACK_NAMES, host) if is_local else None,
         host=host,

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import tyro
 
 from clippo_core.errors import ConfigError, SampleError
-from pipelines.cli.arguments import load_base, parse, take_first
+from pipelines.cli.arguments import PRESET_OR_FILE, load_base, parse, take_subject
 from pipelines.config.derived import (
     derive,
     derive_without_data,
     flatten,
     parameters_side_by_side,
-    seldom_seen,
+    warnings_of,
 )
 from pipelines.config.presets import PRESETS
 from pipelines.config.resolution import resolve
@@ -37,10 +37,9 @@ class ShowArguments:
 
 def run(argv: list[str]) -> None:
     """Print the config."""
-    name, rest = take_first(argv, command="show", what="a preset or a .json file")
-    arguments = parse(
-        ShowArguments, rest, command="show", default=ShowArguments(load_base(name, rest))
-    )
+    name, rest = take_subject(argv, command="show", subject=PRESET_OR_FILE)
+    default = ShowArguments(load_base(name, rest))
+    arguments = parse(ShowArguments, rest, command="show", default=default, subject=PRESET_OR_FILE)
     if arguments.diff is not None:
         _print_difference(flatten(arguments.config), flatten(load_base(arguments.diff)))
         return
@@ -53,7 +52,7 @@ def run(argv: list[str]) -> None:
     _print_table(flatten(config))
     print("\nderived")
     _print_table(derived)
-    for line in seldom_seen(derived):
+    for line in warnings_of(derived):
         print(f"\nwarning: {line}")
     if missing:
         print(f"\nwithout the numbers that depend on the data: {missing}")

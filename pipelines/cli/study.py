@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, did_you_mean
 from pipelines.cli.arguments import parse
 from pipelines.runtime.storage import Location
 
@@ -42,7 +42,10 @@ def run(argv: list[str]) -> None:
 
     unknown = [name for name in arguments.claims if name not in CLAIMS]
     if unknown:
-        raise ConfigError(f"no claim is called {unknown[0]!r}; there are {', '.join(CLAIMS)}")
+        raise ConfigError(
+            f"no claim is called {unknown[0]!r}; there are {', '.join(CLAIMS)}"
+            f"{did_you_mean(unknown[0], CLAIMS)}"
+        )
     if not (arguments.claims or arguments.all or arguments.list):
         raise ConfigError(
             f"name the claims to test, or --all of them; there are {', '.join(CLAIMS)}, and --list "

@@ -56,6 +56,10 @@ def derive(resolved: ResolvedRun) -> dict[str, Any]:
         **derive_without_data(config, text_lengths(resolved)),
         "rows_per_source": dict(zip(names, rows, strict=True)),
         "passes_per_source": dict(zip(names, passes, strict=True)),
+        "passes_per_step": {
+            name: round(drawn_rows / config.train.steps / num_rows, 4)
+            for name, drawn_rows, num_rows in zip(names, drawn, rows, strict=True)
+        },
         "visits_per_text_form": {
             source.name: round(rows_drawn / text_forms(source), 1)
             for source, rows_drawn in zip(resolved.sources, drawn, strict=True)
@@ -161,14 +165,19 @@ def text_forms(source: Source) -> int:
     return max(round(len(forms) * source.num_rows / rows), 1)
 
 
-def seldom_seen(derived: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each set whose captions a run sees too seldom to learn them.
+def warnings_of(derived: Mapping[str, Any]) -> list[str]:
+    """Return warnings of sets that a run sees too seldom to learn, or many times in a step.
 
     Args:
         derived: the numbers of `derive`.
     """
     visited: Mapping[str, float] = derived.get("visits_per_text_form", {})
+    passes: Mapping[str, float] = derived.get("passes_per_step", {})
     return [
+        f"{name}: each step takes all of its rows {times:g} times; lower train.global_batch_size"
+        for name, times in passes.items()
+        if times > 1
+    ] + [
         f"{name}: each caption will be seen {visits:g} times; below {ENOUGH_VISITS} a model may "
         "learn little of single words: train longer, or on fewer texts"
         for name, visits in visited.items()

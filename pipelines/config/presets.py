@@ -17,7 +17,7 @@ from clippo_core.config import (
     VitConfig,
     vit_config,
 )
-from clippo_core.errors import ConfigError
+from clippo_core.errors import ConfigError, did_you_mean
 from pipelines.config.settings import (
     DataConfig,
     EvaluationConfig,
@@ -243,5 +243,6 @@ def find_preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ConfigError(
             f"no preset is called {name!r}; there are {', '.join(PRESETS)}, and any run.json works"
+            f"{did_you_mean(name, PRESETS)}"
         )
     return PRESETS[name]()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from clippo_core.checkpoints import load_checkpoint, read_classifier
@@ -22,7 +23,7 @@ from pipelines.config.settings import RunConfig
 from pipelines.datasets.labels import find_labels, label_spec, require_task_kind
 from pipelines.datasets.manifest import TRAINABLE_KINDS
 from pipelines.datasets.sources import Source, locate_source, open_source
-from pipelines.evaluation.tasks import parse_benchmark
+from pipelines.evaluation.tasks import check_benchmark, parse_benchmark
 from pipelines.reporting.reports import Benchmark
 from pipelines.runtime.run_checkpoints import fetched, find_checkpoint, whole_checkpoints
 from pipelines.runtime.storage import Location
@@ -134,6 +135,17 @@ def resolve(config: RunConfig) -> ResolvedRun:
     if config.finetune.task is not None:
         classifier = find_labels(config.finetune.task, sources, config.finetune.hidden_dim)
     return ResolvedRun(resolved, sources, renderer, classifier)
+
+
+def check_benchmarks(resolved: ResolvedRun) -> None:
+    """Make sure that the data of each evaluation is there, and can feed it.
+
+    Raises:
+        ConfigError: if an evaluation is for models that are trained on something else.
+        SampleError: if a data set is missing, or of another kind.
+    """
+    for benchmark in resolved.benchmarks:
+        check_benchmark(benchmark, resolved.config.finetune.task)
 
 
 def _weighted_sources(config: RunConfig) -> tuple[tuple[Source, ...], tuple[float, ...]]:
@@ -271,6 +283,19 @@ def check_labels(resolved: ResolvedRun) -> None:
             f"{len(after)} now (gone: {gone[:5]}, new: {new[:5]}), or they have another order, or "
             "scores another mean; put the old data back, or start a new run with finetune"
         )
+
+
+def newest_run() -> Location:
+    """Return the run in `runs/` that was begun, or gone on with, last; its name is printed.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    place = Location.of("runs")
+    found = [place / name for name in place.names() if (place / name / RUN_FILE).exists()]
+    if not found:
+        raise ConfigError(f"{place.uri} holds no run; name a checkpoint or a run")
+    return max(found, key=lambda run: Path(f"{run.uri}/{RUN_FILE}").stat().st_mtime)
 
 
 def run_of(checkpoint: Location) -> Location | None:

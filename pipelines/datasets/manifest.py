@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clippo_core.config import Config, from_json, require, to_json
-from clippo_core.errors import ConfigError, SampleError
+from clippo_core.errors import ConfigError, SampleError, did_you_mean
 from clippo_core.unicode import is_unicode, readable
 from pipelines.runtime.storage import Location
 
@@ -205,10 +205,7 @@ def read_manifest(folder: Location) -> Manifest:
         content = (folder / MANIFEST_FILE).read_bytes()
     except FileNotFoundError:
         raise SampleError(
-            f"{folder.uri} is no prepared data set: it has no {MANIFEST_FILE}. Make one with one "
-            "of\n  python -m pipelines prepare fashion_mnist\n"
-            "  python -m pipelines prepare folder PATH\n  python -m pipelines prepare csv FILE\n"
-            "  python -m pipelines prepare index URI"
+            f"{folder.uri} is no prepared data set: it has no {MANIFEST_FILE}{_way_on(folder)}"
         ) from None
     where = f"{folder.uri}/{MANIFEST_FILE}"
     if (version := _format_version(content)) not in (None, FORMAT_VERSION):
@@ -223,6 +220,19 @@ def read_manifest(folder: Location) -> Manifest:
     if manifest.num_rows < 1:
         raise SampleError(f"{where} says num_rows={manifest.num_rows}; expected 1 or more")
     return manifest
+
+
+def _way_on(folder: Location) -> str:
+    """Return the end of an error about a folder without a manifest."""
+    inside = [name for name in folder.names() if (folder / name / MANIFEST_FILE).exists()]
+    if inside:
+        return f"; name one of those in it: {', '.join((folder / name).uri for name in inside)}"
+    near = did_you_mean(folder.name, folder.parent.names())
+    return (
+        f"{near}. Make one with one of\n  python -m pipelines prepare fashion_mnist\n"
+        "  python -m pipelines prepare folder PATH\n  python -m pipelines prepare csv FILE\n"
+        "  python -m pipelines prepare index URI"
+    )
 
 
 def digest_of(shards: Iterable[Shard | tuple[str, int, str]], *, captions: str = "") -> str:

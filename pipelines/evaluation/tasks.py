@@ -9,22 +9,29 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ray
 import ray.exceptions
 
 from clippo_core.checkpoints import load_checkpoint, model_identity
-from clippo_core.errors import ConfigError
+from clippo_core.config import FineTuningTask
+from clippo_core.errors import ConfigError, SampleError, did_you_mean
 from clippo_core.modeling import PairModel
 from clippo_core.training.precision import autocast, find_precision
 from pipelines.config.settings import EvaluationOptions
+from pipelines.datasets.manifest import SampleKind
 from pipelines.datasets.sources import Source, locate_source, open_source
 from pipelines.evaluation.fine_tuned_tasks import glue, text_classification, vqa
 from pipelines.evaluation.model_tasks import modality_gap_of_pairs, patch_filters_of
 from pipelines.evaluation.multilingual_tasks import multilingual_zero_shot
 from pipelines.evaluation.picture_tasks import few_shot_linear, typographic, zero_shot
-from pipelines.evaluation.results import TaskResult
+from pipelines.evaluation.results import (
+    WITH_PICTURES,
+    TaskResult,
+    class_names_of,
+    require_kind,
+)
 from pipelines.evaluation.retrieval_tasks import (
     behaviour,
     bitext_retrieval,
@@ -71,6 +78,22 @@ EVALUATIONS: dict[str, Evaluation] = {
     "glue": glue,
     "vqa": vqa,
 }
+#: Kinds of samples that each of them reads; all kinds where it is not named.
+_KINDS: dict[str, Sequence[SampleKind]] = {
+    **dict.fromkeys(
+        ("zero_shot", "few_shot", "typographic", "multilingual_zero_shot"), WITH_PICTURES
+    ),
+    **dict.fromkeys(
+        ("retrieval", "multilingual_retrieval", "behaviour", "modality_gap"), ("image-text",)
+    ),
+    "bitext_retrieval": ("parallel-texts",),
+    **dict.fromkeys(
+        ("text_zero_shot", "text_probe", "text_similarity", "text_classification", "glue"),
+        ("labelled-text",),
+    ),
+    "vqa": ("image-question",),
+}
+_WITH_CLASSES = ("zero_shot", "few_shot", "typographic", "text_zero_shot", "text_probe")
 #: Evaluations of the model alone.
 WITHOUT_DATA: dict[str, Callable[[PairModel], TaskResult]] = {"patch_filters": patch_filters_of}
 
@@ -83,7 +106,10 @@ def find_evaluation(name: str) -> Evaluation:
     """
     if name not in EVALUATIONS:
         known = sorted({*EVALUATIONS, *WITHOUT_DATA})
-        raise ConfigError(f"no evaluation is called {name!r}; there are {known}")
+        raise ConfigError(
+            f"no evaluation is called {name!r}; there are {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
+        )
     return EVALUATIONS[name]
 
 
@@ -103,6 +129,37 @@ def parse_benchmark(text: str) -> Benchmark:
     if not source:
         raise ConfigError(f"{task} needs a data set: {task}:DATA_SET")
     return Benchmark(task, locate_source(source).uri)
+
+
+def check_benchmark(benchmark: Benchmark, trained: FineTuningTask | None) -> None:
+    """Make sure that an evaluation's data set is there and of the kind that it reads.
+
+    Args:
+        benchmark: the evaluation.
+        trained: the task that the model is fine-tuned on; None: it is trained on pairs.
+
+    Raises:
+        ConfigError: if it is for models that are fine-tuned on another task.
+        SampleError: if the data set is missing, or cannot feed it.
+    """
+    task = benchmark.task
+    if task in get_args(FineTuningTask) and task != trained:
+        raise ConfigError(
+            f"{task} is for models that are fine-tuned on it; take it out of evaluation.tasks, or "
+            f"use python -m pipelines finetune {task}"
+        )
+    if not benchmark.source:
+        return
+    source = open_source(benchmark.source)
+    if task in _KINDS:
+        require_kind(source, task, _KINDS[task])
+    if task in _WITH_CLASSES:
+        class_names_of(source, task)
+    if task == "multilingual_zero_shot" and not source.manifest.class_captions:
+        raise SampleError(
+            f"{source.name} has no names of classes in several languages; {task} needs them: name "
+            "fashion_mnist/test or icons/small/heldout"
+        )
 
 
 def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) -> EvaluationReport:

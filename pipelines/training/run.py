@@ -16,11 +16,19 @@ from typing import Any, cast
 
 import ray
 import ray.exceptions
+import torch
 from tqdm import tqdm
 
 from clippo_core.config import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
-from pipelines.config.derived import TextLengths, check_memory, derive, flatten, text_lengths
+from pipelines.config.derived import (
+    TextLengths,
+    check_memory,
+    derive,
+    flatten,
+    text_lengths,
+    warnings_of,
+)
 from pipelines.config.resolution import RUN_FILE, ResolvedRun, validate
 from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.evaluation.tasks import EvaluationTasks
@@ -29,7 +37,7 @@ from pipelines.reporting.stored import write_report
 from pipelines.runtime.devices import gpu_memory_bytes
 from pipelines.runtime.placement import ClusterWatch, Placement, await_capacity
 from pipelines.runtime.progress import progress
-from pipelines.runtime.ray_session import needed_cpus, ray_session
+from pipelines.runtime.ray_session import cluster_address, needed_cpus, ray_session
 from pipelines.runtime.run_checkpoints import (
     remove_checkpoint,
     remove_leftovers,
@@ -90,18 +98,15 @@ def train(
         DivergedError: if the loss is no number any more.
         StoppedError: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
-    if not is_resumed and (resolved.run / RUN_FILE).exists():
-        raise ConfigError(
-            f"{resolved.run.uri} is a run already; go on with it by\n"
-            f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
-        )
+    if not is_resumed:
+        check_start(resolved)
     for line in set_damaged_aside(resolved.run):
         tqdm.write(line)
     validate(resolved)
     resolved = with_vocabulary(resolved)
     row_s, lengths = _seconds_per_row(resolved), text_lengths(resolved)
     check_memory(resolved.config, lengths)
-    for line in said_of_groups(resolved):
+    for line in [*said_of_groups(resolved), *warnings_of(derive(resolved))]:
         tqdm.write(line)
     with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
         watch = _await_nodes(resolved)
@@ -109,6 +114,25 @@ def train(
         check_memory(resolved.config, lengths, device_bytes)
         driver = RunDriver(resolved, watch, row_s=row_s, lengths=lengths, device_bytes=device_bytes)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
+
+
+def check_start(resolved: ResolvedRun) -> None:
+    """Find out, before Ray or MLflow are begun with, what would end a new run at once.
+
+    Raises:
+        ConfigError: if its folder is a run already, or it needs a GPU that this machine lacks.
+    """
+    if (resolved.run / RUN_FILE).exists():
+        raise ConfigError(
+            f"{resolved.run.uri} is a run already; go on with it by\n"
+            f"  python -m pipelines resume {resolved.run.uri}\nor name another with --storage.run"
+        )
+    is_alone = not ray.is_initialized() and cluster_address() is None
+    if resolved.config.scaling.use_gpu and is_alone and not torch.cuda.is_available():
+        raise ConfigError(
+            "scaling.use_gpu asks for a GPU, and torch finds none on this machine; set "
+            "--scaling.no-use-gpu, or RAY_ADDRESS to a cluster that has some"
+        )
 
 
 def said_of_groups(resolved: ResolvedRun) -> list[str]:

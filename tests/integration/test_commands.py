@@ -281,9 +281,12 @@ def test_a_table_without_the_column_names_those_it_has(capsys, tmp_path):
     words = ["prepare", "csv", str(tmp_path / "table.csv"), "--out", str(tmp_path / "o")]
     assert main(words) == 3
     assert "has no column 'image'; it has ['picture', 'text']" in capsys.readouterr().err
-    (tmp_path / "table.csv").write_bytes(b"image,caption\n\xff\xfe,x\n")
+    (tmp_path / "table.csv").write_bytes(b"image,\xff,caption\nx.png,x,x\n")
     assert main(words) == 3
     assert "not UTF-8" in capsys.readouterr().err
+    (tmp_path / "table.csv").write_bytes(b"image,caption\n\xff\xfe,x\n")
+    assert main(words) == 3
+    assert "1 rejected: invalid_unicode" in capsys.readouterr().err
 
 
 def test_every_fashion_caption_fits_on_the_demos_canvas():

@@ -15,7 +15,7 @@ from clippo_core.config import ClippoConfig, OptimConfig, RenderConfig, Schedule
 from clippo_core.errors import ConfigError, SampleError
 from clippo_core.evaluation.scripts import script_of
 from clippo_core.modeling import Clippo
-from pipelines.config.derived import derive, seldom_seen
+from pipelines.config.derived import derive, warnings_of
 from pipelines.config.resolution import resolve
 from pipelines.config.settings import EvaluationOptions, RunConfig
 from pipelines.datasets.manifest import Manifest
@@ -211,12 +211,12 @@ def test_visits_of_a_text_form_are_counted_and_few_are_warned_of(fashion: Path, 
     names = {n for c, row in table.items() if c not in HELD_OUT_LOCALES for n in row.values()}
     forms = len({name.casefold() for name in names})
     assert visits == {"fashion_mnist-names-train": pytest.approx(50 * 32 / forms, abs=0.05)}
-    (warning,) = seldom_seen({"visits_per_text_form": visits})
+    (warning,) = warnings_of({"visits_per_text_form": visits})
     assert warning.startswith("fashion_mnist-names-train: each caption will be seen")
     place = write_samples(tmp_path / "colours", colour_samples(4 * len(COLOURS)))
     derived = derive(resolve(config_of(place)))
     assert derived["visits_per_text_form"] == {"colours": 50 * 32 / 20}
-    assert seldom_seen(derived) == []
+    assert warnings_of(derived) == []
 
 
 def collection_of(source: Source, model: Clippo) -> Collection:

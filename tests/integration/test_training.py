@@ -126,10 +126,14 @@ def test_a_stopped_run_goes_on_and_learns_what_it_would_have_learnt(
     assert losses[100] == pytest.approx(expected[100], abs=1e-4)
 
 
-def test_a_damaged_checkpoint_is_passed_over(local_ray, make_config, capsys):
+def test_a_damaged_checkpoint_is_passed_over_and_a_whole_run_goes_on_longer(
+    local_ray, make_config, capsys
+):
     """Weights with a NaN in them, as a bad disk may make; and no word of the run in MLflow."""
     config = make_config(train={"steps": 12, "checkpoint_every": 6})
     first = run(config)
+    assert main(["resume", first.run.uri]) == 0
+    assert f"{first.run.uri} is complete: 12 steps" in capsys.readouterr().out
     expected = load_checkpoint(first.checkpoint.uri).state_dict()
     weights = Path(first.checkpoint.uri) / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -144,6 +148,14 @@ def test_a_damaged_checkpoint_is_passed_over(local_ray, make_config, capsys):
     assert (first.run / "checkpoints").names()[0] == f"damaged_{first.checkpoint.name}"
     restored = load_checkpoint(first.checkpoint.uri).state_dict()
     assert all(torch.equal(restored[name], tensor) for name, tensor in expected.items())
+
+    assert main(["resume", first.run.uri, "--train.steps", "6"]) == 2
+    assert "train.steps=6, but" in capsys.readouterr().err
+    assert main(["resume", first.run.uri, "--train.steps", "18"]) == 0
+    assert "18 steps instead of 12: the learning rate of step 12 is" in capsys.readouterr().out
+    assert [step for step, _ in whole_checkpoints(first.run)][-1] == 18
+    longer = make_config(train={"steps": 18, "checkpoint_every": 6}, storage={"run": "at once"})
+    assert resumed_keys(first.run) == keys_per_step(run(longer).run)
 
 
 @contextlib.contextmanager

@@ -250,5 +250,8 @@ def read_table(table: Location, wanted: Sequence[str]) -> Iterator[dict[str, Any
     for number, row in rows:
         if isinstance(row, DamagedRow):
             yield RejectedRow(f"line {number}", *row)
+        elif not all(is_unicode(value) for value in row.values() if isinstance(value, str)):
+            detail = "bytes that are not UTF-8; save the table as UTF-8"
+            yield RejectedRow(f"line {number}", "invalid_unicode", detail)
         else:
             yield dict.fromkeys(wanted) | row

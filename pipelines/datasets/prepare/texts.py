@@ -221,8 +221,10 @@ def _read_documents(
 
 def _read_json_lines(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
     for _, row in json_objects(_lines(stream), file.place, columns):
-        is_damaged = isinstance(row, DamagedRow)
-        yield row if is_damaged else {name: row[name] for name in columns if name in row}
+        if isinstance(row, DamagedRow):
+            yield row
+        else:
+            yield {name: row[name] for name in columns if name in row}
 
 
 def _read_table(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Iterator[Values]:
@@ -236,8 +238,10 @@ def _read_table(file: TextFile, stream: BinaryIO, columns: Sequence[str]) -> Ite
             quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
         )
         for _, row in rows:
-            is_damaged = isinstance(row, DamagedRow)
-            yield row if is_damaged else {name: row[name] for name in columns}
+            if isinstance(row, DamagedRow):
+                yield row
+            else:
+                yield {name: row[name] for name in columns}
 
 
 def _read_parquet(

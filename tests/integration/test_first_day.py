@@ -1,0 +1,149 @@
+"""What a person meets on the first day: help, mistakes that cost nothing, names nearly right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clippo_core.checkpoints import load_checkpoint, save_checkpoint
+from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
+from clippo_core.errors import CheckpointError, SampleError
+from clippo_core.modeling import Clippo
+from pipelines.cli import COMMANDS, main
+from pipelines.config.presets import find_preset
+from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.runtime.storage import Location
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "presets"])
+def test_every_command_has_help_that_needs_nothing(command: str, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if command == "prepare":
+        assert main([command, "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+    assert f"usage: python -m pipelines {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "show"])
+def test_help_names_what_the_command_works_on(command: str, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a preset or a .json file" in printed
+    assert "--train.steps INT" in printed
+
+
+def test_flags_may_come_first(capsys, make_config, tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(to_json(make_config()))
+    assert main(["train", "--train.steps", "7", str(file), "--dry-run"]) == 0
+    assert "samples_total: 112\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["trian", "demo"], 2, "no command is called 'trian'; did you mean train?"),
+        (["train", "dmeo"], 2, "did you mean demo?"),
+        (["study", "occupid"], 2, "did you mean occupied?"),
+        (["prepare", "fashion_mnits"], 2, "did you mean fashion_mnist?"),
+        (["evaluate"], 2, "runs holds no run; name a checkpoint or a run"),
+        (["report"], 2, "runs holds no run"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_guessed(
+    words, code: int, message: str, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained_on(make_config, tmp_path: Path):
+    """Write the config of a run with some settings, and return the words that train it."""
+
+    def words(**groups) -> list[str]:
+        file = tmp_path / "run.json"
+        file.write_text(to_json(make_config(**groups)))
+        return ["train", str(file)]
+
+    return words
+
+
+def test_mistakes_are_found_before_a_run_is_begun(capsys, trained_on, colours, tmp_path):
+    parts, texts = tmp_path / "sets", tmp_path / "sets/texts"
+    writer = ShardWriter(Location.of(texts), name="texts", kind="next-sentence")
+    writer.add(RawSample("one", None, ["A sentence.", "Another one."]))
+    writer.close()
+    nothing = {"tasks": (f"zero_shot:{tmp_path}/sets/text",)}
+    for groups, code, message in (
+        ({"data": {"sources": ()}}, 2, "data.sources is empty"),
+        ({"data": {"sources": (str(parts),)}}, 3, f"name one of those in it: {texts}"),
+        ({"evaluation": nothing}, 3, "did you mean texts?"),
+        ({"evaluation": {"tasks": (f"zero_sht:{colours}",)}}, 2, "did you mean zero_shot?"),
+        ({"evaluation": {"tasks": (f"zero_shot:{texts}",)}}, 3, "zero_shot needs image-text"),
+        ({"evaluation": {"tasks": (f"vqa:{colours}",)}}, 2, "fine-tuned on it"),
+        ({"evaluation": {"tasks": (f"multilingual_zero_shot:{colours}",)}}, 3, "several languages"),
+    ):
+        words = trained_on(**groups)
+        for more in ([], ["--dry-run"]):
+            assert main([*words, *more]) == code, groups
+            printed = capsys.readouterr()
+            assert message in printed.err
+            assert "\nrun " not in f"\n{printed.out}"
+            assert not list(tmp_path.glob("**/run.json.*"))
+
+
+def test_a_gpu_that_is_not_there_is_missed_at_once(capsys, trained_on, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(trained_on(scaling={"use_gpu": True})) == 2
+    printed = capsys.readouterr()
+    assert "torch finds none on this machine" in printed.err
+    assert printed.out == ""
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(capsys, trained_on):
+    assert main([*trained_on(train={"global_batch_size": 4096}), "--dry-run"]) == 0
+    assert "each step takes all of its rows" in capsys.readouterr().out
+
+
+@pytest.fixture
+def model() -> Clippo:
+    vit = VitConfig(width=8, depth=1, mlp_dim=8, num_heads=2, embed_dim=4)
+    return Clippo(ClippoConfig(vit=vit, render=RenderConfig(image_size_px=32)))
+
+
+def test_a_runs_folder_is_its_newest_checkpoint(tmp_path: Path, model: Clippo):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="a run without a checkpoint yet"):
+        load_checkpoint(tmp_path)
+    for step, value in ((5, 1.0), (10, 2.0)):
+        model.log_logit_scale.data.fill_(value)
+        save_checkpoint(tmp_path / f"checkpoints/step_{step:08d}", model)
+    assert load_checkpoint(tmp_path).log_logit_scale.item() == 2.0
+
+
+def test_pictures_are_encoded_from_their_paths(tmp_path: Path, model: Clippo):
+    picture = Image.effect_noise((40, 30), 90).convert("RGB")
+    picture.save(tmp_path / "x.png")
+    found = model.encode_images([tmp_path / "x.png", str(tmp_path / "x.png"), picture])
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+    (tmp_path / "y.png").write_bytes(b"nothing")
+    with pytest.raises(SampleError, match=r"y\.png cannot be used: unknown_image_format"):
+        model.encode_images([tmp_path / "y.png"])
+    with pytest.raises(SampleError, match=r"z\.png cannot be read"):
+        model.encode_images([tmp_path / "z.png"])
+
+
+def test_presets_know_their_own_names():
+    assert find_preset("demo").preset == "demo"
