@@ -29,6 +29,8 @@ _OF_GAP = "modality_gap/fashion_mnist-test"
 _OF_QUESTIONS = "vqa/easy_vqa-test"
 _OF_LENGTHS = "sequence_length/udhr-articles"
 #: Steps of the runs on names and on icons; a quick study makes a few of them.
+#: Room and vocabulary of the models that read tokens: a canvas of the others has 16 patches, too.
+_TOKENS = {"max_tokens": 16, "vocabulary_size": 4000}
 _STEPS, _QUICK_STEPS = {"names": 400, "icons": 2000}, {"names": 150, "icons": 600}
 
 
@@ -107,7 +109,7 @@ def _on_icons(name: str, text_input: str) -> Arm:
     length = _STEPS["icons"]
     config = _changed(
         icons_small(),
-        model={"text_input": text_input},
+        model={"text_input": text_input, **(_TOKENS if text_input != "pixels" else {})},
         train={"steps": length, "checkpoint_every": length},
         evaluation={"tasks": (_ICONS, "multilingual_zero_shot:icons/small/novel")},
         tracking={"registered_model": None, "pictures": False},
@@ -159,8 +161,8 @@ def _arms() -> dict[str, Arm]:
     )
     arms = (
         _on_names("clippo", _PROBE, "sequence_length:udhr/articles"),
-        _on_names("clip", changes={"model": {"text_input": "tokens_two_towers"}}),
-        _on_names("1t-clip", changes={"model": {"text_input": "tokens_one_tower"}}),
+        _on_names("clip", changes={"model": {"text_input": "tokens_two_towers", **_TOKENS}}),
+        _on_names("1t-clip", changes={"model": {"text_input": "tokens_one_tower", **_TOKENS}}),
         _on_names("text-25", _PROBE, changes=_with_texts(0.25)),
         _on_names("text-50", _PROBE, changes=_with_texts(0.5)),
         _on_names("all-patches", changes={"model": {"text_patches": "all"}}),
