@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from clippo_core.errors import ClippoError, did_you_mean
+from clippo_core.errors import ClippoError, StorageError, did_you_mean
 
 #: The commands with a line about each, in the order in which a person meets them.
 COMMANDS = {
@@ -65,6 +65,10 @@ def exit_code_of(work: Callable[[], None]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        # Such as a full disk, or a folder that nobody may write to.
+        print(f"\nStorageError: {error}", file=sys.stderr)
+        return StorageError.exit_code
 
 
 def _usage() -> str:

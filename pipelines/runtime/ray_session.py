@@ -5,11 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import socket
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
+import ray.exceptions
 
 from clippo_core.errors import ConfigError, StorageError
 from pipelines.config.settings import RunConfig
@@ -43,8 +49,18 @@ _ALONE = {
 }
 
 
+_EXCEPTION_LINE = re.compile(r"[\w.]+(Error|Exception|Interrupt)\b.*")
+#: Folder of Ray's own logs on this machine.
+RAY_LOGS = "/tmp/ray/session_latest/logs"
+#: How often Ray's processes are looked for, and how long they may be away. Ray itself gives up a
+#: head after 60 s, and a node's process after some 10.
+_LOOK_EVERY_S, _HEAD_MAY_BE_AWAY_S, _NODE_MAY_BE_AWAY_S = 2, 45, 3
+
+
 @contextmanager
-def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iterator[None]:
+def ray_session(
+    *, cpus: float, gpus: float = 0, may_wait: bool = False, advice: str = ""
+) -> Iterator[None]:
     """Connect to Ray or start it; a Ray that was started here is shut down at the end.
 
     Args:
@@ -52,10 +68,11 @@ def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iter
             are Ray's bookkeeping and not cores; a cluster must have them.
         gpus: GPUs that the work needs, which must exist anywhere.
         may_wait: True if the caller waits for nodes itself.
+        advice: what a person can do if Ray fails meanwhile.
 
     Raises:
         ConfigError: if there are fewer, unless the caller waits.
-        StorageError: if Ray does not start or answer.
+        StorageError: if Ray does not start or answer, or one of its processes dies.
     """
     if ray.is_initialized():
         if not may_wait:
@@ -64,17 +81,19 @@ def ray_session(*, cpus: float, gpus: float = 0, may_wait: bool = False) -> Iter
         return
     address = cluster_address()
     with ray_environment(is_cluster=bool(address)):
-        try:
-            _init(address, cpus)
-        except (ConnectionError, RuntimeError, OSError, ValueError) as error:
-            where = f"the cluster at {address}" if address else "Ray on this machine"
-            raise StorageError(f"{where} does not start or answer: {error}") from error
+        _init(address, cpus)
         _quiet_ray_data()
+        watch = _Watch(advice)
         try:
             if not may_wait:
                 check_resources(cpus, gpus)
             yield
+        except (ray.exceptions.RayError, OSError) as error:
+            raise StorageError(
+                f"{telling_line(error)}; Ray's logs: {RAY_LOGS}{advice and chr(10)}{advice}"
+            ) from error
         finally:
+            watch.stop()
             ray.shutdown()
 
 
@@ -105,13 +124,80 @@ def needed_cpus(config: RunConfig) -> float:
 
 
 def _init(address: str | None, cpus: float) -> None:
+    """Connect to Ray or start it; on a machine under load, one more attempt often does.
+
+    Raises:
+        StorageError: if it does not start or answer.
+    """
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        ray.init(address, **options)
-        return
-    cores = len(os.sched_getaffinity(0))
-    declared = max(cores, math.ceil(cpus))
-    ray.init("local", num_cpus=declared, include_dashboard=False, **options)
+    if not address:
+        cores = len(os.sched_getaffinity(0))
+        options |= {"num_cpus": max(cores, math.ceil(cpus)), "include_dashboard": False}
+    for attempts_left in (1, 0):
+        try:
+            ray.init(address or "local", **options)
+            return
+        except (ray.exceptions.RayError, RuntimeError, OSError, ValueError) as error:
+            ray.shutdown()
+            if not attempts_left:
+                where = f"the cluster at {address}" if address else "Ray on this machine"
+                raise StorageError(
+                    f"{where} does not start or answer: {telling_line(error)}; its logs: {RAY_LOGS}"
+                ) from error
+
+
+def telling_line(error: BaseException) -> str:
+    """Return a line out of what Ray says of a failure, which may go over pages.
+
+    It is the first one, with the last that names an exception: that of the process that failed.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    causes = [line for line in lines[1:] if _EXCEPTION_LINE.match(line)]
+    return " ".join([f"{type(error).__name__}: {lines[0][:200]}", *(c[:300] for c in causes[-1:])])
+
+
+class _Watch:
+    """Ends this process, in a line of its own, when the Ray below it is gone.
+
+    Ray would end it too, a few seconds later, with pages of its own and the exit code of a bug; the
+    main thread then waits in a call of Ray's, which no exception reaches.
+    """
+
+    def __init__(self, advice: str) -> None:
+        """Begin to look whether Ray's head, and its process on this node, can be connected to."""
+        context = ray.get_runtime_context()
+        node = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())
+        raylet = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        self._places = {
+            "head": (context.gcs_address, _HEAD_MAY_BE_AWAY_S),
+            "process on this node": (raylet, _NODE_MAY_BE_AWAY_S),
+        }
+        self._advice, self._ended = advice, threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        seen = dict.fromkeys(self._places, time.monotonic())
+        while not self._ended.wait(_LOOK_EVERY_S):
+            for name, (address, patience_s) in self._places.items():
+                host, _, port = address.rpartition(":")
+                try:
+                    socket.create_connection((host, int(port)), timeout=_LOOK_EVERY_S).close()
+                    seen[name] = time.monotonic()
+                except OSError as error:
+                    if time.monotonic() - seen[name] > patience_s:
+                        self._end(f"Ray's {name} ({address}) does not answer any more: {error}")
+
+    def _end(self, problem: str) -> None:
+        if not self._ended.is_set():
+            sys.stderr.write(f"\nStorageError: {problem}; its logs: {RAY_LOGS}\n{self._advice}\n")
+            sys.stderr.flush()
+            os._exit(StorageError.exit_code)
 
 
 def _quiet_ray_data() -> None:

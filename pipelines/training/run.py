@@ -37,7 +37,13 @@ from pipelines.reporting.stored import write_report
 from pipelines.runtime.devices import gpu_memory_bytes
 from pipelines.runtime.placement import ClusterWatch, Placement, await_capacity
 from pipelines.runtime.progress import progress
-from pipelines.runtime.ray_session import cluster_address, needed_cpus, ray_session
+from pipelines.runtime.ray_session import (
+    RAY_LOGS,
+    cluster_address,
+    needed_cpus,
+    ray_session,
+    telling_line,
+)
 from pipelines.runtime.run_checkpoints import (
     remove_checkpoint,
     remove_leftovers,
@@ -108,12 +114,18 @@ def train(
     check_memory(resolved.config, lengths)
     for line in [*said_of_groups(resolved), *warnings_of(derive(resolved))]:
         tqdm.write(line)
-    with ray_session(cpus=needed_cpus(resolved.config), may_wait=True):
+    cpus = needed_cpus(resolved.config)
+    with ray_session(cpus=cpus, may_wait=True, advice=way_on(resolved.run)):
         watch = _await_nodes(resolved)
         device_bytes = _device_bytes(resolved.config, watch.placement)
         check_memory(resolved.config, lengths, device_bytes)
         driver = RunDriver(resolved, watch, row_s=row_s, lengths=lengths, device_bytes=device_bytes)
         return driver.run(lambda: _open_tracker(resolved, is_resumed=is_resumed, tags=tags or {}))
+
+
+def way_on(run: Location) -> str:
+    """Return the end of a message about a run that has not come to its end."""
+    return f"go on with\n  python -m pipelines resume {run.uri}"
 
 
 def check_start(resolved: ResolvedRun) -> None:
@@ -287,7 +299,7 @@ class RunDriver:
             while not training.wait(_POLL_S):
                 self._follow(bar)
             self._follow(bar)
-        return _outcome_of(training)
+        return _outcome_of(training, way_on(self._run))
 
     def _follow(self, bar: Any) -> None:
         """Take in what rank 0 reported and which evaluations ended, and act on it."""
@@ -372,8 +384,7 @@ class RunDriver:
         checkpoint = whole_checkpoints(self._run)[-1][1]
         if state == "interrupted":
             raise StoppedError(
-                f"stopped as asked; {checkpoint.uri} is written. Go on with\n"
-                f"  python -m pipelines resume {self._run.uri}"
+                f"stopped as asked; {checkpoint.uri} is written; {way_on(self._run)}"
             )
         return RunSummary(self._run, checkpoint, tracked, self._reports, self._bottleneck)
 
@@ -399,7 +410,7 @@ class _Result:
         return not self._thread.is_alive()
 
 
-def _outcome_of(thread: _Result) -> dict[str, Any]:
+def _outcome_of(thread: _Result, advice: str) -> dict[str, Any]:
     if thread.error is None:
         return thread.value.return_value
     # Ray Train's controller wraps an error that a rank raises before it trains.
@@ -408,7 +419,8 @@ def _outcome_of(thread: _Result) -> dict[str, Any]:
     if isinstance(original, ClippoError):
         raise original
     raise StorageError(
-        f"the training workers failed: {thread.error}\nRay's logs: /tmp/ray/session_latest/logs"
+        f"the training workers failed: {telling_line(thread.error)}; Ray's logs: {RAY_LOGS}\n"
+        f"{advice}"
     ) from thread.error
 
 
