@@ -8,18 +8,17 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clippo_core.errors import ConfigError, StorageError
+from clippo_core.errors import ConfigError, StorageError, did_you_mean
 from cluster.dashboard import ADDRESS_VARIABLES, Dashboard, auth_headers, auth_token
 from cluster.environment import JobEnvironment
 from cluster.package import CodePackage
 from cluster.sealing import SEALED_VARIABLE, SETUP_HOOK, seal
+from pipelines.runtime.scratch import scratch_folder
 from pipelines.tracking.run_tags import COMMIT_VARIABLE, DIRTY_VARIABLE, git_tags
 
 if TYPE_CHECKING:
@@ -32,10 +31,11 @@ STOP_WAIT_S = 600
 EXIT_STOPPED = 130
 #: Advice for the commonest reason on a machine that people share, which Ray does not name.
 _NO_AGENT = (
-    " If the head is up for longer than half a minute, another Ray on that machine may hold the "
-    "port of its agent: start it with --dashboard-agent-listen-port=52366"
+    " Another Ray on that machine may hold the port of its agent: start it with "
+    "--dashboard-agent-listen-port=52366"
 )
 _ASK_EVERY_S = 2.0
+_AGENT_COMES_WITHIN_S = 60.0
 #: Seconds after which a head that was moved to another machine is surely back.
 _GIVE_UP_AFTER_S = 600.0
 
@@ -126,29 +126,38 @@ def _next_attempt(stem: str, jobs: Mapping[str | None, JobDetails]) -> str:
 def _what_now(submission_id: str, known: JobDetails, plan: JobPlan) -> str:
     code = "" if known.driver_exit_code is None else f" with exit code {known.driver_exit_code}"
     run = plan.metadata.get("clippo.run")
-    resume = f"go on with its run: … -- resume {run}\n" if run else ""
+    resume = f"Go on with its run:\n  python -m cluster.submit -- resume {run}\n" if run else ""
     return (
         f"job {submission_id} {known.status.lower()}{code}. Its log:\n"
         f"  python -m cluster.submit --follow --submission-id {submission_id}\n"
-        f"{resume}or start again under another name: --submission-id {submission_id}-2 …"
+        f"{resume}For a new run, name the job anew: --submission-id {submission_id}-2"
     )
 
 
 def _send(client: JobSubmissionClient, job: Job, submission_id: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
-        archive = Path(folder) / "code.zip"
+    with scratch_folder() as folder:
+        archive = folder / "code.zip"
         archive.write_bytes(job.package.content)
         runtime_env = {"working_dir": str(archive), **process_environment(job.environment)}
-        try:
-            return client.submit_job(
-                entrypoint=job.entrypoint,
-                submission_id=submission_id,
-                runtime_env=runtime_env,
-                metadata=job.plan.metadata,
-            )
-        except RuntimeError as error:
-            advice = _NO_AGENT if "No available agent" in str(error) else ""
-            raise StorageError(f"the cluster does not take the job: {error}{advice}") from error
+        begun = time.monotonic()
+        while True:
+            try:
+                return client.submit_job(
+                    entrypoint=job.entrypoint,
+                    submission_id=submission_id,
+                    runtime_env=runtime_env,
+                    metadata=job.plan.metadata,
+                )
+            except RuntimeError as error:
+                has_no_agent = "No available agent" in str(error)
+                if not has_no_agent or time.monotonic() - begun > _AGENT_COMES_WITHIN_S:
+                    advice = _NO_AGENT if has_no_agent else ""
+                    raise StorageError(
+                        f"the cluster does not take the job: {error}{advice}"
+                    ) from error
+            # A head that was started just now has no agent yet.
+            print("waiting for the head's agent, which takes the job", file=sys.stderr)
+            time.sleep(_ASK_EVERY_S)
 
 
 def process_environment(environment: JobEnvironment) -> dict[str, Any]:
@@ -166,6 +175,45 @@ def process_environment(environment: JobEnvironment) -> dict[str, Any]:
     assert token is not None
     variables[SEALED_VARIABLE] = seal(environment.secrets, token)
     return {"env_vars": variables, "worker_process_setup_hook": SETUP_HOOK}
+
+
+def manage_jobs(
+    client: JobSubmissionClient, submission_id: str | None, *, is_stop: bool = False
+) -> list[str]:
+    """Return a line for each job, or for the one of a name; stop that one if asked to.
+
+    Raises:
+        ConfigError: if there is no job of that name.
+    """
+    jobs = sorted(client.list_jobs(), key=lambda job: job.start_time or 0, reverse=True)
+    if submission_id is None:
+        return [_job_line(job) for job in jobs] or ["no job was submitted yet"]
+    found = [job for job in jobs if job.submission_id == submission_id]
+    if not found:
+        known = [str(job.submission_id) for job in jobs]
+        raise ConfigError(
+            f"there is no job {submission_id}{did_you_mean(submission_id, known)}; --list prints "
+            "all of them"
+        )
+    if is_stop and not found[0].status.is_terminal():
+        client.stop_job(submission_id)
+        return [
+            f"{submission_id} is asked to stop; its run writes a checkpoint first. Its log:",
+            f"  python -m cluster.submit --follow --submission-id {submission_id}",
+        ]
+    run = (found[0].metadata or {}).get("clippo.run")
+    is_over = found[0].status.is_terminal() and found[0].status != "SUCCEEDED"
+    resume = [f"  python -m cluster.submit -- resume {run}"] if run and is_over else []
+    return [_job_line(found[0]), *resume]
+
+
+def _job_line(job: JobDetails) -> str:
+    begun = "not begun"
+    if job.start_time:
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.start_time / 1000))
+    code = "" if job.driver_exit_code is None else f" ({job.driver_exit_code})"
+    run = (job.metadata or {}).get("clippo.run", "")
+    return f"{job.submission_id}  {job.status.lower()}{code}  {begun}  {run}".rstrip()
 
 
 async def follow_job(client: JobSubmissionClient, submission_id: str) -> JobDetails:

@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pipelines.config.resolution import ResolvedRun, resolve
 from pipelines.config.settings import RunConfig
 from pipelines.datasets.prepare.registry import prepare_missing
 from pipelines.runtime.placement import BLOCKS_PER_RANK
+from pipelines.runtime.scratch import scratch_folder
 from pipelines.stream.batch import StreamSpec
 from pipelines.stream.stream import Unit, batch_bytes, make_block, steps_per_unit
 from pipelines.training.token_vocabulary import with_vocabulary
@@ -262,8 +262,8 @@ def _size(argv: list[str], aside: str) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the measurements and print the prediction; return 0, or an error's exit code."""
-    with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
-        return exit_code_of(lambda: _size(argv, aside))
+    with scratch_folder() as aside:
+        return exit_code_of(lambda: _size(argv, str(aside)))
 
 
 if __name__ == "__main__":

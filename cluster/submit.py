@@ -9,6 +9,7 @@ command with the same code is the same job: submitting it again attaches to it.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from clippo_core.errors import ClippoError, ConfigError, StorageError
 from cluster.dashboard import Dashboard, dashboard_address, use_token_mode
 from cluster.environment import job_environment, refuse_secrets
 from cluster.package import pack
-from cluster.ray_jobs import EXIT_STOPPED, Job, exit_code, follow_job, job_client, submit_or_attach
+from cluster.ray_jobs import (
+    EXIT_STOPPED,
+    Job,
+    exit_code,
+    follow_job,
+    job_client,
+    manage_jobs,
+    submit_or_attach,
+)
+from pipelines.cli import COMMANDS
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -39,6 +49,12 @@ class SubmitArguments:
     submission_id: str | None = None
     """Name of the job; None builds one of the run and the attempt. Alone, without a command, it
     attaches to that job."""
+    list: bool = False
+    """Print the cluster's jobs, the newest first, and stop."""
+    status: str | None = None
+    """Print how the job of this name stands, and stop."""
+    stop: str | None = None
+    """Stop the job of this name: its run writes a checkpoint first, and can be resumed."""
     env: tuple[str, ...] = ()
     """Names of environment variables to give to the job, sealed, beside those of AWS and MLflow."""
 
@@ -47,8 +63,14 @@ def main(argv: Sequence[str]) -> int:
     """Submit a command, and follow it if asked to; return the exit code (a followed job's own)."""
     use_token_mode()
     at = argv.index("--") if "--" in argv else len(argv)
-    options = tyro.cli(SubmitArguments, args=argv[:at], prog="python -m cluster.submit")
     try:
+        if commands := [word for word in argv[:at] if word in COMMANDS]:
+            begin = argv.index(commands[0])
+            raise ConfigError(
+                "the command comes behind --: python -m cluster.submit "
+                + shlex.join([*argv[:begin], "--", *argv[begin:at]])
+            )
+        options = tyro.cli(SubmitArguments, args=argv[:at], prog="python -m cluster.submit")
         return submit(options, argv[at + 1 :])
     except ClippoError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -66,9 +88,17 @@ def submit(options: SubmitArguments, words: Sequence[str]) -> int:
         SampleError: if the data that can be seen from here cannot be used.
         StorageError: if the cluster does not answer, or refuses.
     """
-    if not words and options.submission_id is None:
-        raise ConfigError("name a command: python -m cluster.submit … -- train demo …")
+    asked = options.stop or options.status
+    if not words and options.submission_id is None and asked is None and not options.list:
+        raise ConfigError(
+            "name a command: python -m cluster.submit -- train demo; or --list, --status ID, "
+            "--stop ID"
+        )
     dashboard = Dashboard(dashboard_address(options.address))
+    if options.list or asked is not None:
+        lines = manage_jobs(job_client(dashboard), asked, is_stop=options.stop is not None)
+        print("\n".join(lines))
+        return 0
     is_here = _is_here(dashboard, is_dry_run=options.dry_run)
     if not words:
         return _attach(job_client(dashboard), str(options.submission_id), follows=options.follow)

@@ -8,13 +8,13 @@ manager is not used.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from clippo_core.checkpoints.native import CONFIG_FILE, verify_checkpoint
 from clippo_core.errors import CheckpointError
+from pipelines.runtime.scratch import scratch_folder
 from pipelines.runtime.storage import Location, storage_errors
 
 #: Name of the file in a sweep's folder with the results and the best of its runs.
@@ -56,8 +56,8 @@ def commit_checkpoint(write: Callable[[Path], None], target: Location) -> None:
             write(Path(target.uri))
         return
     fs, path = target.open_fs()
-    with tempfile.TemporaryDirectory(prefix="clippo-") as folder, storage_errors(target):
-        local = Path(folder) / target.name
+    with scratch_folder() as folder, storage_errors(target):
+        local = folder / target.name
         write(local)
         for file in sorted(local.iterdir(), key=lambda file: file.name == CONFIG_FILE):
             fs.put_file(str(file), f"{path}/{file.name}")
@@ -153,8 +153,8 @@ def fetched(place: Location) -> Iterator[Path]:
     if place.is_local:
         yield Path(place.uri)
         return
-    with tempfile.TemporaryDirectory(prefix="clippo-") as folder:
-        local = Path(folder) / place.name
+    with scratch_folder() as folder:
+        local = folder / place.name
         fs, path = place.open_fs()
         with storage_errors(place):
             fs.get(path, str(local), recursive=fs.isdir(path))

@@ -12,8 +12,6 @@ import functools
 import importlib.metadata
 import io
 import json
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,6 +28,7 @@ from clippo_core.errors import CheckpointError
 from pipelines.config.resolution import tracking_uri
 from pipelines.config.settings import RunConfig
 from pipelines.runtime.run_checkpoints import checkpoint_step, fetched, find_checkpoint
+from pipelines.runtime.scratch import scratch_folder
 from pipelines.runtime.storage import Location
 from pipelines.tracking import clippo_pyfunc
 from pipelines.tracking.mlflow_client import DataSet, connect, metric_name
@@ -147,8 +146,8 @@ class CheckpointModels:
             params={key: str(value) for key, value in params.items()},
             model_type="clippo",
         ).model_id
-        with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
-            folder = Path(aside) / "model"
+        with scratch_folder() as aside:
+            folder = aside / "model"
             write_model(folder, path, self._config, run_id=run_id, model_id=model_id)
             self._client.log_model_artifacts(model_id, str(folder))
         self._client.finalize_logged_model(model_id, "READY")
@@ -258,8 +257,8 @@ def write_model(
     # Given, since finding them out would load the model in a process of its own; a local version
     # such as 2.13.0+cpu is on no index.
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _PACKAGES}
-    with tempfile.TemporaryDirectory(prefix="clippo-") as aside:
-        data = Path(aside) / "checkpoint"
+    with scratch_folder() as aside:
+        data = aside / "checkpoint"
         data.mkdir()
         for file in checkpoint.iterdir():
             if file.name not in (STATE_FILE, MOMENTS_FILE):
@@ -341,10 +340,13 @@ def _download(reference: str) -> Path:
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    aside = tempfile.mkdtemp(prefix="clippo-model-")
-    atexit.register(shutil.rmtree, aside, ignore_errors=True)
+    until_the_end = ExitStack()
+    aside = until_the_end.enter_context(scratch_folder())
+    atexit.register(until_the_end.close)
     try:
-        found = mlflow.artifacts.download_artifacts(reference, dst_path=aside, tracking_uri=uri)
+        found = mlflow.artifacts.download_artifacts(
+            reference, dst_path=str(aside), tracking_uri=uri
+        )
     except (MlflowException, OSError) as error:
         raise CheckpointError(
             f"{reference} cannot be had from MLflow at {uri}: {error}; expected "

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster import ray_jobs
+from clippo_core.errors import ConfigError, StorageError
+from cluster import ray_jobs, submit
 from cluster.plan import JobPlan
 from pipelines.runtime.storage import Location
 
@@ -60,6 +61,76 @@ def test_a_log_is_printed_once_however_often_the_connection_breaks(capsys, monke
 )
 def test_the_exit_code_is_the_drivers_where_it_has_one(status: str, driver, expected: int):
     assert ray_jobs.exit_code(details(status, code=driver)) == expected  # pyright: ignore
+
+
+class JobsOf:
+    """A client that knows some jobs."""
+
+    def __init__(self, *jobs: SimpleNamespace) -> None:
+        self.jobs, self.stopped = jobs, []
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return list(self.jobs)
+
+    def stop_job(self, submission_id: str) -> None:
+        self.stopped.append(submission_id)
+
+
+def test_jobs_are_listed_looked_at_and_stopped():
+    running, failed = (details(status, run=f"s3://b/{status}") for status in ("RUNNING", "FAILED"))
+    running.submission_id, running.start_time = "now", 2_000_000_000_000
+    failed.submission_id, failed.start_time, failed.driver_exit_code = "before", 10**12, 3
+    client = JobsOf(failed, running)
+    now, before = ray_jobs.manage_jobs(client, None)  # pyright: ignore
+    assert now.startswith("now  running  2033-05-")
+    assert now.endswith("  s3://b/RUNNING")
+    assert before.startswith("before  failed (3)  2001-09-")
+    assert ray_jobs.manage_jobs(client, "before") == [  # pyright: ignore
+        before,
+        "  python -m cluster.submit -- resume s3://b/FAILED",
+    ]
+    assert ray_jobs.manage_jobs(client, "now") == [now]  # pyright: ignore
+    assert "asked to stop" in ray_jobs.manage_jobs(client, "now", is_stop=True)[0]  # pyright: ignore
+    assert client.stopped == ["now"]
+    ray_jobs.manage_jobs(client, "before", is_stop=True)  # pyright: ignore
+    assert client.stopped == ["now"], "what has ended is not stopped"
+    with pytest.raises(ConfigError, match="no job befor; did you mean before"):
+        ray_jobs.manage_jobs(client, "befor")  # pyright: ignore
+    assert ray_jobs.manage_jobs(JobsOf(), None) == ["no job was submitted yet"]  # pyright: ignore
+
+
+def test_a_command_without_dashes_before_it_is_told_where_they_go(capsys):
+    assert submit.main(["--follow", "train", "demo", "--train.steps", "20"]) == 2
+    assert "python -m cluster.submit --follow -- train demo --train.steps 20" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("agent_comes", [True, False])
+def test_a_head_without_an_agent_yet_is_waited_for(agent_comes: bool, monkeypatch, capsys):
+    monkeypatch.setattr(ray_jobs, "_ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(ray_jobs, "_AGENT_COMES_WITHIN_S", 0.1)
+    monkeypatch.setattr(ray_jobs, "process_environment", lambda _: {})
+    answers = ["No available agent to submit job"] * (2 if agent_comes else 1000)
+
+    def submit_job(**_more) -> str:
+        if answers:
+            raise RuntimeError(answers.pop())
+        return "sent"
+
+    job = SimpleNamespace(
+        entrypoint="",
+        package=SimpleNamespace(content=b""),
+        plan=SimpleNamespace(metadata={}),
+        environment=None,
+    )
+    client = SimpleNamespace(submit_job=submit_job)
+    if agent_comes:
+        assert ray_jobs._send(client, job, "x") == "sent"  # pyright: ignore
+    else:
+        with pytest.raises(StorageError, match="--dashboard-agent-listen-port"):
+            ray_jobs._send(client, job, "x")  # pyright: ignore
+    assert "waiting for the head's agent" in capsys.readouterr().err
 
 
 def test_a_run_that_is_at_work_is_attached_to_and_an_attempt_that_failed_is_followed_by_another():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from pipelines.runtime.run_checkpoints import (
     set_damaged_aside,
     whole_checkpoints,
 )
+from pipelines.runtime.scratch import remove_left_over, scratch_folder
 from pipelines.runtime.storage import (
     JsonLines,
     Location,
@@ -109,6 +113,26 @@ def test_all_files_of_a_checkpoint_can_be_read_by_those_the_umask_lets(
         os.umask(before)
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "x").iterdir()} == {0o640}
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o750
+
+
+def test_scratch_of_a_killed_process_is_removed_by_the_next(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = (
+        "import os, signal, sys\n"
+        "from pipelines.runtime.scratch import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'model').write_bytes(bytes(100))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)})
+    (left,) = tmp_path.iterdir()
+    with scratch_folder() as ours:
+        assert left.exists(), "it may be in the making"
+        for folder in (left, ours):
+            os.utime(folder / ".lock", (0, 0))
+        assert remove_left_over() == 1
+        assert list(tmp_path.iterdir()) == [ours]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_last_attempt_may_write(run: Location):

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from clippo_core.errors import SampleError
 from pipelines.datasets.manifest import is_prepared
 from pipelines.datasets.prepare.rows import SPLITS
 from pipelines.datasets.sources import data_cache
+from pipelines.runtime.scratch import scratch_folder
 from pipelines.runtime.storage import Location
 
 _TIMEOUT_S = 900
@@ -68,8 +68,8 @@ class RegistrySet:
         out = out or data_cache() / self.name
         folders = [out / folder if folder else out for folder in self.folders]
         if not all(is_prepared(folder) for folder in folders):
-            with tempfile.TemporaryDirectory(prefix="clippo-") as scratch:
-                content = self.read(Path(scratch))
+            with scratch_folder() as scratch:
+                content = self.read(scratch)
                 self._check(self.count(content))
                 self.write(content, out)
         return folders
