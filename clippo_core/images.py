@@ -61,6 +61,17 @@ def decode_image(
     return _guarded(encoded, config, fit)
 
 
+def picture_size(encoded: bytes | None) -> tuple[int, int] | None:
+    """Return width and height of a picture by its header; None where that cannot be read."""
+    if not encoded:
+        return None
+    _silence_pillow()
+    try:
+        return _opened(encoded).size
+    except Exception:  # noqa: BLE001 - as in `_guarded`
+        return None
+
+
 def decode_thumbnail(
     encoded: bytes | None, config: ImageConfig, *, max_side_px: int
 ) -> UInt8[np.ndarray, "height_px width_px 3"] | Rejected:

@@ -18,6 +18,9 @@ def print_summary(summary: RunSummary) -> None:
             folder = summary.run / "evaluations" / summary.checkpoint.name
             for name in report.pictures:
                 print(f"picture: {(folder / f'{file_name(report)}-{name}.png').uri}")
+    failed = [f"{r.name}: {r.status}: {r.message}" for r in summary.evaluations if r.status != "ok"]
+    if failed:
+        print(f"{len(failed)} evaluations failed:", *failed, sep="\n  ")
     if summary.bottleneck:
         print(f"limited by {summary.bottleneck}")
     tracked = summary.tracked

@@ -41,6 +41,7 @@ def modality_gap_of_pairs(
     shown = slice(_POINTS_IN_PICTURE)
     return TaskResult(
         metrics={"gap": found.gap, "pair_similarity": found.pair_similarity},
+        less_is_better=("gap",),
         num_samples=len(captions),
         num_rejected=embedded.num_rejected,
         floors={

@@ -76,6 +76,7 @@ def multilingual_zero_shot(
     chance = 1 / max(sum(map(bool, row)) for row in captions.values())
     return TaskResult(
         metrics=metrics,
+        less_is_better=tuple(name for name in metrics if name.endswith("deviation_over_languages")),
         num_samples=len(labels),
         num_rejected=embedded.num_rejected,
         floors={name: {"chance": chance} for name in metrics if name.endswith("accuracy")},

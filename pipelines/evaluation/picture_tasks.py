@@ -165,6 +165,7 @@ def _attacked(
     ][:IMAGES_IN_PICTURE]
     return TaskResult(
         metrics={**shares, "blank_accuracy": mean("blank_accuracy")},
+        less_is_better=("flip_rate",),
         num_samples=len(labels),
         num_rejected=num_rejected,
         floors={

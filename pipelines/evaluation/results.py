@@ -38,6 +38,7 @@ class TaskResult:
         details: further JSON, such as accuracy per class.
         pictures: pictures for people to look at, by name.
         also_read: digests of data sets that were read beside the source, by URI.
+        less_is_better: names of the metrics of which lower values are better.
     """
 
     metrics: dict[str, float]
@@ -48,6 +49,7 @@ class TaskResult:
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     pictures: Pictures = field(default_factory=dict[str, Any])
     also_read: dict[str, str] = field(default_factory=dict[str, str])
+    less_is_better: tuple[str, ...] = ()
 
 
 def classified(

@@ -192,6 +192,7 @@ def evaluate(checkpoint: str, benchmark: Benchmark, options: EvaluationOptions) 
         "options": options_json(options),
         "limit": None if source is None else options.limit,
         "metrics": found.metrics,
+        "less_is_better": list(found.less_is_better),
         "floors": found.floors,
         "intervals": {metric: list(interval) for metric, interval in found.intervals.items()},
         "num_samples": found.num_samples,

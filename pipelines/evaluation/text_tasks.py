@@ -255,6 +255,7 @@ def _compared(
     metrics, intervals = language_means(columns)
     return TaskResult(
         metrics=metrics,
+        less_is_better=tuple(name for name in metrics if name.startswith("patches")),
         num_samples=sum(found.num_texts for found in lengths.values()),
         intervals=intervals if len(lengths) > 1 else {},
         details={

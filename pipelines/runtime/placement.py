@@ -63,12 +63,14 @@ class Capacity:
         render_tasks: number of parallel render tasks beside the ranks.
         object_store_bytes: size of the object stores on the nodes that render.
         left_over: CPUs and GPUs of each node beside the ranks, for evaluations.
+        is_shared: True if render tasks run on nodes that hold ranks.
     """
 
     ranks: int
     render_tasks: int
     object_store_bytes: float
     left_over: tuple[tuple[float, float], ...]
+    is_shared: bool = False
 
     @staticmethod
     def of(
@@ -78,7 +80,7 @@ class Capacity:
         alive = [node for node in nodes if node["Alive"]]
         left = {node["NodeID"]: dict(node["Resources"]) for node in alive}
         wanted = {"CPU": scaling.cpus_per_rank} | ({"GPU": 1.0} if scaling.use_gpu else {})
-        ranks = 0
+        ranks, with_ranks = 0, set[str]()
         for node in alive:
             free = left[node["NodeID"]]
             while ranks < scaling.num_ranks and _matches(node, placement.trainer):
@@ -87,11 +89,15 @@ class Capacity:
                 for name, amount in wanted.items():
                     free[name] -= amount
                 ranks += 1
+                with_ranks.add(node["NodeID"])
         renderers = [left[node["NodeID"]] for node in alive if _matches(node, placement.renderer)]
         tasks = [math.floor(free.get("CPU", 0.0) / scaling.renderer_cpus) for free in renderers]
         store = sum(free.get("object_store_memory", 0.0) for free in renderers)
         left_over = tuple((free.get("CPU", 0.0), free.get("GPU", 0.0)) for free in left.values())
-        return Capacity(ranks, sum(tasks), store, left_over)
+        is_shared = any(
+            node["NodeID"] in with_ranks and _matches(node, placement.renderer) for node in alive
+        )
+        return Capacity(ranks, sum(tasks), store, left_over, is_shared)
 
     def running_tasks(self, scaling: ScalingConfig) -> int:
         """Return the number of render tasks that will run at a time."""

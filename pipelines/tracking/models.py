@@ -44,8 +44,6 @@ _PACKAGES = (
     *("torch", "numpy", "numba", "pillow", "safetensors", "pydantic", "jaxtyping"),
     "sentencepiece",
 )
-#: Words in the names of metrics of which less is better.
-_LOWER_IS_BETTER = ("loss", "error", "rank", "gap", "attack")
 
 
 class CheckpointModels:
@@ -86,6 +84,7 @@ class CheckpointModels:
         *,
         data_set: DataSet,
         champion_metric: str | None = None,
+        less_is_better: bool = False,
     ) -> None:
         """Attach metrics to the model of a step; move the alias if the deciding one is better.
 
@@ -94,11 +93,13 @@ class CheckpointModels:
             metrics: the metrics, by the names that they have in the run.
             data_set: the data set that they were measured on.
             champion_metric: name of the metric that decides; None: none of them does.
+            less_is_better: True if lower values of that metric are better.
         """
         self._add(f"evaluation of step {step}", self._log_metrics, step, metrics, data_set)
         if self._name and champion_metric is not None:
             name = metric_name(champion_metric)
-            self._add(f"{CHAMPION} of {self._name}", self._compare, step, name, data_set)
+            what = f"{CHAMPION} of {self._name}"
+            self._add(what, self._compare, step, name, data_set, less_is_better)
 
     def retire(self, checkpoint: str) -> None:
         """Remove the model of a checkpoint that is gone, unless an alias points to it."""
@@ -183,7 +184,7 @@ class CheckpointModels:
         ]
         self._client.log_batch(run_id, points)
 
-    def _compare(self, step: int, metric: str, data_set: DataSet) -> None:
+    def _compare(self, step: int, metric: str, data_set: DataSet, less_is_better: bool) -> None:
         """Move the alias to the model of a step if its metric, on the same data, is better."""
         version = self._version_of(step)
         value = self._value(self._models().get(step, ""), metric, data_set)
@@ -193,7 +194,7 @@ class CheckpointModels:
         if CHAMPION in self._client.get_registered_model(self._name).aliases:
             held_by = self._client.get_model_version_by_alias(self._name, CHAMPION)
             best = self._value(held_by.tags.get(MODEL_TAG, ""), metric, data_set)
-            if best is not None and not is_better(metric, value, best):
+            if best is not None and not is_better(value, best, less_is_better=less_is_better):
                 return
             if best is None:
                 note = f"not compared: version {held_by.version} has no {metric} on this data"
@@ -229,10 +230,9 @@ class CheckpointModels:
         del self._models()[step]
 
 
-def is_better(metric: str, value: float, best: float) -> bool:
+def is_better(value: float, best: float, *, less_is_better: bool) -> bool:
     """Tell whether a value of a metric beats another; NaN never does."""
-    lower = any(word in metric.rpartition("/")[2] for word in _LOWER_IS_BETTER)
-    return value < best if lower else value > best
+    return value < best if less_is_better else value > best
 
 
 def write_model(

@@ -21,6 +21,7 @@ from pipelines.runtime.devices import NICE_BESIDE_RANKS
 from pipelines.runtime.run_checkpoints import checkpoint_step, whole_checkpoints
 from pipelines.runtime.storage import Location
 from pipelines.stream.batch import StreamSpec
+from pipelines.tracking.description import RunDescription
 from pipelines.tracking.evaluation_runs import log_evaluation
 from pipelines.tracking.mlflow_client import DataSet
 from pipelines.tracking.mlflow_queue import send_spool
@@ -47,6 +48,7 @@ class RunEvents:
         self._is_start_drawn = not tracking.pictures or bool(whole_checkpoints(resolved.run))
         self._cluster = ClusterMetrics(tracker.run)
         self._looked_at = 0.0
+        self.description = RunDescription(resolved.run.uri, resolved.config.train.steps)
 
     @property
     def checkpoints_in_use(self) -> set[str]:
@@ -61,6 +63,7 @@ class RunEvents:
 
     def checkpoint_committed(self, checkpoint: str) -> None:
         """Log a checkpoint as a model, and draw the batch that it saw last."""
+        self.describe("running")
         config = self._resolved.config
         params = {k: v for k, v in flatten(config).items() if k.startswith("model.")}
         self._models.publish(checkpoint, params=params)
@@ -74,12 +77,18 @@ class RunEvents:
     def evaluation_ended(self, report: EvaluationReport) -> None:
         """Make a child run of an evaluation; the run itself gets its metrics and pictures, too."""
         step = _step_of(report.checkpoint)
+        self.description.evaluated(report, step)
         log_evaluation(self._tracker, report, step=step)
         if report.status != "ok":
             return
         metrics = {f"eval/{report.name}/{k}": v for k, v in report.result["metrics"].items()}
+        deciding = self._deciding(report)
         self._models.judge(
-            step, metrics, data_set=_evaluated_data(report), champion_metric=self._deciding(report)
+            step,
+            metrics,
+            data_set=_evaluated_data(report),
+            champion_metric=deciding,
+            less_is_better=str(deciding).rpartition("/")[2] in report.result["less_is_better"],
         )
         for name, png in report.pictures.items():
             self._tracker.log_picture(png, f"eval/{report.name}/{name}", step=step)
@@ -122,6 +131,12 @@ class RunEvents:
             send = functools.partial(send_spool, self._tracker.run, spool)
             self._tracker.queue.add(f"the steps in {spool}", send)
 
+    def describe(self, state: str) -> None:
+        """Write the run's description, and name the evaluations that failed in a tag."""
+        self.note("mlflow.note.content", self.description.text(state))
+        if failed := self.description.failed:
+            self.note("clippo.failed_evaluations", ", ".join(failed))
+
     def note(self, key: str, value: str) -> None:
         """Set a tag of the run."""
         self._tracker.set_tag(key, value)
@@ -142,6 +157,7 @@ class RunEvents:
         """
         self._cluster.stop()
         self._tracker.set_tag("clippo.state", state)
+        self.describe(state)
         return self._tracker.finish(status)
 
 

@@ -24,6 +24,8 @@ STAGES = ("read", "decode", "render")
 TOLERABLE_WAIT = 0.03
 #: Share of the possible render tasks that counts as all: so many are at work on average then.
 _ALL_AT_WORK = 0.8
+#: How many times the canvas' side pictures have to be that their size is worth a word.
+_FAR_LARGER = 4
 
 
 def effort_of(batch: PreparedBatch, now: float) -> dict[str, float]:
@@ -109,13 +111,33 @@ class StreamFigures:
         return found | {f"stream/{s}_cpu_ms_per_row": v for s, v in self.cpu_ms_per_row.items()}
 
 
-def verdict(figures: StreamFigures, scaling: ScalingConfig, capacity: Capacity) -> str:
-    """Say which stage limits a run, and which setting to raise.
+@dataclass(frozen=True)
+class PictureSides:
+    """The longest side of a typical picture of a run as it is stored, and of its canvas, in px."""
+
+    stored_px: float
+    canvas_px: int
+
+    @property
+    def are_far_larger(self) -> bool:
+        """True if most of what is decoded is thrown away."""
+        return self.stored_px > _FAR_LARGER * self.canvas_px
+
+
+def verdict(
+    figures: StreamFigures,
+    scaling: ScalingConfig,
+    capacity: Capacity,
+    *,
+    pictures: PictureSides | None = None,
+) -> str:
+    """Say which stage limits a run, and what to do about it, the cheapest remedy first.
 
     Args:
         figures: the stream's over the run, or over the part of it since the ranks started.
         scaling: the run's settings.
         capacity: the places that its cluster has for it.
+        pictures: sizes of its pictures; None where it has none.
     """
     wait = figures.wait_ratio
     if wait <= TOLERABLE_WAIT:
@@ -129,6 +151,13 @@ def verdict(figures: StreamFigures, scaling: ScalingConfig, capacity: Capacity) 
     needed = math.ceil(
         figures.rows_per_s / max(1 - wait, 0.05) * sum(figures.ms_per_row.values()) / 1000
     )
+    if stage == "decode" and pictures is not None and pictures.are_far_larger:
+        share = figures.ms_per_row["decode"] / max(sum(figures.ms_per_row.values()), 1e-9)
+        return (
+            f"{text}, and decoding is {share:.0%} of a render task's work: pictures are "
+            f"{pictures.stored_px:.0f} px, the canvas {pictures.canvas_px}; shrink them once: "
+            f"python -m pipelines prepare … --max-side-px {2 * pictures.canvas_px}"
+        )
     cpu = sum(figures.cpu_ms_per_row.values()) / max(sum(figures.ms_per_row.values()), 1e-9)
     tasks = capacity.running_tasks(scaling)
     if figures.workers < _ALL_AT_WORK * tasks:
@@ -142,7 +171,9 @@ def verdict(figures: StreamFigures, scaling: ScalingConfig, capacity: Capacity) 
             ("storage", "raise data.run-length, or let more tasks wait at a time: lower "
              "scaling.renderer-cpus")
             if stage == "read"
-            else ("ranks on the same cores", "render on nodes of their own")
+            else ("a core that ranks or other programs use", "render on nodes of their own")
+            if capacity.is_shared
+            else ("a core that other programs use", "free the nodes that render of them")
         )  # fmt: skip
         text += f", and {1 - cpu:.0%} of a render task's time is waiting for {cause}; {cure}, or"
     else:

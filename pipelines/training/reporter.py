@@ -86,7 +86,11 @@ class Reporter:
             self._window, self._is_first_report = StreamWindow(), False
             self._since_logged = []
             self._figures = self._all.figures(train.global_batch_size)
-        self._monitor.update(step, {"loss": float(totals.metrics["loss"][-1])}, self._figures)
+        said = {
+            "loss": float(totals.metrics["loss"][-1]),
+            "rejected": float(sum(totals.rejected.values())),
+        }
+        self._monitor.update(step, said, self._figures)
 
     def _metrics(self, step: int, totals: Totals) -> dict[str, float]:
         """Return the means over the steps since the last point in the charts, and rates."""
@@ -110,6 +114,8 @@ class Reporter:
             "data/rejected": sum(totals.rejected.values()),
             **{f"rejected/{name}": count for name, count in totals.rejected.items()},
             **figures.metrics(),
+            # The charts' lists show last values, which say nothing of a start in want of data.
+            "data/wait_ratio_of_run": self._all.figures(config.train.global_batch_size).wait_ratio,
             "stream/nodes": len(set(self._nodes)),
             **self._gauges.utilisation(figures.rows_per_s),
             **shares_of_sources(job.stream.plan, self._sources, step),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import ray
 import ray.exceptions
 import torch
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from clippo_core.config import to_json
 from clippo_core.errors import ClippoError, ConfigError, StorageError
+from clippo_core.images import picture_size
 from pipelines.config.derived import (
     TextLengths,
     check_memory,
@@ -57,7 +59,7 @@ from pipelines.tracking.mlflow_client import DataSet, TrackedRun
 from pipelines.tracking.mlflow_run import PATIENCE_AT_END_S, TRACKED_FILE, RunTracker
 from pipelines.tracking.run_events import RunEvents
 from pipelines.tracking.run_tags import run_tags
-from pipelines.training.bottleneck import StreamFigures, verdict
+from pipelines.training.bottleneck import PictureSides, StreamFigures, verdict
 from pipelines.training.monitor import Progress, start_monitor
 from pipelines.training.rank import HOPELESS, train_on_rank
 from pipelines.training.reporter import spool_path
@@ -170,6 +172,19 @@ def _seconds_per_row(resolved: ResolvedRun) -> float:
     return (time.perf_counter() - started) / len(planned)
 
 
+def picture_sides(resolved: ResolvedRun) -> PictureSides:
+    """Look at the sizes of some pictures of the first batch, by their headers."""
+    sides: list[int] = []
+    planned = resolved.stream.plan.batch(0)[:_MEASURED_ROWS]
+    for number, source in enumerate(resolved.sources):
+        if source.manifest.kind.startswith("image"):
+            samples = source.read(planned.row[planned.source == number])
+            sizes = (picture_size(sample.image) for sample in samples)
+            sides += [max(size) for size in sizes if size is not None]
+    typical = float(np.median(sides)) if sides else 0.0
+    return PictureSides(typical, resolved.config.model.render.image_size_px)
+
+
 def _device_bytes(config: RunConfig, placement: Placement) -> float | None:
     """Ask the cluster for the memory of a rank's GPU; None where ranks are on CPUs.
 
@@ -236,6 +251,7 @@ class RunDriver:
         self._reports: list[EvaluationReport] = []
         self._num_followed = 0
         self._judged: StreamFigures | None = None
+        self._pictures = picture_sides(resolved)
         self._job = RankJob(
             config=self._config,
             run=self._run,
@@ -294,7 +310,11 @@ class RunDriver:
         """Follow the trainer from here, where signals arrive."""
         self._record.note("clippo.placement", str(self._watch.placement))
         self._start_missing_evaluations()
-        bar = progress("training", unit="step", total=self._config.train.steps)
+        bar = progress(
+            "waiting for the ranks and their first batch",
+            unit="step",
+            total=self._config.train.steps,
+        )
         with bar, stop_on_signals(self._request_stop):
             while not training.wait(_POLL_S):
                 self._follow(bar)
@@ -308,8 +328,11 @@ class RunDriver:
         if said.stream is not None and said.stream != self._judged:
             self._judge(said.stream)
         if said.step > bar.n:
-            bar.set_postfix({"loss": f"{said.metrics['loss']:.3f}"}, refresh=False)
+            bar.set_description("training", refresh=False)
+            bar.set_postfix(self._postfix(said), refresh=False)
             bar.update(said.step - bar.n)
+            self._record.description.step = said.step
+            self._record.description.num_rejected = round(said.metrics["rejected"])
         new = said.checkpoints[self._num_followed :]
         self._num_followed += len(new)
         for uri in new:
@@ -321,14 +344,29 @@ class RunDriver:
         if new or ended:
             self._prune()
 
+    def _postfix(self, said: Progress) -> dict[str, str]:
+        """Return what the bar shows beside the steps."""
+        shown = {"loss": f"{said.metrics['loss']:.3f}"}
+        if said.stream is not None:
+            shown["pairs/s"] = f"{said.stream.rows_per_s:.0f}"
+            shown["waiting"] = f"{said.stream.wait_ratio:.0%}"
+        results = self._record.description.results
+        if results:
+            name, (_, line) = max(results.items(), key=lambda item: item[1][0])
+            shown[name.partition("/")[0]] = line.partition(" (")[0]
+        return shown
+
     def _judge(self, figures: StreamFigures) -> None:
-        """Say what limits the run, where that changed."""
+        """Say what limits the run, with the figures that say so."""
         self._judged = figures
-        found = verdict(figures, self._config.scaling, self._watch.capacity)
-        stage = found.partition(":")[0]
-        if stage != self._bottleneck.partition(":")[0]:
-            self._record.note("clippo.bottleneck", found)
-        self._bottleneck = found
+        self._bottleneck = verdict(
+            figures,
+            self._config.scaling,
+            self._watch.capacity,
+            pictures=self._pictures,
+        )
+        self._record.note("clippo.bottleneck", self._bottleneck)
+        self._record.description.bottleneck = self._bottleneck
 
     def _start_missing_evaluations(self) -> None:
         """Evaluate the checkpoints that the attempt before left without results."""
@@ -377,8 +415,6 @@ class RunDriver:
 
     def _conclude(self, outcome: dict[str, Any], tracked: TrackedRun) -> RunSummary:
         state = outcome["state"]
-        if self._bottleneck:
-            self._record.note("clippo.bottleneck", self._bottleneck)
         if state == "failed":
             raise HOPELESS[outcome["error"]](outcome["message"])
         checkpoint = whole_checkpoints(self._run)[-1][1]

@@ -108,7 +108,7 @@ def test_rows_are_refused_that_have_no_text_and_no_picture_or_both(checkpoint):
 
 
 def test_better_is_more_but_for_losses_and_a_number_that_is_none_never_is():
-    assert is_better("eval/zero_shot/x/accuracy", 0.6, 0.5)
-    assert not is_better("eval/zero_shot/x/accuracy", 0.5, 0.5)
-    assert is_better("eval/retrieval/x/median_rank", 3, 5)
-    assert not is_better("eval/zero_shot/x/accuracy", float("nan"), 0.5)
+    assert is_better(0.6, 0.5, less_is_better=False)
+    assert not is_better(0.5, 0.5, less_is_better=False)
+    assert is_better(3, 5, less_is_better=True)
+    assert not is_better(float("nan"), 0.5, less_is_better=False)

@@ -13,7 +13,7 @@ from pipelines.config.settings import RunConfig, ScalingConfig
 from pipelines.ray_compat import whole_batch_ranks
 from pipelines.runtime import placement
 from pipelines.runtime.placement import Capacity, ClusterWatch, Placement, await_capacity
-from pipelines.training.bottleneck import StreamFigures, verdict
+from pipelines.training.bottleneck import PictureSides, StreamFigures, verdict
 
 RENDERER = {"ray-subcluster": "renderer", "clippo.role": "renderer"}
 TRAINER = {"clippo.role": "trainer"}
@@ -139,7 +139,7 @@ FIGURES = StreamFigures(
     ms_per_row={"read": 1.0, "decode": 2.5, "render": 0.5},
     cpu_ms_per_row={"read": 0.5, "decode": 2.5, "render": 0.5},
 )
-CAPACITY = Capacity(1, 16, 1e9, ((1.0, 0.0),))
+CAPACITY = Capacity(1, 16, 1e9, ((1.0, 0.0),), is_shared=True)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ CAPACITY = Capacity(1, 16, 1e9, ((1.0, 0.0),))
         (
             {"ms_per_row": {"read": 1.0, "decode": 9.0, "render": 0.1}},
             4,
-            "decode: .* waiting for ranks on the same cores",
+            "decode: .* waiting for a core that ranks or other programs use; render on nodes",
         ),
     ],
 )
@@ -167,6 +167,27 @@ def test_the_verdict_names_the_stage_and_what_to_raise(changes, cap, expected):
         dataclasses.replace(FIGURES, **changes), ScalingConfig(max_renderers=cap), CAPACITY
     )
     assert re.search(expected, found), found
+
+
+def test_the_verdict_names_the_cheapest_remedy_first():
+    scaling = ScalingConfig(max_renderers=4)
+    large, small = PictureSides(2600, 224), PictureSides(500, 224)
+    found = verdict(FIGURES, scaling, CAPACITY, pictures=large)
+    assert "decoding is 62% of a render task's work: pictures are 2600 px, the canvas 224" in found
+    assert found.endswith("prepare … --max-side-px 448")
+    assert "raise scaling.max-renderers" in verdict(FIGURES, scaling, CAPACITY, pictures=small)
+    slow = dataclasses.replace(FIGURES, ms_per_row={"read": 1.0, "decode": 9.0, "render": 0.1})
+    apart = dataclasses.replace(CAPACITY, is_shared=False)
+    assert "a core that other programs use; free the nodes that render" in verdict(
+        slow, scaling, apart
+    )
+
+
+def test_nodes_that_hold_ranks_and_render_are_shared():
+    both, apart = [node(4)], [node(2, TRAINER), node(4, RENDERER)]
+    scaling = ScalingConfig()
+    assert Capacity.of(both, Placement.of(both), scaling).is_shared
+    assert not Capacity.of(apart, Placement.of(apart), scaling).is_shared
 
 
 def test_a_node_that_comes_or_goes_counts_at_the_next_look(monkeypatch):
