@@ -24,15 +24,19 @@ from pipelines.datasets.prepare.public.vqav2 import prepare_vqav2
 from pipelines.datasets.prepare.public.xm3600 import prepare_xm3600
 from pipelines.datasets.prepare.registry import REGISTRY, RegistrySet
 from pipelines.datasets.prepare.texts import prepare_parallel, prepare_texts
-from pipelines.datasets.sources import data_cache
+from pipelines.datasets.sources import data_cache, open_source
 from pipelines.runtime.storage import Location
 
+_SHOWN_PAIRS = 3
 #: Reasons of rejects that stand for parts of files which cannot be read at all.
 _LOST = ("damaged_tar", "damaged_row")
 
 
 def folder(
-    path: tyro.conf.Positional[str], out: str | None = None, test_share: float = 0.0
+    path: tyro.conf.Positional[str],
+    out: str | None = None,
+    test_share: float = 0.0,
+    max_side_px: int | None = None,
 ) -> list[Location]:
     """Your own pictures, with captions in text files beside them or in class folders.
 
@@ -40,11 +44,14 @@ def folder(
         path: the folder or URI.
         out: folder or URI for the data set; None: the folder's name in the data cache.
         test_share: share of the pictures to set aside as a test set.
+        max_side_px: longest side of what is stored, such as twice the canvas; None: as it is.
     """
     place = Location.of(path)
     if not place.is_folder():
         raise ConfigError(f"{path} is no folder")
-    return prepare_folder(place, _out(out, place.name), test_share=test_share)
+    return prepare_folder(
+        place, _out(out, place.name), test_share=test_share, max_side_px=max_side_px
+    )
 
 
 def csv(
@@ -56,6 +63,7 @@ def csv(
     ),
     class_column: str | None = None,
     test_share: float = 0.0,
+    max_side_px: int | None = None,
 ) -> list[Location]:
     """A CSV, TSV or JSONL file with picture paths (relative to the file) and captions.
 
@@ -66,6 +74,7 @@ def csv(
         caption_columns: columns of captions; rows of the same picture add to its captions.
         class_column: column of the class name; None: no classes.
         test_share: share of the pictures to set aside as a test set.
+        max_side_px: longest side of what is stored, such as twice the canvas; None: as it is.
     """
     table = Location.of(path)
     return prepare_csv(
@@ -73,6 +82,7 @@ def csv(
         _out(out, PurePosixPath(table.name).stem),
         columns=IndexColumns(image_column, caption_columns, class_name=class_column),
         test_share=test_share,
+        max_side_px=max_side_px,
     )
 
 
@@ -117,13 +127,15 @@ def texts(
         test_share: share of the documents to set aside as a test set.
     """
     place = Location.of(path)
-    return prepare_texts(
+    folders = prepare_texts(
         place,
         _out(out, place.name.partition(".")[0]),
         text_column=text_column,
         language=language,
         test_share=test_share,
     )
+    _show_pairs(folders[0])
+    return folders
 
 
 def parallel(
@@ -263,6 +275,18 @@ def run(argv: list[str]) -> None:
             f"{len(damaged)} parts of files are damaged and lost, the first at {damaged[0]}",
             file=sys.stderr,
         )
+
+
+def _show_pairs(folder: Location) -> None:
+    """Print what makes a document, and some pairs of sentences, as training draws them."""
+    print(
+        "a document is the text between blank lines of a .txt file, or the text of a row; its "
+        "sentences follow each other in pairs, such as"
+    )
+    source = open_source(folder.uri)
+    for sample in source.read_texts(range(min(_SHOWN_PAIRS, source.num_rows))):
+        first, second = (sample.captions or ["", ""])[:2]
+        print(f"  {str(first)[:70]!r}\n    then {str(second)[:70]!r}")
 
 
 def _rejects(folder: Location) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from clippo_core.modeling import Clippo
 from pipelines.cli import COMMANDS, main
 from pipelines.config.presets import find_preset
 from pipelines.datasets.manifest import RawSample, ShardWriter
+from pipelines.datasets.sources import open_source
 from pipelines.runtime.storage import Location
+from tests import fuzzing
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "presets"])
@@ -147,3 +150,41 @@ def test_pictures_are_encoded_from_their_paths(tmp_path: Path, model: Clippo):
 
 def test_presets_know_their_own_names():
     assert find_preset("demo").preset == "demo"
+
+
+def test_pictures_are_stored_smaller_where_that_is_asked_for(tmp_path: Path, capsys):
+    folder = tmp_path / "photos"
+    for name, size in (("cat/large", (900, 600)), ("dog/small", (60, 40))):
+        (folder / name).parent.mkdir(parents=True)
+        Image.effect_noise(size, 90).convert("RGB").save(folder / f"{name}.png")
+    out = tmp_path / "out"
+    words = ["prepare", "folder", str(folder), "--out", str(out), "--max-side-px", "128"]
+    assert main(words) == 0
+    assert "photos: 2 samples, 2 classes" in capsys.readouterr().out
+    stored = {sample.key: sample.image or b"" for sample in open_source(str(out))}
+    assert Image.open(io.BytesIO(stored["cat/large.png"])).size == (128, 85)
+    assert stored["dog/small.png"] == (folder / "dog/small.png").read_bytes()
+    assert main([*words[:-1], "8", "--out", str(tmp_path / "other")]) == 2
+    assert "max_side_px=8; expected 32 or more" in capsys.readouterr().err
+
+
+def test_prepare_shows_pairs_of_texts_and_names_what_it_cannot_use(tmp_path: Path, capsys):
+    (tmp_path / "x.txt").write_bytes(b"One. Two. Three.\n\nAlone.\n\n\xff\xff. Four.\n")
+    assert main(["prepare", "texts", str(tmp_path / "x.txt"), "--out", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr().out
+    assert "'One.'\n    then 'Two.'" in printed
+    assert "1 single_sentence, e.g. x.txt:1: Alone." in printed
+    assert "1 invalid_unicode, e.g. x.txt:2" in printed
+    assert printed.splitlines()[-1] == str(tmp_path / "o")
+
+
+def test_a_damaged_tar_is_told_of_in_the_last_line(tmp_path: Path, capsys):
+    tar = bytearray(fuzzing.tars()[0])
+    tar[tar.index(b"x1.png") + 130] ^= 1
+    (tmp_path / "x.tar").write_bytes(bytes(tar))
+    assert main(["prepare", "index", str(tmp_path / "x.tar"), "--out", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr()
+    assert "1 damaged_tar, e.g. x.tar@" in printed.out
+    assert printed.err.splitlines()[-1].startswith(
+        "1 parts of files are damaged and lost, the first at x.tar@"
+    )

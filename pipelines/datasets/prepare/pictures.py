@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from clippo_core.config import ImageConfig
-from clippo_core.errors import Rejected, SampleError
-from clippo_core.images import decode_image
+from clippo_core.errors import ConfigError, Rejected, SampleError
+from clippo_core.images import decode_image, decode_thumbnail, picture_size
 from clippo_core.unicode import is_unicode, readable
 from pipelines.datasets.files import fetch_files
 from pipelines.datasets.manifest import (
@@ -39,6 +41,8 @@ CLASS_TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}")
 #: Settings by which a picture is decoded once, small, to find out if that is possible.
 _PROBE = ImageConfig()
 _PROBE_PX = 32
+#: Quality of pictures that are stored smaller: high, since they are compressed twice.
+_JPEG_QUALITY = 95
 _FILES_AT_A_TIME = 256
 _ADVICE = "name yours with --image-column and --caption-columns"
 
@@ -63,7 +67,12 @@ class Picture:
 
 
 def prepare_folder(
-    folder: Location, out: Location, *, test_share: float = 0.0, copy: bool = True
+    folder: Location,
+    out: Location,
+    *,
+    test_share: float = 0.0,
+    copy: bool = True,
+    max_side_px: int | None = None,
 ) -> list[Location]:
     """Write a folder of pictures as a data set.
 
@@ -75,6 +84,7 @@ def prepare_folder(
         out: folder of the data set.
         test_share: share of the pictures to set aside as `out/test`, chosen by their names.
         copy: copy the pictures into shards, after trying to decode each; else note their places.
+        max_side_px: longest side of the copies; larger pictures are stored again, as JPEG.
     """
     files = set(folder.files())
     paths = sorted(f for f in files if PurePosixPath(f).suffix.lower() in PICTURE_SUFFIXES)
@@ -101,7 +111,7 @@ def prepare_folder(
             "beside each (cat.jpg and cat.txt), or one subfolder for each class"
         )
     about = _about(folder, folder.name, copy=copy)
-    return _write(pictures, out, about, test_share=test_share)
+    return _write(pictures, out, about, test_share=test_share, max_side_px=max_side_px)
 
 
 def prepare_csv(
@@ -111,6 +121,7 @@ def prepare_csv(
     columns: IndexColumns | None = None,
     test_share: float = 0.0,
     copy: bool = True,
+    max_side_px: int | None = None,
 ) -> list[Location]:
     """Write the pictures that a CSV, TSV or JSONL file names as a data set.
 
@@ -124,6 +135,7 @@ def prepare_csv(
             (`caption`), and of its class (none).
         test_share: share of the pictures to set aside as `out/test`, chosen by their paths.
         copy: copy the pictures into shards, after trying to decode each; else note their places.
+        max_side_px: longest side of the copies; larger pictures are stored again, as JPEG.
     """
     columns = columns or IndexColumns()
     image, captions = columns.image or "image", columns.captions or ("caption",)
@@ -143,7 +155,14 @@ def prepare_csv(
             name = readable(str(row[column] or "").strip())
             picture.class_name = name or picture.class_name
     about = _about(table.parent, PurePosixPath(table.name).stem, copy=copy)
-    return _write(list(pictures.values()), out, about, test_share=test_share, rejects=rejects)
+    return _write(
+        list(pictures.values()),
+        out,
+        about,
+        test_share=test_share,
+        max_side_px=max_side_px,
+        rejects=rejects,
+    )
 
 
 def _about(base: Location, name: str, *, copy: bool) -> Manifest:
@@ -156,6 +175,7 @@ def _write(
     about: Manifest,
     *,
     test_share: float,
+    max_side_px: int | None,
     rejects: Sequence[RejectedRow] = (),
 ) -> list[Location]:
     """Write pictures as one data set, or as two: `out/train` and `out/test`.
@@ -163,18 +183,20 @@ def _write(
     Their paths are relative to the origin; they are copied unless the manifest says `files_at`.
     Pictures that cannot be used are listed with their reasons.
     """
+    if max_side_px is not None and max_side_px < _PROBE_PX:
+        raise ConfigError(f"max_side_px={max_side_px}; expected {_PROBE_PX} or more")
     splits = new_splits(out, test_share)
     names = {picture.class_name for picture in pictures}
     about = replace(about, class_names=tuple(sorted(name for name in names if name is not None)))
     # Unreadable lines of a table go first, and not to the test set.
     rows = itertools.chain(
         ((False, row) for row in rejects),
-        ((is_held_out(row.key, test_share), row) for row in _rows(pictures, about)),
+        ((is_held_out(row.key, test_share), row) for row in _rows(pictures, about, max_side_px)),
     )
     return write_divided(out, about, rows, splits=splits, total=len(pictures))
 
 
-def _rows(pictures: Sequence[Picture], about: Manifest) -> Iterator[Row]:
+def _rows(pictures: Sequence[Picture], about: Manifest, max_side_px: int | None) -> Iterator[Row]:
     base, is_copied = Location.of(about.origin), about.files_at is None
     class_ids = {name: number for number, name in enumerate(about.class_names)}
     # Training draws runs of rows; a folder's neighbours are often of one class.
@@ -195,7 +217,22 @@ def _rows(pictures: Sequence[Picture], about: Manifest) -> Iterator[Row]:
                 detail = "the file does not exist" if content is None else problem.detail
                 yield RejectedRow(picture.key, problem.reason, detail)
             else:
-                yield RawSample(picture.key, content, captions, class_id)
+                assert content is not None, "it was decoded"
+                kept = content if max_side_px is None else _shrunk(content, max_side_px)
+                yield RawSample(picture.key, kept, captions, class_id)
+
+
+def _shrunk(content: bytes, max_side_px: int) -> bytes:
+    """Return a picture with sides of so many pixels at most; smaller ones as they are."""
+    size = picture_size(content)
+    if size is None or max(size) <= max_side_px:
+        return content
+    pixels = decode_thumbnail(content, _PROBE, max_side_px=max_side_px)
+    if isinstance(pixels, Rejected):
+        return content
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 def class_captions(name: str) -> list[str]:
