@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipelines.reporting.reports import EvaluationReport
+from pipelines.reporting.reports import Benchmark, EvaluationReport
+
+
+class Evaluated(NamedTuple):
+    """The outcome of an evaluation at a step: its metric beside its floor, or why it failed."""
+
+    step: int
+    name: str
+    outcome: str
 
 
 @dataclass
@@ -19,8 +27,8 @@ class RunDescription:
         steps: steps that the run is to make.
         bottleneck: the part of the run that holds up the rest; "" while that is not known.
         num_rejected: samples that were rejected.
-        results: by evaluation, the step and the line of its newest result.
-        failures: by evaluation, the step and the reason, where the newest one failed.
+        results: by evaluation, its newest result.
+        failures: by evaluation, why its newest attempt failed, where it did.
     """
 
     run: str
@@ -28,24 +36,33 @@ class RunDescription:
     step: int = 0
     bottleneck: str = ""
     num_rejected: int = 0
-    results: dict[str, tuple[int, str]] = field(default_factory=dict)
-    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    results: dict[Benchmark, Evaluated] = field(default_factory=dict[Benchmark, "Evaluated"])
+    failures: dict[Benchmark, Evaluated] = field(default_factory=dict[Benchmark, "Evaluated"])
 
     def evaluated(self, report: EvaluationReport, step: int) -> None:
         """Take in an evaluation of the checkpoint of a step."""
-        known = max(found.get(report.name, (-1, ""))[0] for found in (self.results, self.failures))
-        if step < known:
+        benchmark = report.benchmark
+        known = [
+            found[benchmark].step for found in (self.results, self.failures) if benchmark in found
+        ]
+        if step < max(known, default=0):
             return
         if report.status != "ok":
-            self.failures[report.name] = (step, f"{report.status}: {report.message}")
+            why = " ".join(report.message.split())[:300]
+            self.failures[benchmark] = Evaluated(step, report.name, f"{report.status}: {why}")
             return
-        self.failures.pop(report.name, None)
-        self.results[report.name] = (step, first_metric(report.result))
+        self.failures.pop(benchmark, None)
+        self.results[benchmark] = Evaluated(step, report.name, first_metric(report.result))
 
     @property
     def failed(self) -> list[str]:
         """Evaluations whose newest attempt failed."""
-        return sorted(self.failures)
+        return sorted(found.name for found in self.failures.values())
+
+    @property
+    def newest_result(self) -> Evaluated | None:
+        """The result of the latest checkpoint that has one."""
+        return max(self.results.values(), key=lambda found: found.step, default=None)
 
     def text(self, state: str) -> str:
         """Return the description as Markdown.
@@ -54,9 +71,9 @@ class RunDescription:
             state: "running", "completed", "interrupted", or an error.
         """
         lines = [f"**{state}**, {self.step} of {self.steps} steps"]
-        lines += [f"- {name}: {line} (step {step})" for name, (step, line) in self.results.items()]
-        for name, (step, why) in self.failures.items():
-            lines.append(f"- **failed**: {name} (step {step}): {' '.join(why.split())[:300]}")
+        lines += [f"- {r.name}: {r.outcome} (step {r.step})" for r in self.results.values()]
+        for failure in self.failures.values():
+            lines.append(f"- **failed**: {failure.name} (step {failure.step}): {failure.outcome}")
         if self.bottleneck:
             lines.append(f"- limited by {self.bottleneck}")
         if self.num_rejected:

@@ -89,6 +89,10 @@ class RunTracker:
             lambda run: self.client.log_image(run, _image(png), key=key, step=step),
         )
 
+    def log_text(self, text: str, file: str) -> None:
+        """Store a text as an artifact."""
+        self._send(file, lambda run: self.client.log_text(run, text, file))
+
     def log_inputs(self, data_sets: Sequence[DataSet], *, context: str) -> None:
         """Log the data sets that the run reads, with the purpose."""
         inputs = [data_set.to_mlflow(context) for data_set in data_sets]

@@ -46,7 +46,7 @@ class RunEvents:
         self._pictures = _PictureTasks(resolved.stream, resolved.config)
         # MLflow's charts of pictures open at step 0, and are blank where it has none.
         self._is_start_drawn = not tracking.pictures or bool(whole_checkpoints(resolved.run))
-        self._cluster = ClusterMetrics(tracker.run)
+        self._cluster = ClusterMetrics(tracker)
         self._looked_at = 0.0
         self.description = RunDescription(resolved.run.uri, resolved.config.train.steps)
 

@@ -26,17 +26,24 @@ _MEASURED_S = 0.25
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:
-    """Return each rank's memory and the most that its GPU held; all ranks must ask at once."""
+    """Return the ranks' memory, and the most that their GPUs held; all ranks must ask at once.
+
+    Of each there are the least, the mean and the greatest over ranks, and whose the greatest is, so
+    that a thousand ranks make no more charts than one.
+    """
     used = [psutil.Process().memory_info().rss / 1e9]
     if device.type == "cuda":
         used.append(torch.cuda.max_memory_allocated(device) / 1e9)
     names = ("rss_gb", "gpu_peak_gb")[: len(used)]
-    per_rank = zip(*gather_numbers(used, device), strict=True)
-    return {
-        f"memory/{name}/rank_{rank}": value
-        for name, values in zip(names, per_rank, strict=True)
-        for rank, value in enumerate(values)
-    }
+    found: dict[str, float] = {}
+    for name, values in zip(names, np.array(gather_numbers(used, device)).T, strict=True):
+        found |= {
+            f"memory/{name}/least": float(values.min()),
+            f"memory/{name}/mean": float(values.mean()),
+            f"memory/{name}/greatest": float(values.max()),
+            f"memory/{name}/greatest_rank": float(values.argmax()),
+        }
+    return found
 
 
 def shares_of_sources(plan: SamplePlan, names: Sequence[str], step: int) -> dict[str, float]:

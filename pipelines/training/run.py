@@ -350,10 +350,8 @@ class RunDriver:
         if said.stream is not None:
             shown["pairs/s"] = f"{said.stream.rows_per_s:.0f}"
             shown["waiting"] = f"{said.stream.wait_ratio:.0%}"
-        results = self._record.description.results
-        if results:
-            name, (_, line) = max(results.items(), key=lambda item: item[1][0])
-            shown[name.partition("/")[0]] = line.partition(" (")[0]
+        if (newest := self._record.description.newest_result) is not None:
+            shown[newest.name.partition("/")[0]] = newest.outcome.partition(" (")[0]
         return shown
 
     def _judge(self, figures: StreamFigures) -> None:
