@@ -24,12 +24,13 @@ def print_summary(summary: RunSummary) -> None:
     if summary.bottleneck:
         print(f"limited by {summary.bottleneck}")
     tracked = summary.tracked
+    charts = f"#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}/model-metrics"
     if tracked.uri.startswith("http"):
-        print(f"MLflow: {tracked.uri}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}")
+        print(f"MLflow: {tracked.uri}/{charts}")
     else:
         print(f"dashboard: {sys.executable} -m mlflow server --port 5000 \\")
         print(f"  --backend-store-uri {tracked.uri}")
-        print(f"  then http://127.0.0.1:5000/#/experiments/{tracked.experiment_id}")
+        print(f"  then http://127.0.0.1:5000/{charts}")
     print(summary.checkpoint.uri)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -77,6 +79,15 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
         "memory/rss_gb/greatest",
     } <= set(run.data.metrics)
     assert run.data.metrics["mixture/colours/realised"] == 1
+    check_documented(run.data.metrics)
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith(f"**completed**, {STEPS} of {STEPS} steps\n- ")
+    assert "zero_shot/colours: accuracy" in description
+    assert "- limited by " in description
+    (nodes,) = client.list_artifacts(run_id, "nodes")
+    table = Path(client.download_artifacts(run_id, nodes.path)).read_text()
+    assert table.startswith("node,metric,samples,least,mean,greatest\n")
+    assert ",cpu_utilization_percentage," in table
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {"colours"}
 
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
@@ -90,6 +101,24 @@ def test_what_happens_while_the_server_is_away_is_there_afterwards(
     }
     check_models(client, run_id, experiment)
     check_champion(client, server.uri, summary.run)
+
+
+def check_documented(metrics: Iterable[str]) -> None:
+    """Every chart stands in the table of docs/dashboard.md, under its section."""
+    text = (Path(__file__).parents[2] / "docs/dashboard.md").read_text()
+    table = text.partition("## All charts")[2].partition("## ")[0]
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", table, re.MULTILINE))
+    named = {
+        section.partition("/")[0]: set(re.findall("`([^`]+)`", r)) for section, r in rows.items()
+    }
+    for metric in metrics:
+        section, *parts = metric.split("/")
+        if section in ("eval", "system", "rejected"):
+            assert section in named
+            continue
+        parts = parts[1:] if section == "mixture" else parts
+        stage = re.sub("^(read|decode|render)_", "…_", parts[0])
+        assert {stage, *parts[1:]} <= named[section], metric
 
 
 def check_models(client: MlflowClient, run_id: str, experiment: str) -> None:
