@@ -53,8 +53,8 @@ MAX_TEXT_CHARS = 2000
 MAX_RESULTS = 96
 _RESULTS = 24
 _THUMBNAIL_PX = 320
-#: Pictures that are decoded at a time; the largest that is allowed takes 300 MB.
-_DECODED_AT_A_TIME = 2
+#: Pictures that are decoded at a time; the largest that is allowed takes half a gigabyte.
+_DECODED_AT_A_TIME = 1
 _EXAMPLES = 8
 #: Texts of the collection that a query's best score is compared with, the fewest that will do, and
 #: the share of them that may score lower than a usual query.
@@ -87,8 +87,9 @@ class PageSettings:
 
 
 @serve.deployment(
-    max_ongoing_requests=16,
-    max_queued_requests=64,
+    # Many, since most of them wait: for slow clients, or for their turn with the model.
+    max_ongoing_requests=1000,
+    max_queued_requests=1000,
     graceful_shutdown_timeout_s=2,
     graceful_shutdown_wait_loop_s=0.1,
 )
@@ -122,10 +123,16 @@ class SearchPage:
                 Route("/api/about", self.about, methods=["GET"]),
                 Route("/api/search/text", self.search_by_text, methods=["POST"]),
                 Route("/api/search/picture", self.search_by_picture, methods=["POST"]),
-                Route("/api/search/like/{picture:int}", self.search_alike, methods=["GET"]),
-                Route("/pictures/{picture:int}", self.picture, methods=["GET"]),
+                Route("/api/search/like/{picture}", self.search_alike, methods=["GET"]),
+                Route("/pictures/{picture}", self.picture, methods=["GET"]),
             ],
-            middleware=[Middleware(Gate, allowed_hosts=self._settings.allowed_hosts)],
+            middleware=[
+                Middleware(
+                    Gate,
+                    allowed_hosts=self._settings.allowed_hosts,
+                    max_body_bytes=self._settings.max_upload_bytes,
+                )
+            ],
             exception_handlers={
                 HTTPException: answer_error,
                 Exception: answer_failure,
@@ -207,11 +214,12 @@ class SearchPage:
         return pixels if isinstance(pixels, Rejected) else _encoded(pixels)
 
     def _picture_number(self, request: Request) -> int:
-        number, count = int(request.path_params["picture"]), len(self._collection)
-        if number >= count:
+        given, count = request.path_params["picture"], len(self._collection)
+        number = _whole_number(given)
+        if number is None or number >= count:
             raise RequestError(
-                404,
-                f"there is no picture {number}",
+                404 if number is not None else 422,
+                f"there is no picture {given[:20]}",
                 expected=f"a number below {count}",
                 do="take the numbers from a search's results",
             )
@@ -227,17 +235,18 @@ class SearchPage:
         is_text: bool = False,
     ) -> Response:
         """Answer with the pictures nearest to the query, as many as the request asks for."""
-        count = request.query_params.get("count", str(_RESULTS))
-        if not count.isdecimal() or not 1 <= int(count) <= MAX_RESULTS:
+        given = request.query_params.get("count", str(_RESULTS))
+        number = _whole_number(given)
+        if number is None or not 1 <= number <= MAX_RESULTS:
             raise RequestError(
                 422,
-                f"count={count[:20]}",
+                f"count={given[:20]}",
                 expected=f"a number from 1 to {MAX_RESULTS}",
                 do="leave it out, or change it",
             )
         results = [
             {"score": round(match.score, 4), **_shown(self._collection, match.picture)}
-            for match in self._collection.nearest(embedding, count=int(count), but=but)
+            for match in self._collection.nearest(embedding, count=number, but=but)
         ]
         usual = self._usual_score
         if is_text and usual is not None and results[0]["score"] < usual:
@@ -304,6 +313,11 @@ def embed_queries(
     of_images = iter(model.encode_images(images) if images else ())
     of_texts = iter(model.encode_texts(concatenate_texts(texts)) if texts else ())
     return [next(of_images if isinstance(query, np.ndarray) else of_texts) for query in queries]
+
+
+def _whole_number(text: str) -> int | None:
+    """Return the number that a text is; None if it is none, or of more digits than any here."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _shown(collection: Collection, picture: int) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -13,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Host names by which a browser on this machine reaches the page.
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+#: Seconds for which the rest of a body that is too large is passed over.
+_PASSED_OVER_S = 2.0
 #: Headers of every answer: nothing from elsewhere, nothing inline but the queries' pictures.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -37,16 +41,24 @@ class RequestError(HTTPException):
 
 
 class Gate:
-    """ASGI middleware that refuses foreign hosts and origins, and sets the headers of answers.
+    """ASGI middleware that refuses what is foreign or too large, and sets the headers of answers.
 
     A page elsewhere could have its own name point to this machine (DNS rebinding) and then read
     what is served here; the browser still sends that name as the Host. Where the page listens to
     other machines, any Host is let in, since their names for it are not known.
     """
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str] | None) -> None:
-        """Guard an application; `allowed_hosts` None lets in requests to any name."""
-        self._app, self._allowed = app, allowed_hosts
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Sequence[str] | None, max_body_bytes: int
+    ) -> None:
+        """Guard an application.
+
+        Args:
+            app: the application.
+            allowed_hosts: names that requests may be made to; None: any.
+            max_body_bytes: size of the largest body.
+        """
+        self._app, self._allowed, self._max_body_bytes = app, allowed_hosts, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -59,47 +71,78 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(Headers(scope=scope))
-        answer = self._app if refusal is None else await answer_error(Request(scope), refusal)
-        await answer(scope, receive, send_with_headers)
+        headers = Headers(scope=scope)
+        try:
+            self._refuse_foreign(headers)
+            body = await self._body(headers, receive)
+        except RequestError as error:
+            answer = await answer_error(Request(scope), error)
+            await answer(scope, receive, send_with_headers)
+            return
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    def _refusal(self, headers: Headers) -> RequestError | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+        async def receive_again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, receive_again, send_with_headers)
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """Return the body, of which no more than the limit is kept."""
+        declared = headers.get("content-length", "0")
+        if not declared.isdecimal() or len(declared) > 18 or int(declared) > self._max_body_bytes:
+            raise _too_large(self._max_body_bytes)
+        body, is_over = bytearray(), False
+        while not is_over:
+            message = await receive()
+            body += message.get("body", b"")
+            is_over = message["type"] != "http.request" or not message.get("more_body", False)
+            if len(body) > self._max_body_bytes:
+                if not is_over:
+                    await _pass_over(receive)
+                raise _too_large(self._max_body_bytes)
+        return bytes(body)
+
+    def _refuse_foreign(self, headers: Headers) -> None:
+        hosts, origin = headers.getlist("host"), headers.get("origin")
+        host = hosts[0] if len(hosts) == 1 else ""
         if self._allowed is not None and _without_port(host) not in self._allowed:
-            return RequestError(
+            raise RequestError(
                 403,
-                f"requests to the host {host[:100]!r} are not answered",
+                f"requests to the host {' and '.join(hosts)[:100]!r} are not answered",
                 expected=f"one of {', '.join(self._allowed)}",
                 do="open the address that the command printed; to be reached by other names, "
                 "start it with --host",
             )
         if origin is not None and origin.partition("://")[2] != host:
-            return RequestError(
+            raise RequestError(
                 403,
                 f"the request was made by another page: {origin[:100]!r}",
                 expected="requests of this page only",
                 do="open the page itself",
             )
-        return None
+
+
+async def _pass_over(receive: Receive) -> None:
+    """Read what else a client sends, for a moment: cut off at once, it would read no answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PASSED_OVER_S):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body", False):
+                    return
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
-    """Return a request's body; if it is too large, no more than the limit is read.
+    """Return a request's body, which `Gate` has read.
 
     Raises:
         RequestError: if it is too large or empty.
     """
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > max_bytes:
+    body = await request.body()
+    if len(body) > max_bytes:
         raise _too_large(max_bytes)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
     if not body:
         raise RequestError(400, "the request is empty", expected="a body", do="send one")
-    return bytes(body)
+    return body
 
 
 async def read_text(request: Request, *, max_chars: int) -> str:

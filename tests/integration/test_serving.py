@@ -240,8 +240,10 @@ REFUSED = {
     "bomb": ("/api/search/picture", png_that_claims(60_000, 60_000), {}, 422, "too many pixels"),
     "too large": ("/api/search/picture", b"x" * 100_001, {}, 413, "too large"),
     "no such picture": ("/pictures/41", None, {}, 404, "no picture 41"),
-    "no number": ("/pictures/-1", None, {}, 404, "Not Found"),
-    "like none": ("/api/search/like/999999999999999999999", None, {}, 404, "no picture 9999"),
+    "no number": ("/pictures/-1", None, {}, 422, "no picture -1"),
+    "like none": ("/api/search/like/999999999", None, {}, 404, "no picture 9999"),
+    "endless number": (f"/api/search/like/{'9' * 5000}", None, {}, 422, "no picture 9999"),
+    "endless count": (f"/api/search/text?count={'9' * 5000}", b'{"text": "a"}', {}, 422, "count=9"),
     "other method": ("/api/search/text", None, {}, 405, "Method Not Allowed"),
     "up": ("/../application.py", None, {}, 404, "Not Found"),
     "up, hidden": ("/page/..%2f..%2fapplication.py", None, {}, 404, "Not Found"),
@@ -278,6 +280,35 @@ def test_of_an_upload_that_is_too_large_nothing_has_to_arrive(page):
         for _ in range(4):
             connection.sendall(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_hosts_are_none(page):
+    with socket.create_connection(("127.0.0.1", page.port), timeout=60) as connection:
+        connection.sendall(
+            b"GET /api/about HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
+        )
+        # Either uvicorn refuses it, or the gate does.
+        assert connection.recv(100).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 403 "))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_slow_uploads_hold_nobody_up_and_many_clients_wait_their_turn(page):
+    slow = [socket.create_connection(("127.0.0.1", page.port), timeout=60) for _ in range(100)]
+    try:
+        for connection in slow:
+            connection.sendall(
+                b"POST /api/search/picture HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Length: 50000\r\n\r\nx"
+            )
+        with ThreadPoolExecutor(150) as clients:
+            statuses = list(clients.map(lambda n: page.search(f"text {n}")[0], range(150)))
+        assert set(statuses) == {200}
+    finally:
+        for connection in slow:
+            connection.close()
 
 
 @pytest.mark.ray
