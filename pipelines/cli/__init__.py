@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "results of checkpoints side by side, with the paper's numbers",
     "embed": "embed pictures and texts into Parquet",
     "convert": "convert a checkpoint between formats",
+    "clean": "what lies where on this disk, and what of it is nobody's",
     "serve": "a page to search pictures with a model",
 }
 EXIT_INTERRUPTED = 130

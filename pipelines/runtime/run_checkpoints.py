@@ -20,7 +20,7 @@ from pipelines.runtime.storage import Location, storage_errors
 #: Name of the file in a sweep's folder with the results and the best of its runs.
 SWEEP_FILE = "sweep.json"
 #: Beginning of the name of a checkpoint that was found to be damaged.
-_DAMAGED = "damaged_"
+DAMAGED = "damaged_"
 _CHECKPOINT_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -96,10 +96,10 @@ def set_damaged_aside(run: Location) -> list[str]:
                 verify_checkpoint(path)
             return lines
         except CheckpointError as error:
-            lines.append(f"passed over {place.name}, now {_DAMAGED}{place.name}: {error}")
+            lines.append(f"passed over {place.name}, now {DAMAGED}{place.name}: {error}")
             fs, old = place.open_fs()
             with storage_errors(place):
-                fs.mv(old, f"{old.rpartition('/')[0]}/{_DAMAGED}{place.name}", recursive=True)
+                fs.mv(old, f"{old.rpartition('/')[0]}/{DAMAGED}{place.name}", recursive=True)
     if lines:
         raise CheckpointError(
             "\n".join(

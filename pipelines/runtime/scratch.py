@@ -31,15 +31,37 @@ def scratch_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def left_over() -> list[Path]:
+    """Return the folders of processes that are gone."""
+    return [folder for folder in _folders() if _is_nobodys(folder)]
+
+
 def remove_left_over() -> int:
     """Remove the folders of processes that are gone; return how many there were."""
     removed = 0
-    for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        # Another process may remove it, or it may be another person's.
-        with suppress(OSError), file.open("r+") as lock:
-            if time.time() - file.stat().st_mtime < _LEFT_OVER_AFTER_S:
-                continue
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(file.parent)
-            removed += 1
+    for folder in _folders():
+        # Another process may remove it at the same time.
+        with suppress(OSError), (folder / _LOCK).open("r+") as lock:
+            if _is_old(folder):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                removed += 1
     return removed
+
+
+def _folders() -> list[Path]:
+    return [f.parent for f in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}")]
+
+
+def _is_old(folder: Path) -> bool:
+    return time.time() - (folder / _LOCK).stat().st_mtime >= _LEFT_OVER_AFTER_S
+
+
+def _is_nobodys(folder: Path) -> bool:
+    try:
+        with (folder / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _is_old(folder)
+    except OSError:
+        # Locked, gone, or another person's.
+        return False

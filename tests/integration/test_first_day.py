@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
 from clippo_core.errors import CheckpointError, SampleError
 from clippo_core.modeling import Clippo
-from pipelines.cli import COMMANDS, main
+from pipelines.cli import COMMANDS, clean, main
 from pipelines.config.presets import find_preset
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
@@ -188,3 +190,42 @@ def test_a_damaged_tar_is_told_of_in_the_last_line(tmp_path: Path, capsys):
     assert printed.err.splitlines()[-1].startswith(
         "1 parts of files are damaged and lost, the first at x.tar@"
     )
+
+
+def test_clean_shows_what_lies_where_and_removes_only_what_is_named(
+    tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("CLIPPO_DATA", str(tmp_path / "data"))
+    files = {
+        "data/set/manifest.json": 1000,
+        "runs/x/run.json": 10,
+        "runs/x/checkpoints/damaged_step_00000010/model.safetensors": 500_000,
+        "runs/x/checkpoints/step_00000005/model.safetensors": 500_000,
+        "runs/mlflow.db": 100,
+        "tmp/ray/session_ended/logs/x.log": 100_000,
+        "tmp/ray/session_alive/logs/x.log": 100_000,
+    }
+    for name, size in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "tmp/ray/session_alive/sockets").mkdir()
+    with socket.socket(socket.AF_UNIX) as raylet:
+        # Unix sockets have short names.
+        monkeypatch.chdir(tmp_path / "tmp/ray/session_alive/sockets")
+        raylet.bind("raylet")
+        raylet.listen()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(clean, "_answers", lambda place: place.exists())
+        assert main(["clean"]) == 0
+        printed = capsys.readouterr().out
+        for what in ("data set", "run ", "charts of MLflow", "Ray at work"):
+            assert what in printed
+        assert "session_ended  (--remove ray)" in printed
+        assert printed.splitlines()[-1] == "0.6 MB nobody's, and can be removed"
+        assert all((tmp_path / name).exists() for name in files)
+        assert main(["clean", "--remove", "ray", "damaged"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "0.6 MB removed"
+    gone = {name for name in files if not (tmp_path / name).exists()}
+    assert gone == {name for name in files if "damaged" in name or "ended" in name}
