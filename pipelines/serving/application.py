@@ -7,6 +7,7 @@ import base64
 import functools
 import io
 import logging
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,7 +162,12 @@ class SearchPage:
         # A text that looks the same without its last character does not fit on the canvas.
         shorter = self._model.renderer.render_batch([text.rstrip()[:-1]])
         is_cut = np.array_equal(shorter.columns, prepared.columns)
-        query = {"kind": "text", "seen": _as_data(prepared.to_pixels()[0]), "is_cut": is_cut}
+        query = {
+            "kind": "text",
+            "seen": _as_data(prepared.to_pixels()[0]),
+            "is_cut": is_cut,
+            "is_unjoined": any(unicodedata.bidirectional(letter) == "AL" for letter in text),
+        }
         return self._answer(request, query, await self._embed(prepared), is_text=True)
 
     async def search_by_picture(self, request: Request) -> Response:

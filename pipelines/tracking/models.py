@@ -12,10 +12,11 @@ import functools
 import importlib.metadata
 import io
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ class CheckpointModels:
             folder = aside / "model"
             write_model(folder, path, self._config, run_id=run_id, model_id=model_id)
             self._client.log_model_artifacts(model_id, str(folder))
+            place = Location.of(self._client.get_logged_model(model_id).artifact_location)
+            if place.is_local:
+                store_once(path, Path(place.uri))
         self._client.finalize_logged_model(model_id, "READY")
         self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
         return model_id
@@ -229,6 +233,24 @@ class CheckpointModels:
         get_artifact_repository(place, tracking_uri=self._run.uri).delete_artifacts()
         self._client.delete_logged_model(model_id)
         del self._models()[step]
+
+
+def store_once(checkpoint: Path, model: Path) -> None:
+    """Let files of a model share their place on a disk with those of the checkpoint it is made of.
+
+    Neither is ever changed, only removed, which leaves the other's in place.
+    """
+    for copy in model.rglob("*"):
+        original = checkpoint / copy.name
+        if not (copy.is_file() and original.is_file()):
+            continue
+        here, there = copy.stat(), original.stat()
+        if (here.st_dev, here.st_size) == (there.st_dev, there.st_size) and here.st_size > 2**16:
+            aside = copy.with_name(f".{copy.name}")
+            # Some file systems have no hard links; there it stays a copy.
+            with suppress(OSError):
+                os.link(original, aside)
+                aside.replace(copy)
 
 
 def is_better(value: float, best: float, *, less_is_better: bool) -> bool:

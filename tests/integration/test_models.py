@@ -21,7 +21,7 @@ from clippo_core.images import decode_image
 from clippo_core.modeling import Clippo, make_model
 from clippo_core.vocabulary import Vocabulary, train_vocabulary
 from pipelines.tracking.clippo_pyfunc import ClippoFunction
-from pipelines.tracking.models import is_better, write_model
+from pipelines.tracking.models import is_better, store_once, write_model
 from tests.integration.colours import COLOURS, encoded_picture
 
 PNG = encoded_picture(COLOURS["red"], 0)
@@ -112,3 +112,18 @@ def test_better_is_more_but_for_losses_and_a_number_that_is_none_never_is():
     assert not is_better(0.5, 0.5, less_is_better=False)
     assert is_better(3, 5, less_is_better=True)
     assert not is_better(float("nan"), 0.5, less_is_better=False)
+
+
+def test_a_model_takes_no_room_beside_its_checkpoint(tmp_path: Path):
+    checkpoint, model = tmp_path / "step", tmp_path / "model"
+    for folder in (checkpoint, model / "data/checkpoint"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(100_000))
+        (folder / "config.json").write_bytes(b"{}")
+    (model / "data/checkpoint/other.bin").write_bytes(bytes(100_000))
+    store_once(checkpoint, model)
+    stored = model / "data/checkpoint/model.safetensors"
+    assert stored.samefile(checkpoint / "model.safetensors")
+    assert not (model / "data/checkpoint/config.json").samefile(checkpoint / "config.json")
+    (checkpoint / "model.safetensors").unlink()
+    assert stored.read_bytes() == bytes(100_000)

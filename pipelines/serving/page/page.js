@@ -99,9 +99,11 @@ function showQuery(query, title) {
   };
   const where = query.seen ? "on the canvas, or not in the font" : "among the tokens that fit";
   const cut = query.is_cut ? ` Its end is not ${where}.` : "";
+  const unjoined = query.is_unjoined ?
+    " Its letters stand one by one, from left to right, as this font draws them and the model learned them." : "";
   const far = query.usual_score == null ? "" :
     ` No picture is near: the texts that this model knows reach a similarity of ${query.usual_score.toFixed(2)} here.`;
-  byId("query-note").textContent = notes[query.kind] + cut + far;
+  byId("query-note").textContent = notes[query.kind] + cut + unjoined + far;
   byId("seen").alt = query.kind === "text" ? `The text “${named}”, drawn in pixels` : named;
 }
 
