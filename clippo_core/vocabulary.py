@@ -84,7 +84,7 @@ class Vocabulary:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ConfigError(f"these {len(model)} bytes are no vocabulary: {error}") from None
 
     @property

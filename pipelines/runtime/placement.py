@@ -209,16 +209,40 @@ class ClusterWatch:
     def __init__(self, scaling: ScalingConfig, placement: Placement) -> None:
         """Count the nodes that are there now."""
         self._scaling, self.placement = scaling, placement
-        self._nodes: frozenset[str] = frozenset()
-        self.capacity = Capacity.of(ray.nodes(), placement, scaling)
-
-    def poll(self) -> None:
-        """Count anew where nodes came or went; to be called every second or so."""
         nodes = ray.nodes()
-        alive = frozenset(node["NodeID"] for node in nodes if node["Alive"])
-        if alive != self._nodes:
-            self._nodes = alive
-            self.capacity = Capacity.of(nodes, self.placement, self._scaling)
+        self._nodes = _addresses(nodes)
+        self.capacity = Capacity.of(nodes, placement, scaling)
+
+    def poll(self) -> list[str]:
+        """Count anew where nodes came or went; to be called every second or so.
+
+        Returns:
+            A line for each node that joined or left since the last call.
+        """
+        nodes = ray.nodes()
+        before, self._nodes = self._nodes, _addresses(nodes)
+        if before.keys() == self._nodes.keys():
+            return []
+        self.capacity = Capacity.of(nodes, self.placement, self._scaling)
+        tasks = f"{self.capacity.running_tasks(self._scaling)} render tasks at a time now"
+        return [
+            *(f"{node} joined; {tasks}" for n, node in self._nodes.items() if n not in before),
+            *(f"{node} left; {tasks}" for n, node in before.items() if n not in self._nodes),
+        ]
+
+
+def _addresses(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the nodes that are alive: by their id, what a person calls them."""
+    return {
+        node["NodeID"]: " ".join(["node", node["NodeManagerAddress"], *_roles(node)])
+        for node in nodes
+        if node["Alive"]
+    }
+
+
+def _roles(node: Mapping[str, Any]) -> list[str]:
+    role = (node.get("Labels") or {}).get("ray-subcluster")
+    return [f"({role})"] if role else []
 
 
 def _matches(node: Mapping[str, Any], selector: Mapping[str, str] | None) -> bool:

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from pipelines.reporting.reports import Benchmark, EvaluationReport
 
+#: Events that the description has room for, the last ones.
+_SHOWN_EVENTS = 10
+
 
 class Evaluated(NamedTuple):
     """The outcome of an evaluation at a step: its metric beside its floor, or why it failed."""
@@ -29,6 +32,7 @@ class RunDescription:
         num_rejected: samples that were rejected.
         results: by evaluation, its newest result.
         failures: by evaluation, why its newest attempt failed, where it did.
+        events: what happened to the run's machines, in order.
     """
 
     run: str
@@ -38,6 +42,8 @@ class RunDescription:
     num_rejected: int = 0
     results: dict[Benchmark, Evaluated] = field(default_factory=dict[Benchmark, "Evaluated"])
     failures: dict[Benchmark, Evaluated] = field(default_factory=dict[Benchmark, "Evaluated"])
+
+    events: list[str] = field(default_factory=list[str])
 
     def evaluated(self, report: EvaluationReport, step: int) -> None:
         """Take in an evaluation of the checkpoint of a step."""
@@ -81,6 +87,7 @@ class RunDescription:
                 f"- {self.num_rejected} samples rejected: "
                 f"`python -m pipelines inspect {self.run} --rejects`"
             )
+        lines += [f"- {event}" for event in self.events[-_SHOWN_EVENTS:]]
         if state != "completed":
             lines.append(f"- go on with `python -m pipelines resume {self.run}`")
         return "\n".join(lines)

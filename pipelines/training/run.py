@@ -323,7 +323,10 @@ class RunDriver:
 
     def _follow(self, bar: Any) -> None:
         """Take in what rank 0 reported and which evaluations ended, and act on it."""
-        self._watch.poll()
+        for line in self._watch.poll():
+            tqdm.write(line)
+            self._record.description.events.append(f"{time.strftime('%H:%M:%S')} {line}")
+            self._record.describe("running")
         said = cast("Progress", ray.get(self._monitor.progress.remote()))
         if said.stream is not None and said.stream != self._judged:
             self._judge(said.stream)

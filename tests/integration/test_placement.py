@@ -23,6 +23,7 @@ def node(cpus: float, labels: dict[str, str] | None = None, *, alive: bool = Tru
     resources = {"CPU": cpus, "GPU": gpus, "object_store_memory": 1e9}
     return {
         "NodeID": uuid.uuid4().hex,
+        "NodeManagerAddress": "10.0.0.1",
         "Alive": alive,
         "Labels": labels,
         "Resources": resources,
@@ -194,10 +195,13 @@ def test_a_node_that_comes_or_goes_counts_at_the_next_look(monkeypatch):
     nodes = [node(2, TRAINER), node(4, RENDERER)]
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
     watch = ClusterWatch(ScalingConfig(), Placement.of(nodes))
-    watch.poll()
+    assert watch.poll() == []
     nodes.append(node(4, RENDERER))
-    watch.poll()
+    (joined,) = watch.poll()
+    assert joined.endswith("(renderer) joined; 8 render tasks at a time now")
     assert watch.capacity.render_tasks == 8
     nodes[1]["Alive"] = False
-    watch.poll()
+    (left,) = watch.poll()
+    assert left.endswith("(renderer) left; 4 render tasks at a time now")
+    assert watch.poll() == []
     assert watch.capacity.render_tasks == 4

@@ -227,7 +227,7 @@ def test_limits_are_said_where_a_person_sets_them():
 
 
 def test_damaged_files_of_all_readers():
-    """A few hundred of them; `test-all` reads 10,000."""
+    """A few hundred of them; test_damaged_files.py reads 10,000."""
     outcomes, failures = fuzzing.run(range(10 * len(fuzzing.READERS)), seed=1)
     assert not failures, failures[0]
     kinds = {outcome.partition(": ")[2] for outcome in outcomes}
