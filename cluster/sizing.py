@@ -52,6 +52,8 @@ class SizingArguments:
     cores of this machine."""
     seconds: float = 10.0
     """Duration of each measurement in seconds."""
+    node_cpus: int = 16
+    """CPUs of a node that renders."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,10 @@ def measure_step(resolved: ResolvedRun, *, rows: int, seconds: float) -> float:
     return rows * count / (time.perf_counter() - started)
 
 
-def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpus: int) -> None:
+def _report(
+    rate: RendererRate, found: Prediction, speed: float, where: str, arguments: SizingArguments
+) -> None:
+    gpus, node_cpus = arguments.gpus, arguments.node_cpus
     print(f"one render worker     {rate.rows_per_s_in_ray(1):>12,.0f} pairs/s on one core")
     print(f"  of which it waits   {1 - rate.cpu_share:>12.0%}")
     print(f"one rank              {speed:>12,.0f} pairs/s {where}")
@@ -223,6 +228,16 @@ def _report(rate: RendererRate, found: Prediction, speed: float, where: str, gpu
             f"  one process deals {1 / DEALING_S:.0f} of them per s at most: make them larger "
             "(data.steps-per-task, fewer ranks)"
         )
+    nodes = math.ceil(found.renderers / node_cpus)
+    print(
+        "a render worker is a task of Ray on one CPU, which decodes pictures and draws texts; a rank "
+        "is a\nprocess that trains on one GPU, and a block is what a render worker hands over at a "
+        "time"
+    )
+    print(
+        f"needed beside the ranks: {found.renderers} CPUs that render: {nodes} nodes of {node_cpus} "
+        "(--node-cpus)"
+    )
     print("render workers (scaling.max-renderers):")
     print(found.renderers)
 
@@ -237,6 +252,8 @@ def _size(argv: list[str], aside: str) -> None:
     gpus, config = arguments.gpus, arguments.config
     if gpus < 1:
         raise ConfigError(f"--gpus={gpus}; expected 1 or more")
+    if arguments.node_cpus < 1:
+        raise ConfigError(f"--node-cpus={arguments.node_cpus}; expected 1 or more")
     prepare_missing(config.data.sources)
     if config.model.reads_tokens:
         # The vocabulary is trained before the run begins, and written to its folder.
@@ -257,7 +274,7 @@ def _size(argv: list[str], aside: str) -> None:
         rows = min(spec.plan.batch_size // gpus, 32)
         speed = measure_step(resolved, rows=rows, seconds=arguments.seconds)
         where = "measured here"
-    _report(rate, predict(rate, gpus=gpus, pairs_per_gpu_s=speed), speed, where, gpus)
+    _report(rate, predict(rate, gpus=gpus, pairs_per_gpu_s=speed), speed, where, arguments)
 
 
 def main(argv: list[str]) -> int:
