@@ -230,13 +230,12 @@ def _report(
         )
     nodes = math.ceil(found.renderers / node_cpus)
     print(
-        "a render worker is a task of Ray on one CPU, which decodes pictures and draws texts; a rank "
-        "is a\nprocess that trains on one GPU, and a block is what a render worker hands over at a "
-        "time"
+        "a render worker is a task of Ray on one CPU, which decodes pictures and draws texts; a\n"
+        "rank is a process that trains on one GPU; a block is what a render worker hands over"
     )
     print(
-        f"needed beside the ranks: {found.renderers} CPUs that render: {nodes} nodes of {node_cpus} "
-        "(--node-cpus)"
+        f"needed beside the ranks: {found.renderers} CPUs that render, which are {nodes} nodes of "
+        f"{node_cpus} (--node-cpus)"
     )
     print("render workers (scaling.max-renderers):")
     print(found.renderers)
