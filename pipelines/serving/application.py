@@ -61,6 +61,7 @@ _EXAMPLES = 8
 #: the share of them that may score lower than a usual query.
 _TEXTS_COMPARED, _LEAST_TEXTS, _UNUSUAL_SHARE = 1000, 8, 0.02
 _PAGE = Path(__file__).parent / "page"
+_OPENAPI = Path(__file__).with_name("openapi.json")
 _FILES = {"/": "index.html", **{f"/{n}": n for n in ("page.css", "page.js", "icon.svg")}}
 
 
@@ -121,6 +122,7 @@ class SearchPage:
         return Starlette(
             routes=[
                 *(Route(path, _file, methods=["GET"]) for path in _FILES),
+                Route("/api/openapi.json", _openapi, methods=["GET"]),
                 Route("/api/about", self.about, methods=["GET"]),
                 Route("/api/search/text", self.search_by_text, methods=["POST"]),
                 Route("/api/search/picture", self.search_by_picture, methods=["POST"]),
@@ -289,6 +291,10 @@ def served(settings: PageSettings, collection: Collection) -> Iterator[None]:
         # On a cluster Serve would stay; where Ray was started here it ends with Ray.
         if cluster_address() is not None:
             serve.shutdown()
+
+
+async def _openapi(_request: Request) -> Response:
+    return FileResponse(_OPENAPI, media_type="application/json")
 
 
 async def _file(request: Request) -> Response:

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import schemathesis
+from hypothesis import given, settings
 from mlflow import MlflowClient
 from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from clippo_core.checkpoints import load_checkpoint, save_checkpoint
 from clippo_core.config import ClippoConfig, RenderConfig, VitConfig
@@ -280,6 +283,28 @@ def test_of_an_upload_that_is_too_large_nothing_has_to_arrive(page):
         for _ in range(4):
             connection.sendall(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_requests_of_all_kinds_are_answered_as_described(page):
+    """Right ones and wrong ones, made up from the description that the page serves."""
+    described = schemathesis.openapi.from_url(f"{page.address}/api/openapi.json")
+    operations = [found.ok() for found in described.get_all_operations()]
+    assert len(operations) == 5
+    for operation in operations:
+        for mode in schemathesis.GenerationMode:
+            if operation.path == "/api/about" and mode is schemathesis.GenerationMode.NEGATIVE:
+                # It takes nothing that could be wrong.
+                continue
+
+            @settings(max_examples=15, deadline=None, database=None)
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case):
+                # No description says which texts are blank, and which bytes are a picture.
+                case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+            ask()
 
 
 @pytest.mark.ray
