@@ -37,7 +37,7 @@ def write_page(findings: list[Finding], page: Location, *, command: str, about: 
     files = [page.uri]
     for finding in findings:
         lines += _section(finding, command)
-        if finding.table:
+        if any(finding.table.values()):
             place = folder / f"{finding.claim.name}.png"
             place.write_bytes(encode_pngs({"chart": _chart(finding)})["chart"])
             files.append(place.uri)
@@ -69,16 +69,13 @@ def _section(finding: Finding, command: str) -> list[str]:
 
 
 def _chart(finding: Finding):
-    metrics = list(finding.table)
-    rows = {
-        arm: {metric.rpartition("/")[2]: finding.table[metric][arm].mean for metric in metrics}
-        for arm in finding.claim.arms
-        if all(arm in finding.table[metric] for metric in metrics)
-    }
-    # Some arms are of one metric alone, such as those on icons.
-    rows = rows or {
-        f"{arm}": {"value": of_arms[arm].mean}
-        for of_arms in finding.table.values()
-        for arm in of_arms
-    }
-    return bars(rows, title=f"{finding.claim.name}: mean over seeds")
+    """Draw a bar for each arm, metric by metric, below each other."""
+    parts = [
+        bars(
+            {arm: {"mean over seeds": found.mean} for arm, found in of_arms.items()},
+            title=f"{finding.claim.name}: {metric}",
+        )
+        for metric, of_arms in finding.table.items()
+        if of_arms
+    ]
+    return np.concatenate(parts)
