@@ -7,6 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,8 +23,15 @@ _TIMEOUT_S = 10.0
 
 
 def use_token_mode() -> None:
-    """Identify this process by the cluster's token, unless the person set RAY_AUTH_MODE."""
+    """Identify this process by the cluster's token, unless the person set RAY_AUTH_MODE.
+
+    A token file of ours that others can read, as Ray writes it, is closed.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with suppress(OSError):
+        status = token_path().stat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o077:
+            token_path().chmod(0o600)
 
 
 def is_token_mode() -> bool:

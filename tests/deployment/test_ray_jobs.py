@@ -10,6 +10,7 @@ from ray.job_submission import JobStatus
 
 from clippo_core.errors import ConfigError, StorageError
 from cluster import ray_jobs, submit
+from cluster.dashboard import use_token_mode
 from cluster.plan import JobPlan
 from pipelines.runtime.storage import Location
 
@@ -143,3 +144,13 @@ def test_a_run_that_is_at_work_is_attached_to_and_an_attempt_that_failed_is_foll
     assert ray_jobs._next_attempt("run-resume", attempts) == "run-resume-3"  # pyright: ignore
     attempts["run-resume-2"] = details("SUCCEEDED")
     assert ray_jobs._next_attempt("run-resume", attempts) == "run-resume-2"  # pyright: ignore
+
+
+def test_a_token_that_others_can_read_is_closed(tmp_path, monkeypatch):
+    token = tmp_path / "auth_token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    use_token_mode()
+    assert token.stat().st_mode & 0o777 == 0o600
