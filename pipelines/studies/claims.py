@@ -31,7 +31,7 @@ _OF_LENGTHS = "sequence_length/udhr-articles"
 #: Steps of the runs on names and on icons; a quick study makes a few of them.
 #: Room and vocabulary of the models that read tokens: a canvas of the others has 16 patches, too.
 _TOKENS = {"max_tokens": 16, "vocabulary_size": 4000}
-_STEPS, _QUICK_STEPS = {"names": 400, "icons": 2000}, {"names": 150, "icons": 600}
+_STEPS, _QUICK_STEPS = {"names": 400, "icons": 1000}, {"names": 150, "icons": 300}
 
 
 @dataclass(frozen=True)
