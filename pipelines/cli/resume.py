@@ -9,7 +9,7 @@ from pipelines.config.derived import flatten
 from pipelines.config.presets import find_preset
 from pipelines.config.resolution import ResolvedRun, read_run_config, resolve
 from pipelines.config.settings import RunConfig
-from pipelines.runtime.run_checkpoints import first_step, whole_checkpoints
+from pipelines.runtime.run_checkpoints import first_step, set_damaged_aside, whole_checkpoints
 from pipelines.runtime.storage import Location
 
 #: Settings that may change in mid-run: they decide where and how, not what is computed.
@@ -38,6 +38,8 @@ def run(argv: list[str]) -> None:
     config = parse(RunConfig, rest, command="resume", default=base, subject=RUN)
     check_overrides(base, config)
     resolved = resolve(config)
+    for line in set_damaged_aside(resolved.run):
+        print(line)
     if (complete := _complete(resolved)) is not None:
         print(
             f"{resolved.run.uri} is complete: {config.train.steps} steps, and all its evaluations. "

@@ -243,7 +243,7 @@ def test_the_python_in_it_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(names["rasters"].to_pixels(), np.ndarray)  # pyright: ignore
 
 
-def test_there_are_at_most_82_settings():
+def test_there_are_at_most_83_settings():
     from pipelines.config.derived import flatten
     from pipelines.config.presets import demo
 
@@ -254,4 +254,4 @@ def test_there_are_at_most_82_settings():
         "model.vocabulary_sha256",
         "model.has_logit_bias",
     }
-    assert len(settings) <= 82, sorted(settings)
+    assert len(settings) <= 83, sorted(settings)

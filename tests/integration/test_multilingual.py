@@ -216,7 +216,7 @@ def test_visits_of_a_text_form_are_counted_and_few_are_warned_of(fashion: Path, 
     place = write_samples(tmp_path / "colours", colour_samples(4 * len(COLOURS)))
     derived = derive(resolve(config_of(place)))
     assert derived["visits_per_text_form"] == {"colours": 50 * 32 / 20}
-    assert warnings_of(derived) == []
+    assert not [line for line in warnings_of(derived) if "each caption" in line]
 
 
 def collection_of(source: Source, model: Clippo) -> Collection:
