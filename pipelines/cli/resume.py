@@ -40,6 +40,7 @@ def run(argv: list[str]) -> None:
     resolved = resolve(config)
     for line in set_damaged_aside(resolved.run):
         print(line)
+    changes = _what_length_changes(base, resolved)
     if (complete := _complete(resolved)) is not None:
         print(
             f"{resolved.run.uri} is complete: {config.train.steps} steps, and all its evaluations. "
@@ -47,7 +48,7 @@ def run(argv: list[str]) -> None:
         )
         print(complete.uri)
         return
-    for line in _what_length_changes(base, resolved):
+    for line in changes:
         print(line)
     print_summary(train(resolved, is_resumed=True))
 
