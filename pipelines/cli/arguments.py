@@ -45,7 +45,7 @@ def load_base(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a command works on, which is named beside its flags.
+    """The thing that a command works on, which is named beside its flags.
 
     Attributes:
         what: what it is, for people.

@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
 
 @dataclass
 class RunDescription:
-    """What is known of a run so far.
+    """The facts that are known of a run so far.
 
     Attributes:
         run: the run's folder or URI.
