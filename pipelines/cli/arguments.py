@@ -58,9 +58,17 @@ class Subject:
     in_help: str = ""
 
 
+def _is_checkpoint(word: str) -> bool:
+    """Return True for a checkpoint or a run, and not for data, which flags name by paths, too."""
+    if word.startswith("models:/") or word.endswith(".npz"):
+        return True
+    place = Location.of(word)
+    return any((place / name).exists() for name in ("config.json", "run.json", "sweep.json"))
+
+
 CHECKPOINT = Subject(
     "a checkpoint, a run (its newest checkpoint), a registered model or a big_vision .npz",
-    lambda word: "://" in word or word.startswith("models:/") or Path(word).exists(),
+    _is_checkpoint,
 )
 RUN = Subject(
     "a run's folder or URI", lambda word: (Location.of(word) / "run.json").exists(), in_help="demo"
@@ -97,8 +105,9 @@ def take_checkpoint(argv: Sequence[str], *, command: str) -> tuple[str, list[str
         ConfigError: if there is no run either.
     """
     words = list(argv)
-    has_none = not words or words[0].startswith("-")
-    if has_none and not any(CHECKPOINT.is_one(word) for word in words) and not asks_for_help(words):
+    begins_with_it = bool(words) and not words[0].startswith("-")
+    named = (word for word in words if not word.startswith("-"))
+    if not (begins_with_it or asks_for_help(words) or any(map(CHECKPOINT.is_one, named))):
         # Imported here: it takes longer than a wrong word may.
         from pipelines.config.resolution import newest_run
 

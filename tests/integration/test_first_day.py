@@ -16,7 +16,7 @@ from clippo_core.config import ClippoConfig, RenderConfig, VitConfig, to_json
 from clippo_core.errors import CheckpointError, SampleError
 from clippo_core.modeling import Clippo
 from pipelines.cli import COMMANDS, clean, main
-from pipelines.config.presets import find_preset
+from pipelines.cli.arguments import take_checkpoint
 from pipelines.datasets.manifest import RawSample, ShardWriter
 from pipelines.datasets.sources import open_source
 from pipelines.runtime.storage import Location
@@ -68,6 +68,19 @@ def test_a_name_that_is_nearly_right_is_guessed(
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     assert message in capsys.readouterr().err
+
+
+def test_data_that_a_flag_names_is_not_taken_for_the_checkpoint(
+    tmp_path: Path, model: Clippo, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "runs/newest").mkdir(parents=True)
+    (tmp_path / "runs/newest/run.json").write_text("{}")
+    save_checkpoint(tmp_path / "mine", model)
+    words = ["--input", "pictures", "--out", "o"]
+    assert take_checkpoint(words, command="embed") == (str(tmp_path / "runs/newest"), words)
+    assert take_checkpoint([*words, "mine"], command="embed") == ("mine", words)
 
 
 @pytest.fixture
@@ -148,10 +161,6 @@ def test_pictures_are_encoded_from_their_paths(tmp_path: Path, model: Clippo):
         model.encode_images([tmp_path / "y.png"])
     with pytest.raises(SampleError, match=r"z\.png cannot be read"):
         model.encode_images([tmp_path / "z.png"])
-
-
-def test_presets_know_their_own_names():
-    assert find_preset("demo").preset == "demo"
 
 
 def test_pictures_are_stored_smaller_where_that_is_asked_for(tmp_path: Path, capsys):
