@@ -38,17 +38,18 @@ def run(argv: list[str]) -> None:
     config = parse(RunConfig, rest, command="resume", default=base, subject=RUN)
     check_overrides(base, config)
     resolved = resolve(config)
-    for line in set_damaged_aside(resolved.run):
-        print(line)
+    complete = _complete(resolved)
+    # Looked at here only before a run is called complete: `train` looks, too.
+    damaged = [] if complete is None else set_damaged_aside(resolved.run)
     changes = _what_length_changes(base, resolved)
-    if (complete := _complete(resolved)) is not None:
+    if complete is not None and not damaged:
         print(
-            f"{resolved.run.uri} is complete: {config.train.steps} steps, and all its evaluations. "
+            f"{resolved.run.uri} is complete: {config.train.steps} steps, and evaluated. "
             f"To train longer, name more: --train.steps {2 * config.train.steps}"
         )
         print(complete.uri)
         return
-    for line in changes:
+    for line in [*damaged, *changes]:
         print(line)
     print_summary(train(resolved, is_resumed=True))
 
