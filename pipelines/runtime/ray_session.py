@@ -88,6 +88,9 @@ def ray_session(
             if not may_wait:
                 check_resources(cpus, gpus)
             yield
+        except BrokenPipeError:
+            # The terminal's, as behind `| head`; Ray's broken pipes are plain `OSError`s.
+            raise
         except (ray.exceptions.RayError, OSError) as error:
             raise StorageError(
                 f"{telling_line(error)}; Ray's logs: {RAY_LOGS}{advice and chr(10)}{advice}"
