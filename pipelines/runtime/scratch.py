@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX, _LOCK = "clippo-", ".lock"
@@ -33,35 +34,24 @@ def scratch_folder() -> Iterator[Path]:
 
 def left_over() -> list[Path]:
     """Return the folders of processes that are gone."""
-    return [folder for folder in _folders() if _is_nobodys(folder)]
+    locks = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}")
+    return [lock.parent for lock in locks if _is_nobodys(lock.parent)]
 
 
 def remove_left_over() -> int:
     """Remove the folders of processes that are gone; return how many there were."""
-    removed = 0
-    for folder in _folders():
+    found = left_over()
+    for folder in found:
         # Another process may remove it at the same time.
-        with suppress(OSError), (folder / _LOCK).open("r+") as lock:
-            if _is_old(folder):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-                removed += 1
-    return removed
-
-
-def _folders() -> list[Path]:
-    return [f.parent for f in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}")]
-
-
-def _is_old(folder: Path) -> bool:
-    return time.time() - (folder / _LOCK).stat().st_mtime >= _LEFT_OVER_AFTER_S
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(found)
 
 
 def _is_nobodys(folder: Path) -> bool:
     try:
         with (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return _is_old(folder)
+            return time.time() - os.fstat(lock.fileno()).st_mtime >= _LEFT_OVER_AFTER_S
     except OSError:
         # Locked, gone, or another person's.
         return False
